@@ -1,0 +1,159 @@
+//! Connections: what was decided about them, never how to forward.
+
+use core::hash::Hash;
+
+use bytemuck::{Pod, Zeroable};
+
+/// Layout of [`Conn`], in each entry: two versions of the program may meet in one table during an upgrade.
+pub const CONN_VERSION: u8 = 1;
+/// No local workload.
+pub const NO_SLOT: u32 = u32::MAX;
+/// Keys that each account remembers as candidates for eviction.
+pub const VICTIMS: u32 = 64;
+
+/// An address family, as a type: IPv4 connections have short keys.
+pub trait Family: Copy + 'static {
+    /// An address, in network order.
+    type Addr: Pod + Copy + PartialEq + Ord + Hash;
+    /// Key of the connection map.
+    type Key: Pod + Copy + PartialEq + Hash;
+}
+
+/// Key of an IPv4 connection, the same for both directions: the end with the smaller (address, port) is `a`.
+///
+/// ICMP echo has its identifier in both ports, a protocol without ports has 0 in both.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
+pub struct ConnKey4 {
+    /// The smaller end's address.
+    pub addr_a: [u8; 4],
+    /// The other end's.
+    pub addr_b: [u8; 4],
+    /// The smaller end's port, big-endian.
+    pub port_a: [u8; 2],
+    /// The other end's.
+    pub port_b: [u8; 2],
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Zero.
+    pub reserved: [u8; 3],
+}
+
+/// Key of an IPv6 connection; see [`ConnKey4`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
+pub struct ConnKey6 {
+    /// The smaller end's address.
+    pub addr_a: [u8; 16],
+    /// The other end's.
+    pub addr_b: [u8; 16],
+    /// The smaller end's port, big-endian.
+    pub port_a: [u8; 2],
+    /// The other end's.
+    pub port_b: [u8; 2],
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Zero.
+    pub reserved: [u8; 3],
+}
+
+/// Values of [`Conn::opener`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum OpenerKind {
+    /// A workload of this host.
+    Workload = 1,
+    /// This host itself.
+    Host = 2,
+    /// Anybody else.
+    Outside = 3,
+}
+
+/// Flags of [`Conn::flags`].
+pub mod conn_flags {
+    /// The opener is end `a` of the key.
+    pub const OPENER_IS_A: u8 = 1;
+    /// Both directions take the host's stack (it translates them, or it has to see them).
+    pub const VIA_STACK: u8 = 1 << 1;
+    /// The responder has answered.
+    pub const ANSWERED: u8 = 1 << 2;
+    /// The opener has gone on after the answer: no forged source can do that. Not evictable.
+    pub const ASSURED: u8 = 1 << 3;
+}
+
+/// Bits of [`Conn::tcp`].
+pub mod tcp_state {
+    /// The opener sent a SYN.
+    pub const SYN: u8 = 1;
+    /// The responder sent SYN and ACK.
+    pub const SYN_ACK: u8 = 1 << 1;
+    /// The opener sent a FIN.
+    pub const FIN_OPENER: u8 = 1 << 2;
+    /// The responder sent a FIN.
+    pub const FIN_RESPONDER: u8 = 1 << 3;
+    /// Either sent a RST.
+    pub const RST: u8 = 1 << 4;
+    /// Picked up in the middle: no SYN was seen.
+    pub const MIDSTREAM: u8 = 1 << 5;
+}
+
+/// One end of a connection.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct ConnEnd {
+    /// Slot of the local workload at this end, or [`NO_SLOT`].
+    pub slot: u32,
+    /// The slot's incarnation when the connection was judged.
+    pub incarnation: u32,
+    /// Epoch of the table that judged this end: the opener's egress, the responder's ingress.
+    pub epoch: u32,
+    /// Counter slot of the rule that allowed it at this end.
+    pub rule: u32,
+}
+
+/// Value of the connection maps. Only allowed connections have an entry.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Conn {
+    /// [`CONN_VERSION`].
+    pub version: u8,
+    /// See [`conn_flags`].
+    pub flags: u8,
+    /// See [`tcp_state`].
+    pub tcp: u8,
+    /// [`OpenerKind`].
+    pub opener: u8,
+    /// ICMP type of the first packet, which rules are asked about again.
+    pub icmp_type: u8,
+    /// ICMP code of the first packet.
+    pub icmp_code: u8,
+    /// Zero.
+    pub reserved: [u8; 2],
+    /// Account that the connection is charged to.
+    pub account: u32,
+    /// Jiffies at creation.
+    pub created: u32,
+    /// Jiffies of the last packet from the opener and from the responder.
+    pub seen: [u32; 2],
+    /// The opener and the responder.
+    pub ends: [ConnEnd; 2],
+    /// Zero.
+    pub reserved2: [u32; 2],
+}
+
+/// Connections that an account holds. Account 0 is the host; a workload has two: `2 * slot + 2` for what it opens,
+/// `2 * slot + 3` for what is opened to it from outside.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Quota {
+    /// All of them.
+    pub held: u64,
+    /// Those that are not assured.
+    pub unassured: u64,
+}
+
+const _: () = {
+    assert!(size_of::<ConnKey4>() == 16);
+    assert!(size_of::<ConnKey6>() == 40);
+    assert!(size_of::<Conn>() == 64);
+};

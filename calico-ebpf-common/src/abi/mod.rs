@@ -1,0 +1,28 @@
+//! The layout of the maps: one module a map or a family of maps.
+//!
+//! Integers are in host byte order unless a field's documentation says otherwise; addresses and ports are byte arrays
+//! in network order. Every type is `Pod`: no padding, any bit pattern valid, so a map written by another version of
+//! the program can be read safely. A change of any layout raises [`LAYOUT_VERSION`], which is part of the pin path.
+
+mod address;
+mod arena;
+mod conn;
+mod drop_reason;
+pub mod names;
+mod root;
+mod workload;
+
+pub use address::{AddressEntry, HOST, SpoofKey4, SpoofKey6, Stamped};
+pub use arena::{
+    Action, BLOCK_ONES, Block, CHUNK_RULES, MAX_CHUNKS, MAX_RULES, NODE_BLOCKS, NODE_ENTRIES, NodeRef, RuleEntry,
+    TableHeader, VEC_ANY, VectorHeader,
+};
+pub use conn::{
+    CONN_VERSION, Conn, ConnEnd, ConnKey4, ConnKey6, Family, NO_SLOT, OpenerKind, Quota, VICTIMS, conn_flags, tcp_state,
+};
+pub use drop_reason::{DROP_REASONS, DropReason};
+pub use root::{Interface, MAX_UPLINKS, Root, Settings, Timeouts, host_action, role};
+pub use workload::{PolicyRef, Workload, workload_flags};
+
+/// Version of everything below; objects of different versions never share a map.
+pub const LAYOUT_VERSION: u32 = 1;

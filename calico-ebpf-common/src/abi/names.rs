@@ -1,0 +1,53 @@
+//! Names of maps and programs: the `cali_` prefix and at most 15 characters (the kernel keeps no more).
+
+/// TC ingress on a workload's host side: packets that the workload sends.
+pub const PROG_FROM_WORKLOAD: &str = "cali_from_wl";
+/// TC egress on a workload's host side: packets that the host's stack delivers to the workload.
+pub const PROG_TO_WORKLOAD: &str = "cali_to_wl";
+/// TC ingress on an uplink.
+pub const PROG_FROM_UPLINK: &str = "cali_from_up";
+/// TC egress on an uplink: packets that leave through the host's stack.
+pub const PROG_TO_UPLINK: &str = "cali_to_up";
+/// TC ingress on an interface without a workload: drops everything.
+pub const PROG_DROP: &str = "cali_drop";
+/// Run by user space only: advances the clock hand over the connection table.
+pub const PROG_SWEEP: &str = "cali_sweep";
+/// Run by user space only: returns the clock the connection entries are stamped with.
+pub const PROG_CLOCK: &str = "cali_clock";
+
+/// `Array<Root>`, one entry, memory-mapped by the loader.
+pub const ROOT: &str = "cali_root";
+/// `Array<Block>`: rule tables, memory-mapped by the loader.
+pub const RULES: &str = "cali_rules";
+/// `Array<Workload>` by slot, memory-mapped by the loader.
+pub const WORKLOADS: &str = "cali_wl";
+/// `HashMap<u32, Interface>` by interface index.
+pub const INTERFACES: &str = "cali_iface";
+/// `HashMap<[u8; 4], AddressEntry>`: single IPv4 addresses.
+pub const ADDRESSES4: &str = "cali_addr4";
+/// `HashMap<[u8; 16], AddressEntry>`: single IPv6 addresses.
+pub const ADDRESSES6: &str = "cali_addr6";
+/// `LpmTrie<[u8; 4], AddressEntry>`: IPv4 prefixes shorter than /32.
+pub const NETS4: &str = "cali_net4";
+/// `LpmTrie<[u8; 16], AddressEntry>`: IPv6 prefixes shorter than /128.
+pub const NETS6: &str = "cali_net6";
+/// `LpmTrie<SpoofKey4, u32>`: prefixes that a workload may send from besides its own addresses.
+pub const SPOOF4: &str = "cali_spoof4";
+/// `LpmTrie<SpoofKey6, u32>`, likewise.
+pub const SPOOF6: &str = "cali_spoof6";
+/// `HashMap<ConnKey4, Conn>`.
+pub const CONNS4: &str = "cali_ct4";
+/// `HashMap<ConnKey6, Conn>`.
+pub const CONNS6: &str = "cali_ct6";
+/// `Queue<ConnKey4>`: every key of [`CONNS4`], the ring that the clock hand turns.
+pub const RING4: &str = "cali_ring4";
+/// `Queue<ConnKey6>`, likewise.
+pub const RING6: &str = "cali_ring6";
+/// `Array<Quota>` by account: connections held.
+pub const QUOTAS: &str = "cali_quota";
+/// `Array<ConnKey6>`: `VICTIMS` keys an account, candidates for eviction.
+pub const VICTIM_KEYS: &str = "cali_victim";
+/// `PerCpuArray<u64>` by counter slot of a rule: packets that the rule decided.
+pub const RULE_HITS: &str = "cali_hits";
+/// `PerCpuArray<u64>` by [`super::DropReason`].
+pub const DROPS: &str = "cali_drops";

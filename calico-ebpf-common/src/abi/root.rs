@@ -1,0 +1,111 @@
+//! The root of the tables, settings, and interfaces.
+
+use bytemuck::{Pod, Zeroable};
+
+/// Uplinks that the fast path knows.
+pub const MAX_UPLINKS: usize = 8;
+
+/// Values of [`Settings::host_action`], Calico's `defaultEndpointToHostAction`.
+pub mod host_action {
+    /// Drop what a workload sends to its own host.
+    pub const DROP: u32 = 0;
+    /// Allow it (after the workload's egress policy).
+    pub const ACCEPT: u32 = 1;
+    /// Leave it to the host's own rules: for us the same as `ACCEPT`.
+    pub const RETURN: u32 = 2;
+}
+
+/// Values of [`Interface::role`].
+pub mod role {
+    /// An interface of a local workload.
+    pub const WORKLOAD: u32 = 1;
+    /// A way to other hosts.
+    pub const UPLINK: u32 = 2;
+}
+
+/// What one generation is judged under besides the rule tables.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Settings {
+    /// See [`host_action`].
+    pub host_action: u32,
+    /// Zero.
+    pub reserved: [u32; 3],
+}
+
+/// Idle times after which a connection is forgotten, in ticks of `bpf_jiffies64`; by protocol and state, with Calico's
+/// defaults in `BPFConntrackTimeouts`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Timeouts {
+    /// TCP before the handshake is complete: 20 s.
+    pub tcp_syn: u32,
+    /// TCP established: 1 h.
+    pub tcp_established: u32,
+    /// TCP after both FINs: 30 s.
+    pub tcp_fin: u32,
+    /// TCP after a RST: 40 s.
+    pub tcp_reset: u32,
+    /// UDP: 60 s.
+    pub udp: u32,
+    /// ICMP and ICMPv6: 5 s.
+    pub icmp: u32,
+    /// Any other protocol: 600 s.
+    pub generic: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// The only entry of the root map. Each packet reads [`Root::generation`] once.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Root {
+    /// The generation in force. Writing it is what puts a new policy in force.
+    pub generation: u32,
+    /// Connections that all accounts together may hold, each family: the size of the connection maps.
+    pub conn_limit: u32,
+    /// Connections that one account may always hold, however full the table is.
+    pub conn_fair_share: u32,
+    /// Connections not yet assured that one account may hold before it evicts its own.
+    pub conn_unassured: u32,
+    /// By the lowest bit of the generation.
+    pub settings: [Settings; 2],
+    /// See [`Timeouts`].
+    pub timeouts: Timeouts,
+    /// Interface indices of the uplinks, zero where there is none.
+    pub uplinks: [u32; MAX_UPLINKS],
+    /// Jiffies at which the running program took over workloads that had traffic before; 0: never.
+    pub takeover: u32,
+    /// Zero.
+    pub reserved: [u32; 3],
+}
+
+impl Root {
+    /// The settings in this generation.
+    #[inline(always)]
+    #[must_use]
+    pub const fn settings(&self, generation: u32) -> &Settings {
+        &self.settings[generation as usize & 1]
+    }
+}
+
+/// Value of the interface map.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Interface {
+    /// See [`role`].
+    pub role: u32,
+    /// Slot of the workload, for that role.
+    pub slot: u32,
+    /// MTU of the device.
+    pub mtu: u32,
+    /// The device's own MAC address.
+    pub mac: [u8; 6],
+    /// Zero.
+    pub reserved: [u8; 2],
+}
+
+const _: () = {
+    assert!(size_of::<Root>() == 128);
+    assert!(size_of::<Interface>() == 20);
+};

@@ -1,0 +1,153 @@
+//! Judging a new connection: which rule of a table decides. See [`crate::abi`] for the tables.
+
+use crate::abi::{Action, Block, CHUNK_RULES, NodeRef, RuleEntry};
+
+/// The array of blocks that tables live in.
+pub trait Arena {
+    /// Block number `index`; `None` beyond the end.
+    fn block(&self, index: u32) -> Option<&Block>;
+}
+
+impl Arena for [Block] {
+    fn block(&self, index: u32) -> Option<&Block> {
+        self.get(index as usize)
+    }
+}
+
+/// What a table looks at in a packet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Subject {
+    /// Class of the address of the workload whose table it is.
+    pub own_class: u32,
+    /// Class of the other address.
+    pub peer_class: u32,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// 0 where the protocol has none.
+    pub source_port: u16,
+    /// ICMP: `type << 8 | code`; 0 where the protocol has none.
+    pub destination_port: u16,
+}
+
+/// The outcome.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Decision {
+    /// Whether the packet may pass.
+    pub allow: bool,
+    /// Counter slot of the rule that decided.
+    pub counter: u32,
+    /// Number of that rule in the table.
+    pub rule: u32,
+}
+
+/// Visits of chunks and rules in one judgement. The compiler of the tables guarantees that no packet needs more:
+/// each chunk is visited at most once, and once more for each `Pass` and `Log` on the way.
+pub const VISITS: u32 = crate::abi::MAX_CHUNKS + 64;
+
+/// Judges `subject` by the table at block `table`; `None` where there is no table or it is broken.
+#[inline(always)]
+pub fn judge<A: Arena + ?Sized>(arena: &A, table: u32, subject: &Subject) -> Option<Decision> {
+    let header = arena.block(table)?;
+    let protocol = u32::from(subject.protocol) << 16;
+    let (entries, chunks) = (header.u32_at(2), header.u32_at(1));
+    if chunks == 0 {
+        return None;
+    }
+    let own = arena.block(walk(arena, header.u32_at(4), subject.own_class)?)?;
+    let peer = arena.block(walk(arena, header.u32_at(5), subject.peer_class)?)?;
+    let to = arena.block(walk(arena, header.u32_at(6), protocol | u32::from(subject.destination_port))?)?;
+    let from = arena.block(walk(arena, header.u32_at(7), protocol | u32::from(subject.source_port))?)?;
+
+    // Chunks in which all four have a rule, and the first rule that still counts.
+    let mut low = own.words[0] & peer.words[0] & to.words[0] & from.words[0];
+    let mut high = own.words[1] & peer.words[1] & to.words[1] & from.words[1];
+    let mut first = 0;
+    for _ in 0..VISITS {
+        let chunk = if low != 0 {
+            low.trailing_zeros()
+        } else if high != 0 {
+            64 + high.trailing_zeros()
+        } else {
+            return None;
+        };
+        let own = arena.block(place(own, chunk))?;
+        let peer = arena.block(place(peer, chunk))?;
+        let to = arena.block(place(to, chunk))?;
+        let from = arena.block(place(from, chunk))?;
+        let start = first.max(chunk * CHUNK_RULES) - chunk * CHUNK_RULES;
+        let mut found = CHUNK_RULES;
+        for word in (0..8).rev() {
+            let bits = own.words[word] & peer.words[word] & to.words[word] & from.words[word] & from_bit(start, word as u32);
+            if bits != 0 {
+                found = word as u32 * 64 + bits.trailing_zeros();
+            }
+        }
+        if found == CHUNK_RULES {
+            // The lowest set bit is this chunk's.
+            if low != 0 {
+                low &= low - 1;
+            } else {
+                high &= high - 1;
+            }
+            continue;
+        }
+        let rule = chunk * CHUNK_RULES + found;
+        let entry = RuleEntry::decode(arena.block(entries + rule / 8)?.words[rule as usize & 7]);
+        match entry.action {
+            Action::Allow => return Some(Decision { allow: true, counter: entry.counter, rule }),
+            Action::Deny => return Some(Decision { allow: false, counter: entry.counter, rule }),
+            Action::Pass => first = u32::from(entry.next),
+            Action::Log => first = rule + 1,
+        }
+        // Forget the chunks before the one of `first`.
+        let chunk = first / CHUNK_RULES;
+        low &= from_bit(chunk, 0);
+        high &= from_bit(chunk, 1);
+    }
+    None
+}
+
+/// Follows a radix tree to the vector of `key` (24 bits).
+#[inline(always)]
+fn walk<A: Arena + ?Sized>(arena: &A, root: u32, key: u32) -> Option<u32> {
+    let mut node = NodeRef(root);
+    for shift in [16, 8, 0] {
+        if node.is_vector() {
+            break;
+        }
+        let slot = key >> shift & 0xff;
+        node = NodeRef(arena.block(node.block() + slot / 16)?.u32_at(slot));
+    }
+    node.is_vector().then_some(node.block())
+}
+
+/// Block of a chunk that the vector has.
+#[inline(always)]
+fn place(vector: &Block, chunk: u32) -> u32 {
+    let rank = if chunk < 64 {
+        below(vector.words[0], chunk).count_ones()
+    } else {
+        vector.words[0].count_ones() + below(vector.words[1], chunk & 63).count_ones()
+    };
+    let (base, stride) = (vector.u32_at(4), vector.u32_at(5));
+    base + rank * stride
+}
+
+/// The bits of `word` below bit `bit` (less than 64).
+#[inline(always)]
+const fn below(word: u64, bit: u32) -> u64 {
+    word & ((1 << (bit & 63)) - 1)
+}
+
+/// In word number `word` of a bit set, a mask of the bits from bit `first` of the whole set on.
+#[inline(always)]
+const fn from_bit(first: u32, word: u32) -> u64 {
+    let start = word * 64;
+    if first <= start {
+        u64::MAX
+    } else if first >= start + 64 {
+        0
+    } else {
+        u64::MAX << (first - start)
+    }
+}

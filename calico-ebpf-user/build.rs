@@ -1,0 +1,26 @@
+//! Builds the BPF object that the binary carries.
+
+use anyhow::Context as _;
+
+/// The toolchain whose LLVM bpf-linker is built against; `xtask` installs it.
+const TOOLCHAIN: &str = "1.98.0";
+
+fn main() -> anyhow::Result<()> {
+    // Checks and lints of this crate need no object.
+    if std::env::var_os("AYA_BUILD_SKIP").is_some() {
+        let out = std::env::var_os("OUT_DIR").context("OUT_DIR is not set")?;
+        std::fs::write(std::path::Path::new(&out).join("calico-ebpf-kern"), [])?;
+        return Ok(());
+    }
+    // SAFETY: the build script has one thread. The kernel side needs unstable features (BPF inline assembly in
+    // aya-ebpf, build-std); set here, and not for the whole workspace, no other crate sees it.
+    unsafe { std::env::set_var("RUSTC_BOOTSTRAP", "1") };
+    aya_build::build_ebpf(
+        [aya_build::Package {
+            name: "calico-ebpf",
+            root_dir: concat!(env!("CARGO_MANIFEST_DIR"), "/../calico-ebpf"),
+            ..Default::default()
+        }],
+        aya_build::Toolchain::Custom(TOOLCHAIN),
+    )
+}

@@ -1,0 +1,3 @@
+//! The `calico-ebpf` program.
+
+fn main() {}

@@ -1,0 +1,120 @@
+//! What the compiler makes of the resources for one node, before it is laid out in maps.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use calico_ebpf_common::abi::Action;
+use ipnet::IpNet;
+
+/// The whole desired state of policy on one node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Compiled {
+    /// Distinct rule tables.
+    pub tables: Vec<Table>,
+    /// Workloads of this node, by `namespace/name`.
+    pub workloads: BTreeMap<String, LocalWorkload>,
+    /// Address conditions that hold for each address and network that any condition tells apart, as indices into
+    /// [`Compiled::conditions`], sorted. Most specific prefix wins; host prefixes are the single addresses.
+    pub addresses: BTreeMap<IpNet, Vec<u32>>,
+    /// Canonical text of each address condition; the same text means the same condition in the next compilation.
+    pub conditions: Vec<String>,
+    /// `defaultEndpointToHostAction`, a value of `abi::host_action`.
+    pub host_action: u32,
+}
+
+/// A local workload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalWorkload {
+    /// Host side of its veth or tap.
+    pub interface: String,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Its MAC address, where configured.
+    pub mac: Option<[u8; 6]>,
+    /// `allowSpoofedSourcePrefixes`.
+    pub spoof: Vec<IpNet>,
+    /// Index of the table for what it sends.
+    pub egress: usize,
+    /// Index of the table for what it receives.
+    pub ingress: usize,
+}
+
+/// An ordered list of rules for one direction; the last one matches everything.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Table {
+    /// The rules; the first that matches decides.
+    pub rules: Vec<TableRule>,
+}
+
+/// One rule of a table.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct TableRule {
+    /// What it does.
+    pub action: Action,
+    /// For `Pass`: index of the first rule of the next tier.
+    pub next: u16,
+    /// What it is called: the key of its counter.
+    pub name: RuleName,
+    /// The workload's own address must be so. Conditions are about classes: any of `any` (if not empty), none of `none`.
+    pub own: AddressMatch,
+    /// The peer's address must be so.
+    pub peer: AddressMatch,
+    /// Protocol with destination port (or ICMP type and code), as sorted, disjoint ranges of
+    /// `protocol << 16 | port`; empty: no condition.
+    pub destination_ports: Vec<(u32, u32)>,
+    /// Likewise for the source port.
+    pub source_ports: Vec<(u32, u32)>,
+}
+
+/// Conditions about an address: the conjunction of disjunctions, minus.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct AddressMatch {
+    /// For each list: at least one of these conditions holds.
+    pub all_of: Vec<Vec<u32>>,
+    /// None of these holds.
+    pub none_of: Vec<u32>,
+    /// 4 or 6: the address is of that family.
+    pub family: Option<u8>,
+}
+
+/// Identity of a rule, in what people and `explain` see.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+pub struct RuleName {
+    /// `egress` or `ingress`.
+    pub direction: Direction,
+    /// How it came to decide.
+    pub reason: Reason,
+    /// Tier, where there is one.
+    pub tier: Option<String>,
+    /// Kind of the resource: `GlobalNetworkPolicy`, `NetworkPolicy`, `Profile`.
+    pub kind: Option<String>,
+    /// Namespace of the resource.
+    pub namespace: Option<String>,
+    /// Name of the resource, as in the file.
+    pub policy: Option<String>,
+    /// Index in the list of the file.
+    pub rule: Option<u32>,
+}
+
+/// Which way a table polices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Direction {
+    /// What the workload receives.
+    Ingress,
+    /// What the workload sends.
+    Egress,
+}
+
+/// `reason` of a verdict.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reason {
+    /// A rule of a policy.
+    Rule,
+    /// The end of a tier whose policies selected the workload.
+    TierDefault,
+    /// A rule of a profile.
+    Profile,
+    /// Nothing of the profiles matched, or there is none.
+    NoProfile,
+}

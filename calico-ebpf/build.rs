@@ -1,0 +1,8 @@
+//! Linker flags of the BPF object.
+#![expect(clippy::print_stdout, reason = "how a build script talks to cargo")]
+
+fn main() {
+    // Packet headers are byte arrays: without this LLVM loads them byte by byte.
+    println!("cargo::rustc-link-arg-bins=--cpu-features=+allows-misaligned-mem-access");
+    println!("cargo::rerun-if-changed=build.rs");
+}
