@@ -1,0 +1,132 @@
+//! What the agent wants of the data path, and what came of it.
+
+use std::{collections::BTreeSet, fmt, net::IpAddr};
+
+use crate::routes::{RouteParameters, RouteStatus};
+
+/// What should be, besides policy (which the store's plan brings).
+#[derive(Clone, Debug, Default)]
+pub struct Desired {
+    /// The workloads of this node.
+    pub workloads: Vec<DesiredWorkload>,
+    /// The ways to other hosts.
+    pub uplinks: Uplinks,
+    /// `FelixConfiguration.interfacePrefix`, where given: every interface of these prefixes without a workload drops.
+    pub interface_prefixes: Option<Vec<String>>,
+    /// How routes are written.
+    pub routes: RouteParameters,
+    /// `--node`, kept with the pins for commands that look at a stopped data path.
+    pub node: String,
+}
+
+/// A workload of this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DesiredWorkload {
+    /// `namespace/name`.
+    pub name: String,
+    /// Its slot, as the store gave it.
+    pub slot: u32,
+    /// Host side of its veth or tap.
+    pub interface: String,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Its MAC address, where configured: sources are checked against it.
+    pub mac: Option<[u8; 6]>,
+    /// Whether it has `allowSpoofedSourcePrefixes`.
+    pub spoof: bool,
+}
+
+/// Which interfaces lead to other hosts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Uplinks {
+    /// The devices of the default routes of the main table.
+    #[default]
+    DefaultRoutes,
+    /// These.
+    Named(Vec<String>),
+}
+
+/// What the kernel had when it was last looked at.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// All addresses of this host (not those of loopback), link-local ones included.
+    pub host_addresses: BTreeSet<IpAddr>,
+}
+
+/// What an apply led to.
+#[derive(Clone, Debug, Default, serde::Serialize)]
+pub struct Applied {
+    /// Each workload's state, in the order of [`Desired::workloads`].
+    pub workloads: Vec<WorkloadStatus>,
+    /// The uplinks in use.
+    pub uplinks: Vec<Uplink>,
+    /// Our routes.
+    pub routes: Vec<RouteStatus>,
+    /// What could not be done now and is tried again with the next apply. Policy is in force nevertheless.
+    pub faults: Vec<String>,
+    /// How many things were changed in the kernel besides policy.
+    pub changes: usize,
+}
+
+/// State of one workload.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct WorkloadStatus {
+    /// `namespace/name`.
+    pub endpoint: String,
+    /// Host side of its veth or tap.
+    pub interface: String,
+    /// What the interface is like.
+    pub state: LinkState,
+    /// Its index, where it exists.
+    pub ifindex: Option<u32>,
+    /// How the programs are attached.
+    pub attachment: Option<Attachment>,
+}
+
+/// State of a workload's interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LinkState {
+    /// Present, up, programs attached, policy in force.
+    Up,
+    /// Present and attached, but administratively down or without carrier.
+    Down,
+    /// There is no such interface (yet).
+    Absent,
+    /// The programs could not be attached: [`Applied::faults`] says why. The workload is not active.
+    Failed,
+}
+
+impl fmt::Display for LinkState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Up => "up",
+            Self::Down => "down",
+            Self::Absent => "absent",
+            Self::Failed => "failed",
+        })
+    }
+}
+
+/// How a program hangs on an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Attachment {
+    /// A pinned TCX link, ordered first.
+    Tcx,
+    /// A `cls_bpf` filter on a `clsact` qdisc.
+    Clsact,
+}
+
+/// An uplink in use.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Uplink {
+    /// Interface name.
+    pub interface: String,
+    /// Its index; absent while there is no such interface.
+    pub ifindex: Option<u32>,
+    /// MTU.
+    pub mtu: u32,
+    /// How the programs are attached.
+    pub attachment: Option<Attachment>,
+}
