@@ -55,16 +55,8 @@ pub fn judge<A: Arena + ?Sized>(arena: &A, table: u32, subject: &Subject) -> Opt
     }
     let own = arena.block(walk(arena, header.u32_at(4), subject.own_class)?)?;
     let peer = arena.block(walk(arena, header.u32_at(5), subject.peer_class)?)?;
-    let to = arena.block(walk(
-        arena,
-        header.u32_at(6),
-        protocol | u32::from(subject.destination_port),
-    )?)?;
-    let from = arena.block(walk(
-        arena,
-        header.u32_at(7),
-        protocol | u32::from(subject.source_port),
-    )?)?;
+    let to = arena.block(walk(arena, header.u32_at(6), protocol | u32::from(subject.destination_port))?)?;
+    let from = arena.block(walk(arena, header.u32_at(7), protocol | u32::from(subject.source_port))?)?;
 
     // Chunks in which all four have a rule, and the first rule that still counts.
     let mut low = own.words[0] & peer.words[0] & to.words[0] & from.words[0];
@@ -85,11 +77,7 @@ pub fn judge<A: Arena + ?Sized>(arena: &A, table: u32, subject: &Subject) -> Opt
         let start = first.max(chunk * CHUNK_RULES) - chunk * CHUNK_RULES;
         let mut found = CHUNK_RULES;
         for word in (0..8).rev() {
-            let bits = own.words[word]
-                & peer.words[word]
-                & to.words[word]
-                & from.words[word]
-                & from_bit(start, word as u32);
+            let bits = own.words[word] & peer.words[word] & to.words[word] & from.words[word] & from_bit(start, word as u32);
             if bits != 0 {
                 found = word as u32 * 64 + bits.trailing_zeros();
             }
@@ -106,20 +94,8 @@ pub fn judge<A: Arena + ?Sized>(arena: &A, table: u32, subject: &Subject) -> Opt
         let rule = chunk * CHUNK_RULES + found;
         let entry = RuleEntry::decode(arena.block(entries + rule / 8)?.words[rule as usize & 7]);
         match entry.action {
-            Action::Allow => {
-                return Some(Decision {
-                    allow: true,
-                    counter: entry.counter,
-                    rule,
-                });
-            }
-            Action::Deny => {
-                return Some(Decision {
-                    allow: false,
-                    counter: entry.counter,
-                    rule,
-                });
-            }
+            Action::Allow => return Some(Decision { allow: true, counter: entry.counter, rule }),
+            Action::Deny => return Some(Decision { allow: false, counter: entry.counter, rule }),
             Action::Pass => first = u32::from(entry.next),
             Action::Log => first = rule + 1,
         }

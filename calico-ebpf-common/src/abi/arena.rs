@@ -171,11 +171,7 @@ impl RuleEntry {
             3 => Action::Log,
             _ => Action::Deny,
         };
-        Self {
-            action,
-            next: (word >> 16) as u16,
-            counter: (word >> 32) as u32,
-        }
+        Self { action, next: (word >> 16) as u16, counter: (word >> 32) as u32 }
     }
 }
 

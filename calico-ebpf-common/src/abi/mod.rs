@@ -14,12 +14,11 @@ mod workload;
 
 pub use address::{AddressEntry, HOST, SpoofKey4, SpoofKey6, Stamped};
 pub use arena::{
-    Action, BLOCK_ONES, Block, CHUNK_RULES, MAX_CHUNKS, MAX_RULES, NODE_BLOCKS, NODE_ENTRIES,
-    NodeRef, RuleEntry, TableHeader, VEC_ANY, VectorHeader,
+    Action, BLOCK_ONES, Block, CHUNK_RULES, MAX_CHUNKS, MAX_RULES, NODE_BLOCKS, NODE_ENTRIES, NodeRef, RuleEntry,
+    TableHeader, VEC_ANY, VectorHeader,
 };
 pub use conn::{
-    CONN_VERSION, Conn, ConnEnd, ConnKey4, ConnKey6, Family, NO_SLOT, OpenerKind, Quota, VICTIMS,
-    conn_flags, tcp_state,
+    CONN_VERSION, Conn, ConnEnd, ConnKey4, ConnKey6, Family, NO_SLOT, OpenerKind, Quota, VICTIMS, conn_flags, tcp_state,
 };
 pub use drop_reason::{DROP_REASONS, DropReason};
 pub use root::{Interface, MAX_UPLINKS, Root, Settings, Timeouts, host_action, role};

@@ -48,9 +48,7 @@ pub enum DataplaneError {
         source: io::Error,
     },
     /// The binary was built without the BPF object.
-    #[error(
-        "this binary was built without its BPF object (AYA_BUILD_SKIP): build it with `cargo xtask build`"
-    )]
+    #[error("this binary was built without its BPF object (AYA_BUILD_SKIP): build it with `cargo xtask build`")]
     NoObject,
     /// A system call failed.
     #[error("{what}: {source}")]
@@ -95,10 +93,7 @@ impl DataplaneError {
 
     /// Wraps an error of aya, whose texts repeat their sources, keeping each text once.
     pub(crate) fn load(what: impl Into<String>, error: &dyn std::error::Error) -> Self {
-        Self::Load {
-            what: what.into(),
-            message: chain(error),
-        }
+        Self::Load { what: what.into(), message: chain(error) }
     }
 }
 

@@ -22,9 +22,7 @@ pub struct Instance {
 
 impl Default for Instance {
     fn default() -> Self {
-        Self {
-            pin_dir: DEFAULT_PIN_DIR.into(),
-        }
+        Self { pin_dir: DEFAULT_PIN_DIR.into() }
     }
 }
 
@@ -32,9 +30,7 @@ impl Instance {
     /// The instance of this pin directory, which need not exist.
     #[must_use]
     pub fn new(pin_dir: impl Into<PathBuf>) -> Self {
-        Self {
-            pin_dir: pin_dir.into(),
-        }
+        Self { pin_dir: pin_dir.into() }
     }
 
     /// The pin directory.
@@ -58,9 +54,7 @@ impl Instance {
         for byte in text.trim_matches('/').bytes() {
             match byte {
                 b'/' => name.push('_'),
-                b'-' | b'.' | b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' => {
-                    name.push(char::from(byte))
-                }
+                b'-' | b'.' | b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' => name.push(char::from(byte)),
                 _ => name.push_str(&format!("%{byte:02X}")),
             }
         }
@@ -75,9 +69,7 @@ impl Instance {
     /// Whether anything of this layout version is installed.
     #[must_use]
     pub fn is_installed(&self) -> bool {
-        self.layout_dir()
-            .join(calico_ebpf_common::abi::names::ROOT)
-            .exists()
+        self.layout_dir().join(calico_ebpf_common::abi::names::ROOT).exists()
     }
 
     /// Locks the instance; the pin directory must exist. The lock goes with the process.
@@ -95,22 +87,16 @@ impl Instance {
             match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => {}
                 Err(rustix::io::Errno::WOULDBLOCK) => {
-                    return Err(DataplaneError::Busy {
-                        path: self.pin_dir.clone(),
-                    });
+                    return Err(DataplaneError::Busy { path: self.pin_dir.clone() });
                 }
                 Err(error) => return Err(DataplaneError::io(what())(error.into())),
             }
-            let locked = rustix::fs::fstat(&fd)
-                .map_err(io::Error::from)
-                .map_err(DataplaneError::io(what()))?;
+            let locked = rustix::fs::fstat(&fd).map_err(io::Error::from).map_err(DataplaneError::io(what()))?;
             if fs::metadata(&self.pin_dir).is_ok_and(|now| now.ino() == locked.st_ino) {
                 return Ok(Lock { _directory: fd });
             }
         }
-        Err(DataplaneError::Busy {
-            path: self.pin_dir.clone(),
-        })
+        Err(DataplaneError::Busy { path: self.pin_dir.clone() })
     }
 
     /// Whether a process holds the lock.
@@ -128,9 +114,7 @@ pub struct Lock {
 
 /// FNV-1a, 32 bits: short, and the same in every version.
 fn fnv1a(bytes: &[u8]) -> u32 {
-    bytes.iter().fold(0x811c_9dc5, |hash, byte| {
-        (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
-    })
+    bytes.iter().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
 }
 
 #[cfg(test)]

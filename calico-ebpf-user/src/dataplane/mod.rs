@@ -16,8 +16,7 @@ pub mod watch;
 use std::{collections::BTreeSet, net::IpAddr};
 
 pub use desired::{
-    Applied, Attachment, Desired, DesiredWorkload, LinkState, Observed, Uplink, Uplinks,
-    WorkloadStatus,
+    Applied, Attachment, Desired, DesiredWorkload, LinkState, Observed, Uplink, Uplinks, WorkloadStatus,
 };
 pub use error::{DataplaneError, Result};
 pub use instance::{Instance, Lock};
@@ -39,12 +38,7 @@ impl Options {
     /// The defaults for an instance.
     #[must_use]
     pub fn new(instance: Instance) -> Self {
-        Self {
-            instance,
-            conns: 524_288,
-            attach: AttachMode::default(),
-            log_level: 0,
-        }
+        Self { instance, conns: 524_288, attach: AttachMode::default(), log_level: 0 }
     }
 }
 
@@ -73,9 +67,7 @@ impl Dataplane {
     /// # Errors
     /// See [`DataplaneError`]. Nothing that works is harmed.
     pub fn open(options: &Options) -> Result<Self> {
-        Ok(Self {
-            _lock: options.instance.lock()?,
-        })
+        Ok(Self { _lock: options.instance.lock()? })
     }
 
     /// Whether the maps hold a policy of an earlier process, to be adopted by the policy store.
@@ -89,9 +81,7 @@ impl Dataplane {
     /// # Errors
     /// If netlink fails.
     pub fn observe(&mut self) -> Result<Observed> {
-        Ok(Observed {
-            host_addresses: BTreeSet::<IpAddr>::new(),
-        })
+        Ok(Observed { host_addresses: BTreeSet::<IpAddr>::new() })
     }
 
     /// Brings the kernel to what is desired; start, reload, link events and resync are all this call. (It gets the policy

@@ -17,17 +17,9 @@ use super::error::{DataplaneError, Result};
 /// # Errors
 /// [`DataplaneError::Netns`] if there is no such namespace, or for want of privilege.
 pub fn enter(name: &str) -> Result<()> {
-    let path = if name.contains('/') {
-        PathBuf::from(name)
-    } else {
-        Path::new("/run/netns").join(name)
-    };
+    let path = if name.contains('/') { PathBuf::from(name) } else { Path::new("/run/netns").join(name) };
     let entered = File::open(&path).and_then(|file| {
-        move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))
-            .map_err(io::Error::from)
+        move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network)).map_err(io::Error::from)
     });
-    entered.map_err(|source| DataplaneError::Netns {
-        name: name.to_owned(),
-        source,
-    })
+    entered.map_err(|source| DataplaneError::Netns { name: name.to_owned(), source })
 }

@@ -266,24 +266,14 @@ impl ResourceSet {
                 .default_endpoint_to_host_action
                 .or(default.default_endpoint_to_host_action),
             device_route_protocol: own.device_route_protocol.or(default.device_route_protocol),
-            device_route_source_address: own
-                .device_route_source_address
-                .or(default.device_route_source_address),
+            device_route_source_address: own.device_route_source_address.or(default.device_route_source_address),
             device_route_source_address_v6: own
                 .device_route_source_address_v6
                 .or(default.device_route_source_address_v6),
-            ipv4_normal_route_priority: own
-                .ipv4_normal_route_priority
-                .or(default.ipv4_normal_route_priority),
-            ipv6_normal_route_priority: own
-                .ipv6_normal_route_priority
-                .or(default.ipv6_normal_route_priority),
-            ipv4_elevated_route_priority: own
-                .ipv4_elevated_route_priority
-                .or(default.ipv4_elevated_route_priority),
-            ipv6_elevated_route_priority: own
-                .ipv6_elevated_route_priority
-                .or(default.ipv6_elevated_route_priority),
+            ipv4_normal_route_priority: own.ipv4_normal_route_priority.or(default.ipv4_normal_route_priority),
+            ipv6_normal_route_priority: own.ipv6_normal_route_priority.or(default.ipv6_normal_route_priority),
+            ipv4_elevated_route_priority: own.ipv4_elevated_route_priority.or(default.ipv4_elevated_route_priority),
+            ipv6_elevated_route_priority: own.ipv6_elevated_route_priority.or(default.ipv6_elevated_route_priority),
         }
     }
 }

@@ -87,11 +87,7 @@ impl Selector {
     /// If the text does not follow the grammar.
     pub fn parse(text: &str) -> Result<Self, SelectorError> {
         let tokens = tokenize(text).map_err(|error| error.locate(text))?;
-        let mut parser = Parser {
-            tokens: &tokens,
-            next: 0,
-            end: text.len(),
-        };
+        let mut parser = Parser { tokens: &tokens, next: 0, end: text.len() };
         let expression = parser.selector().map_err(|error| error.locate(text))?;
         Ok(Self::from(expression))
     }
@@ -117,8 +113,7 @@ impl Selector {
     /// Whether the selector holds for these labels.
     #[must_use]
     pub fn matches(&self, labels: &Labels) -> bool {
-        self.expression
-            .holds(&|label| labels.get(label).map(String::as_str))
+        self.expression.holds(&|label| labels.get(label).map(String::as_str))
     }
 
     /// Like [`matches`](Self::matches), over labels that are looked up by a function (layers of them, for example).
@@ -148,10 +143,7 @@ impl Selector {
 
 impl From<Expression> for Selector {
     fn from(expression: Expression) -> Self {
-        Self {
-            canonical: expression.to_string().into(),
-            expression: Arc::new(expression),
-        }
+        Self { canonical: expression.to_string().into(), expression: Arc::new(expression) }
     }
 }
 
@@ -195,10 +187,7 @@ impl fmt::Display for Selector {
 
 impl Expression {
     fn holds<'a>(&self, lookup: &impl Fn(&str) -> Option<&'a str>) -> bool {
-        let is_in = |value: &str, set: &[String]| {
-            set.binary_search_by(|item| item.as_str().cmp(value))
-                .is_ok()
-        };
+        let is_in = |value: &str, set: &[String]| set.binary_search_by(|item| item.as_str().cmp(value)).is_ok();
         match self {
             Self::All | Self::Global => true,
             Self::Has(label) => lookup(label).is_some(),
@@ -206,15 +195,9 @@ impl Expression {
             Self::NotEqual(label, value) => lookup(label) != Some(value),
             Self::In(label, set) => lookup(label).is_some_and(|value| is_in(value, set)),
             Self::NotIn(label, set) => lookup(label).is_none_or(|value| !is_in(value, set)),
-            Self::Contains(label, part) => {
-                lookup(label).is_some_and(|value| value.contains(part.as_str()))
-            }
-            Self::StartsWith(label, part) => {
-                lookup(label).is_some_and(|value| value.starts_with(part.as_str()))
-            }
-            Self::EndsWith(label, part) => {
-                lookup(label).is_some_and(|value| value.ends_with(part.as_str()))
-            }
+            Self::Contains(label, part) => lookup(label).is_some_and(|value| value.contains(part.as_str())),
+            Self::StartsWith(label, part) => lookup(label).is_some_and(|value| value.starts_with(part.as_str())),
+            Self::EndsWith(label, part) => lookup(label).is_some_and(|value| value.ends_with(part.as_str())),
             Self::Not(inner) => !inner.holds(lookup),
             Self::And(parts) => parts.iter().all(|part| part.holds(lookup)),
             Self::Or(parts) => parts.iter().any(|part| part.holds(lookup)),
@@ -296,20 +279,11 @@ struct SyntaxError {
 
 impl SyntaxError {
     fn new(at: usize, message: impl Into<String>) -> Self {
-        Self {
-            at,
-            message: message.into(),
-        }
+        Self { at, message: message.into() }
     }
 
     fn locate(self, text: &str) -> SelectorError {
-        SelectorError {
-            offset: text
-                .char_indices()
-                .take_while(|(i, _)| *i < self.at)
-                .count(),
-            message: self.message,
-        }
+        SelectorError { offset: text.char_indices().take_while(|(i, _)| *i < self.at).count(), message: self.message }
     }
 }
 
@@ -431,25 +405,11 @@ fn tokenize(text: &str) -> Result<Vec<(usize, Token<'_>)>, SyntaxError> {
         };
         // After a complete expression these are no labels; told here, before the next word is taken for their operator.
         if let (Some((_, last)), Token::Label(word)) = (tokens.last(), token)
-            && matches!(
-                last,
-                Token::Literal(_)
-                    | Token::BraceClose
-                    | Token::ParenClose
-                    | Token::Has(_)
-                    | Token::All
-            )
+            && matches!(last, Token::Literal(_) | Token::BraceClose | Token::ParenClose | Token::Has(_) | Token::All)
             && matches!(word, "and" | "AND" | "or" | "OR")
         {
-            let operator = if word.eq_ignore_ascii_case("and") {
-                "&&"
-            } else {
-                "||"
-            };
-            return Err(SyntaxError::new(
-                at,
-                format!("\"{word}\" is no operator: use \"{operator}\""),
-            ));
+            let operator = if word.eq_ignore_ascii_case("and") { "&&" } else { "||" };
+            return Err(SyntaxError::new(at, format!("\"{word}\" is no operator: use \"{operator}\"")));
         }
         tokens.push((at, token));
         rest = remaining.trim_start_matches(BLANK);
@@ -459,11 +419,7 @@ fn tokenize(text: &str) -> Result<Vec<(usize, Token<'_>)>, SyntaxError> {
 
 /// An operator made of letters, as it may follow a label. `startswith` and `notin` are accepted, as in Calico.
 fn operator_word(text: &str) -> Option<(Token<'_>, &str)> {
-    let two = |first: &str, second: &str| {
-        text.strip_prefix(first)?
-            .trim_start_matches(BLANK)
-            .strip_prefix(second)
-    };
+    let two = |first: &str, second: &str| text.strip_prefix(first)?.trim_start_matches(BLANK).strip_prefix(second);
     if let Some(rest) = text.strip_prefix("contains") {
         return Some((Token::Contains, rest));
     }
@@ -485,16 +441,10 @@ fn word(text: &str, at: usize) -> Result<(Token<'_>, &str), SyntaxError> {
         let inner = inner.trim_start_matches(BLANK);
         let (label, rest) = label(inner, at + (text.len() - inner.len()))?;
         if label.is_empty() {
-            return Err(SyntaxError::new(
-                at,
-                "\"has(\" needs the name of a label: has(LABEL)",
-            ));
+            return Err(SyntaxError::new(at, "\"has(\" needs the name of a label: has(LABEL)"));
         }
         let Some(rest) = rest.trim_start_matches(BLANK).strip_prefix(')') else {
-            return Err(SyntaxError::new(
-                at,
-                "\"has(\" takes the name of one label and a \")\": has(LABEL)",
-            ));
+            return Err(SyntaxError::new(at, "\"has(\" takes the name of one label and a \")\": has(LABEL)"));
         };
         return Ok((Token::Has(label), rest));
     }
@@ -502,10 +452,7 @@ fn word(text: &str, at: usize) -> Result<(Token<'_>, &str), SyntaxError> {
         if let Some(inner) = text.strip_prefix(open) {
             return match inner.trim_start_matches(BLANK).strip_prefix(')') {
                 Some(rest) => Ok((token, rest)),
-                None => Err(SyntaxError::new(
-                    at,
-                    format!("\"{open}\" has to be followed by \")\""),
-                )),
+                None => Err(SyntaxError::new(at, format!("\"{open}\" has to be followed by \")\""))),
             };
         }
     }
@@ -514,10 +461,7 @@ fn word(text: &str, at: usize) -> Result<(Token<'_>, &str), SyntaxError> {
         let character: String = text.chars().take(1).collect();
         return Err(SyntaxError::new(
             at,
-            format!(
-                "\"{}\" cannot stand here: a label has only letters, digits and _ . / -",
-                character.escape_debug()
-            ),
+            format!("\"{}\" cannot stand here: a label has only letters, digits and _ . / -", character.escape_debug()),
         ));
     }
     Ok((Token::Label(label), rest))
@@ -525,14 +469,10 @@ fn word(text: &str, at: usize) -> Result<(Token<'_>, &str), SyntaxError> {
 
 /// The longest label name that the text begins with; may be empty.
 fn label(text: &str, at: usize) -> Result<(&str, &str), SyntaxError> {
-    let end = text
-        .find(|c: char| !(c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '/' | '-')))
-        .unwrap_or(text.len());
+    let end =
+        text.find(|c: char| !(c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '/' | '-'))).unwrap_or(text.len());
     if end > MAX_LABEL {
-        return Err(SyntaxError::new(
-            at,
-            format!("a label of {end} characters: at most {MAX_LABEL} are allowed"),
-        ));
+        return Err(SyntaxError::new(at, format!("a label of {end} characters: at most {MAX_LABEL} are allowed")));
     }
     Ok(text.split_at(end))
 }
@@ -602,11 +542,7 @@ impl<'a> Parser<'a> {
             negated = !negated;
         }
         let expression = self.primary(depth)?;
-        Ok(if negated {
-            Expression::Not(Box::new(expression))
-        } else {
-            expression
-        })
+        Ok(if negated { Expression::Not(Box::new(expression)) } else { expression })
     }
 
     fn primary(&mut self, depth: usize) -> Result<Expression, SyntaxError> {
@@ -623,11 +559,7 @@ impl<'a> Parser<'a> {
                 }
                 self.next += 1;
                 let inner = self.or(depth + 1)?;
-                if self.take(Token::ParenClose) {
-                    Ok(inner)
-                } else {
-                    self.unexpected("\")\"")
-                }
+                if self.take(Token::ParenClose) { Ok(inner) } else { self.unexpected("\")\"") }
             }
             Token::All => {
                 self.next += 1;
@@ -647,10 +579,7 @@ impl<'a> Parser<'a> {
             }
             Token::Literal(value) => Err(SyntaxError::new(
                 self.at(),
-                format!(
-                    "the value {} cannot stand here: the label comes first, without quotes",
-                    Quoted(value)
-                ),
+                format!("the value {} cannot stand here: the label comes first, without quotes", Quoted(value)),
             )),
             _ => self.unexpected("a label, has(LABEL), all() or \"(\""),
         }
@@ -725,11 +654,7 @@ impl<'a> Parser<'a> {
 }
 
 fn one_or(mut parts: Vec<Expression>, many: fn(Vec<Expression>) -> Expression) -> Expression {
-    if parts.len() == 1 {
-        parts.swap_remove(0)
-    } else {
-        many(parts)
-    }
+    if parts.len() == 1 { parts.swap_remove(0) } else { many(parts) }
 }
 
 #[cfg(test)]
@@ -755,10 +680,7 @@ mod tests {
             ("!!!has( a )", "!has(a)"),
             ("!!has(a)", "has(a)"),
             ("((a == 'b'))", r#"a == "b""#),
-            (
-                "a=='b'&&c!='d'||has(e)",
-                r#"((a == "b" && c != "d") || has(e))"#,
-            ),
+            ("a=='b'&&c!='d'||has(e)", r#"((a == "b" && c != "d") || has(e))"#),
             ("! c != 'd'", r#"!c != "d""#),
             (
                 "a startswith 'b' || a ends\twith 'c' || in contains''",
