@@ -1,6 +1,6 @@
 //! What the compiler makes of the resources for one node, before it is laid out in maps.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc};
 
 use calico_ebpf_common::abi::Action;
 use ipnet::IpNet;
@@ -14,7 +14,7 @@ pub struct Compiled {
     pub workloads: BTreeMap<String, LocalWorkload>,
     /// Address conditions that hold for each address and network that any condition tells apart, as indices into
     /// [`Compiled::conditions`], sorted. Most specific prefix wins; host prefixes are the single addresses.
-    pub addresses: BTreeMap<IpNet, Vec<u32>>,
+    pub addresses: BTreeMap<IpNet, Arc<[u32]>>,
     /// Canonical text of each address condition; the same text means the same condition in the next compilation.
     pub conditions: Vec<String>,
     /// `defaultEndpointToHostAction`, a value of `abi::host_action`.
@@ -77,7 +77,9 @@ pub struct AddressMatch {
 }
 
 /// Identity of a rule, in what people and `explain` see.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
 pub struct RuleName {
     /// `egress` or `ingress`.
     pub direction: Direction,
@@ -96,7 +98,9 @@ pub struct RuleName {
 }
 
 /// Which way a table polices.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum Direction {
     /// What the workload receives.
@@ -106,7 +110,9 @@ pub enum Direction {
 }
 
 /// `reason` of a verdict.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum Reason {
     /// A rule of a policy.
@@ -117,4 +123,37 @@ pub enum Reason {
     Profile,
     /// Nothing of the profiles matched, or there is none.
     NoProfile,
+}
+
+impl Direction {
+    /// As in the policy files' `types`, in lower case.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ingress => "ingress",
+            Self::Egress => "egress",
+        }
+    }
+}
+
+impl fmt::Display for RuleName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.direction.as_str())?;
+        match self.reason {
+            Reason::Rule | Reason::Profile => {}
+            Reason::TierDefault => f.write_str(" end of tier")?,
+            Reason::NoProfile => f.write_str(" no profile")?,
+        }
+        if let Some(tier) = &self.tier {
+            write!(f, " {tier}")?;
+        }
+        if let (Some(kind), Some(policy)) = (&self.kind, &self.policy) {
+            write!(f, " {kind} ")?;
+            if let Some(namespace) = &self.namespace {
+                write!(f, "{namespace}/")?;
+            }
+            f.write_str(policy)?;
+        }
+        self.rule.map_or(Ok(()), |rule| write!(f, " rule {rule}"))
+    }
 }
