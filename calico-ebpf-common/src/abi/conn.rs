@@ -79,6 +79,9 @@ pub mod conn_flags {
     pub const ANSWERED: u8 = 1 << 2;
     /// The opener has gone on after the answer: no forged source can do that. Not evictable.
     pub const ASSURED: u8 = 1 << 3;
+    /// With [`VIA_STACK`]: it is not known yet whether the stack translates the connection. A packet that leaves through
+    /// an uplink as it came clears both.
+    pub const PROBING: u8 = 1 << 4;
 }
 
 /// Bits of [`Conn::tcp`].
@@ -137,12 +140,35 @@ pub struct Conn {
     pub seen: [u32; 2],
     /// The opener and the responder.
     pub ends: [ConnEnd; 2],
+    /// TCP: the number that the opener acknowledges if it really got the responder's SYN. See
+    /// [`conn_flags::ASSURED`].
+    pub syn_ack: u32,
     /// Zero.
-    pub reserved2: [u32; 2],
+    pub reserved2: u32,
 }
 
-/// Connections that an account holds. Account 0 is the host; a workload has two: `2 * slot + 2` for what it opens,
-/// `2 * slot + 3` for what is opened to it from outside.
+/// The host's account: never refused.
+pub const ACCOUNT_HOST: u32 = 0;
+/// All accounts together.
+pub const ACCOUNT_TOTAL: u32 = 1;
+
+/// The account of connections that the workload in `slot` opens.
+#[inline(always)]
+#[must_use]
+pub const fn account_opened_by(slot: u32) -> u32 {
+    slot.wrapping_mul(2).wrapping_add(2)
+}
+
+/// The account of connections that others than local workloads open to the workload in `slot`.
+#[inline(always)]
+#[must_use]
+pub const fn account_opened_to(slot: u32) -> u32 {
+    slot.wrapping_mul(2).wrapping_add(3)
+}
+
+/// Connections that an account holds: see [`ACCOUNT_HOST`], [`account_opened_by`], [`account_opened_to`].
+///
+/// Read as signed numbers: two processors that settle one connection at the same time may count it off twice.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Quota {

@@ -8,8 +8,10 @@ mod address;
 mod arena;
 mod conn;
 mod drop_reason;
+mod fragment;
 pub mod names;
 mod root;
+mod text;
 mod workload;
 
 pub use address::{AddressEntry, HOST, SpoofKey4, SpoofKey6, Stamped};
@@ -18,10 +20,13 @@ pub use arena::{
     TableHeader, VEC_ANY, VectorHeader,
 };
 pub use conn::{
-    CONN_VERSION, Conn, ConnEnd, ConnKey4, ConnKey6, Family, NO_SLOT, OpenerKind, Quota, VICTIMS, conn_flags, tcp_state,
+    ACCOUNT_HOST, ACCOUNT_TOTAL, CONN_VERSION, Conn, ConnEnd, ConnKey4, ConnKey6, Family, NO_SLOT, OpenerKind, Quota,
+    VICTIMS, account_opened_by, account_opened_to, conn_flags, tcp_state,
 };
 pub use drop_reason::{DROP_REASONS, DropReason};
+pub use fragment::FragmentKey;
 pub use root::{Interface, MAX_UPLINKS, Root, Settings, Timeouts, host_action, role};
+pub use text::{INFO_BYTES, InfoText, RULE_BYTES, RuleText, WORKLOAD_BYTES, WorkloadText};
 pub use workload::{PolicyRef, Workload, workload_flags};
 
 /// Version of everything below; objects of different versions never share a map.

@@ -51,3 +51,11 @@ pub const VICTIM_KEYS: &str = "cali_victim";
 pub const RULE_HITS: &str = "cali_hits";
 /// `PerCpuArray<u64>` by [`super::DropReason`].
 pub const DROPS: &str = "cali_drops";
+/// `LruHashMap<FragmentKey, u32>`: IPv4 and IPv6 packets whose first fragment was allowed, with the jiffies of it.
+pub const FRAGMENTS: &str = "cali_frag";
+/// `HashMap<u32, RuleText>` by counter slot of a rule: what the rule is, as JSON. Of user space only.
+pub const RULE_NAMES: &str = "cali_rule_name";
+/// `HashMap<u32, WorkloadText>` by slot: which workload it is, as JSON. Of user space only.
+pub const WORKLOAD_NAMES: &str = "cali_wl_name";
+/// `Array<InfoText>`, one entry: what `status` says of a stopped data path, as JSON. Of user space only.
+pub const INFO: &str = "cali_info";

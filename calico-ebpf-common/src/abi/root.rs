@@ -76,8 +76,10 @@ pub struct Root {
     pub uplinks: [u32; MAX_UPLINKS],
     /// Jiffies at which the running program took over workloads that had traffic before; 0: never.
     pub takeover: u32,
+    /// Jiffies in a second.
+    pub hz: u32,
     /// Zero.
-    pub reserved: [u32; 3],
+    pub reserved: [u32; 2],
 }
 
 impl Root {

@@ -1,0 +1,15 @@
+//! JSON texts that user space leaves beside the tables, zero-padded.
+
+/// Bytes of a [`RuleText`].
+pub const RULE_BYTES: usize = 512;
+/// Bytes of a [`WorkloadText`].
+pub const WORKLOAD_BYTES: usize = 256;
+/// Bytes of an [`InfoText`].
+pub const INFO_BYTES: usize = 4096;
+
+/// What a rule is.
+pub type RuleText = [u8; RULE_BYTES];
+/// Which workload has a slot.
+pub type WorkloadText = [u8; WORKLOAD_BYTES];
+/// What the last load was.
+pub type InfoText = [u8; INFO_BYTES];
