@@ -1,0 +1,13 @@
+//! Set-up, demo and laboratory of the project.
+//!
+//! A library too, so that the end-to-end tests use the same laboratory as the demo. Its few dependencies build with any
+//! stable cargo from 1.90 on, because it has to run before it can install the pinned toolchain.
+#![forbid(unsafe_code)]
+
+pub mod bench;
+pub mod cargo;
+pub mod command;
+pub mod demo;
+pub mod lab;
+pub mod project;
+pub mod setup;
