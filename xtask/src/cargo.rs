@@ -22,7 +22,9 @@ pub fn rustup(program: &str) -> Command {
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
         let ours = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_"].iter().any(|prefix| text.starts_with(prefix));
-        if ours || matches!(&*text, "CARGO" | "RUSTC" | "RUSTUP_TOOLCHAIN" | "LD_LIBRARY_PATH" | "CARGO_PRIMARY_PACKAGE") {
+        if ours
+            || matches!(&*text, "CARGO" | "RUSTC" | "RUSTUP_TOOLCHAIN" | "LD_LIBRARY_PATH" | "CARGO_PRIMARY_PACKAGE")
+        {
             command.env_remove(&name);
         }
     }

@@ -12,7 +12,15 @@ pub(super) fn run() -> anyhow::Result<()> {
     step("clippy, kernel side");
     // On its own: it has its own panic handler and another target.
     let mut kernel = cargo::pinned("clippy");
-    kernel.args(["--release", "--package", "calico-ebpf", "--bin", "calico-ebpf-kern", "--target", "bpfel-unknown-none"]);
+    kernel.args([
+        "--release",
+        "--package",
+        "calico-ebpf",
+        "--bin",
+        "calico-ebpf-kern",
+        "--target",
+        "bpfel-unknown-none",
+    ]);
     kernel.args(["-Z", "build-std=core", "--", "-D", "warnings"]);
     kernel.env("RUSTC_BOOTSTRAP", "1").env("CARGO_TARGET_DIR", project::target().join("lint-bpf"));
     kernel.env("CARGO_ENCODED_RUSTFLAGS", "--cfg=bpf_target_arch=\"x86_64\"");

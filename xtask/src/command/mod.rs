@@ -61,7 +61,10 @@ fn build_program() -> anyhow::Result<()> {
 
 /// Refuses without root: network namespaces and BPF need it.
 fn need_root(what: &str) -> anyhow::Result<()> {
-    anyhow::ensure!(nix::unistd::geteuid().is_root(), "{what} makes network namespaces and loads BPF programs: run it as root");
+    anyhow::ensure!(
+        nix::unistd::geteuid().is_root(),
+        "{what} makes network namespaces and loads BPF programs: run it as root"
+    );
     Ok(())
 }
 

@@ -12,7 +12,9 @@ pub(super) fn run(arguments: &[String]) -> anyhow::Result<()> {
     command.args(["--release", "--workspace", "--exclude", "calico-ebpf"]);
     command.env_remove("AYA_BUILD_SKIP").env("CALICO_EBPF_BIN", project::binary());
     // Most of the end-to-end tests wait for something most of the time.
-    if !arguments.iter().any(|argument| argument.starts_with("--test-threads")) && std::env::var_os("RUST_TEST_THREADS").is_none() {
+    if !arguments.iter().any(|argument| argument.starts_with("--test-threads"))
+        && std::env::var_os("RUST_TEST_THREADS").is_none()
+    {
         command.env("RUST_TEST_THREADS", "4");
     }
     cargo::run(command.args(arguments))

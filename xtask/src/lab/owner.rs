@@ -44,7 +44,11 @@ pub fn reap() {
 }
 
 fn names(directory: &str) -> impl Iterator<Item = String> {
-    fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.file_name().to_string_lossy().into_owned())
+    fs::read_dir(directory)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
 }
 
 /// Whether it belongs to a laboratory of ours whose process is gone.

@@ -117,7 +117,10 @@ pub fn tcp(namespace: &Namespace, to: SocketAddr, patience: Duration) -> anyhow:
         let Ok(mut stream) = TcpStream::connect_timeout(&to, patience) else { return false };
         let mut answer = [0; 4];
         let timeouts = stream.set_read_timeout(Some(patience));
-        timeouts.is_ok() && stream.write_all(b"echo").is_ok() && stream.read_exact(&mut answer).is_ok() && answer == *b"echo"
+        timeouts.is_ok()
+            && stream.write_all(b"echo").is_ok()
+            && stream.read_exact(&mut answer).is_ok()
+            && answer == *b"echo"
     })
 }
 
@@ -133,7 +136,8 @@ pub fn udp(namespace: &Namespace, to: SocketAddr, patience: Duration) -> anyhow:
         let _ = socket.set_read_timeout(Some(patience / 4));
         while Instant::now() < end {
             let mut answer = [0; 16];
-            if socket.send_to(b"echo", to).is_ok() && socket.recv_from(&mut answer).is_ok_and(|(length, _)| length == 4) {
+            if socket.send_to(b"echo", to).is_ok() && socket.recv_from(&mut answer).is_ok_and(|(length, _)| length == 4)
+            {
                 return true;
             }
         }

@@ -20,8 +20,10 @@ pub(super) fn missing<'a>(packages: &[&'a str]) -> Option<Vec<&'a str>> {
 /// Whether apt could install a package of this name.
 pub(super) fn knows(package: &str) -> bool {
     let policy = Command::new("apt-cache").args(["policy", package]).output();
-    policy.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains("Candidate: ") && {
-        !String::from_utf8_lossy(&output.stdout).contains("Candidate: (none)")
+    policy.is_ok_and(|output| {
+        String::from_utf8_lossy(&output.stdout).contains("Candidate: ") && {
+            !String::from_utf8_lossy(&output.stdout).contains("Candidate: (none)")
+        }
     })
 }
 

@@ -24,7 +24,12 @@ const TOOLS: &[Tool] = &[
     Tool { program: "bpftool", package: "bpftool", why: "shows the maps", from: Purpose::Lab },
     Tool { program: "tc", package: "iproute2", why: "looks at filters", from: Purpose::Test },
     Tool { program: "qemu-system-x86_64", package: "qemu-system-x86", why: "boots other kernels", from: Purpose::Test },
-    Tool { program: "busybox", package: "busybox-static", why: "user space of the virtual machines", from: Purpose::Test },
+    Tool {
+        program: "busybox",
+        package: "busybox-static",
+        why: "user space of the virtual machines",
+        from: Purpose::Test,
+    },
     Tool { program: "depmod", package: "kmod", why: "modules of the virtual machines", from: Purpose::Test },
     Tool { program: "cpio", package: "cpio", why: "packs the virtual machines' file systems", from: Purpose::Test },
     Tool { program: "unxz", package: "xz-utils", why: "unpacks kernel modules", from: Purpose::Test },
