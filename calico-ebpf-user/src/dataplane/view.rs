@@ -1,11 +1,14 @@
 //! Read-only looks at the pinned maps, of a running or a stopped data path.
 
-use calico_ebpf_common::abi::{Conn, ConnKey4, ConnKey6, DropReason, Root, Workload};
+use std::net::IpAddr;
+
+use calico_ebpf_common::abi::{Conn, ConnKey4, ConnKey6, DropReason, Root, RuleEntry, Workload};
 
 use super::{
     error::{DataplaneError, Result},
     instance::Instance,
 };
+use crate::policy::compiled::RuleName;
 
 /// The pinned maps of an instance, opened for reading.
 #[derive(Debug)]
@@ -33,6 +36,18 @@ pub struct Info {
     pub qdiscs: Vec<u32>,
     /// Name of our nftables table, if one was made.
     pub nft_table: Option<String>,
+}
+
+/// Who owns a slot (`cali_wl_name`, as JSON).
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
+pub struct Owner {
+    /// `NAMESPACE/NAME`.
+    pub endpoint: String,
+    /// Name of its pod, where it has one.
+    pub pod: Option<String>,
+    /// Host side of its veth or tap, as configured.
+    pub interface: String,
 }
 
 /// A sysctl that was set.
@@ -72,19 +87,36 @@ impl View {
         Err(DataplaneError::NoObject)
     }
 
-    /// Every slot in use, with the JSON text that the store wrote about its owner (`cali_wl_name`).
+    /// Every slot in use, with its owner (`cali_wl_name`).
     ///
     /// # Errors
     /// If the map cannot be read.
-    pub fn workloads(&self) -> Result<Vec<(u32, String, Workload)>> {
+    pub fn workloads(&self) -> Result<Vec<(u32, Owner, Workload)>> {
         Err(DataplaneError::NoObject)
     }
 
-    /// Every named rule: counter slot, the JSON text of its name, packets that it decided (all CPUs together).
+    /// Every single address that belongs to a local workload in the generation in force, with the workload's slot.
     ///
     /// # Errors
     /// If the maps cannot be read.
-    pub fn rules(&self) -> Result<Vec<(u32, String, u64)>> {
+    pub fn owned_addresses(&self) -> Result<Vec<(IpAddr, u32)>> {
+        Err(DataplaneError::NoObject)
+    }
+
+    /// Every named rule: counter slot, name, packets that it decided (all CPUs together).
+    ///
+    /// # Errors
+    /// If the maps cannot be read.
+    pub fn rules(&self) -> Result<Vec<(u32, RuleName, u64)>> {
+        Err(DataplaneError::NoObject)
+    }
+
+    /// The entries of the rule table whose header is this block, in order; none for "no table" (block 0, or no chunks).
+    ///
+    /// # Errors
+    /// If the map cannot be read.
+    pub fn table(&self, header: u32) -> Result<Vec<RuleEntry>> {
+        let _ = header;
         Err(DataplaneError::NoObject)
     }
 
