@@ -11,7 +11,7 @@ pub(super) fn run(arguments: &[String]) -> anyhow::Result<()> {
             super::need_root("the demo")?;
             setup::ensure(setup::Purpose::Lab)?;
             super::build_program()?;
-            demo::run()
+            demo::run(&project::root().join("examples/demo"))
         }
         [separator, rest @ ..] if separator == "--" => {
             setup::ensure(setup::Purpose::Build)?;

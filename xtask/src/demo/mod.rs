@@ -4,6 +4,7 @@ mod matrix;
 mod program;
 
 use std::{
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -14,10 +15,7 @@ use std::{
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 
-use crate::{
-    lab::{self, Lab, Server},
-    project,
-};
+use crate::lab::{self, Lab, Server};
 use matrix::Matrix;
 use program::Program;
 
@@ -28,11 +26,11 @@ const OUTSIDE_PORT: u16 = 80;
 /// How often to look for a new policy.
 const PERIOD: Duration = Duration::from_millis(100);
 
-/// Runs the demo until Ctrl-C.
+/// Runs the demo on the files in `config` until Ctrl-C.
 ///
 /// # Errors
 /// The lab cannot be made, or the program fails.
-pub fn run() -> anyhow::Result<()> {
+pub fn run(config: &Path) -> anyhow::Result<()> {
     // Noted, not obeyed at once: everything has to be removed first.
     let interrupted = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
@@ -45,9 +43,8 @@ pub fn run() -> anyhow::Result<()> {
     for (workload, (_, port)) in lab.workloads.iter().zip(WORKLOADS) {
         servers.push(Server::start(&workload.namespace, port)?);
     }
-    let config = project::root().join("examples/demo");
     say("starting the data path:");
-    let mut program = Program::start(&lab, &config)?;
+    let mut program = Program::start(&lab, config)?;
     show(&lab, &program)?;
     say(&format!("edit {}: the matrix follows. Ctrl-C removes everything.", config.join("policy.yaml").display()));
     let watched = watch(&lab, &mut program, &interrupted);

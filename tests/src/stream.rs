@@ -1,0 +1,139 @@
+//! Traffic that goes on while something happens, and what became of it.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use xtask::lab::Namespace;
+
+/// A TCP connection to an echo server that says something every few milliseconds and checks the answer.
+#[derive(Debug)]
+pub struct Talk {
+    stop: Arc<AtomicBool>,
+    rounds: Arc<AtomicU64>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Talk {
+    /// Connects and starts talking.
+    ///
+    /// # Panics
+    /// No connection.
+    #[must_use]
+    pub fn start(namespace: &Namespace, to: SocketAddr) -> Self {
+        let connected = namespace.enter(|| TcpStream::connect_timeout(&to, Duration::from_secs(3)));
+        let mut stream = connected.expect("enters").unwrap_or_else(|error| panic!("no connection to {to}: {error}"));
+        stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a timeout");
+        stream.set_nodelay(true).expect("no delay");
+        let (stop, rounds) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let thread = thread::spawn({
+            let (stop, rounds) = (Arc::clone(&stop), Arc::clone(&rounds));
+            move || {
+                while !stop.load(Ordering::Relaxed) {
+                    let mut answer = [0; 8];
+                    let word = rounds.load(Ordering::Relaxed).to_be_bytes();
+                    if stream.write_all(&word).is_err() || stream.read_exact(&mut answer).is_err() || answer != word {
+                        return;
+                    }
+                    rounds.fetch_add(1, Ordering::Relaxed);
+                    thread::sleep(Duration::from_millis(2));
+                }
+            }
+        });
+        let talk = Self { stop, rounds, thread: Some(thread) };
+        assert!(talk.goes_on(Duration::from_secs(3)), "the connection to {to} carries nothing");
+        talk
+    }
+
+    /// Whether it makes a round within `patience`.
+    #[must_use]
+    pub fn goes_on(&self, patience: Duration) -> bool {
+        // Two: the first may have been on its way.
+        let goal = self.rounds.load(Ordering::Relaxed) + 2;
+        let end = std::time::Instant::now() + patience;
+        while std::time::Instant::now() < end {
+            if self.rounds.load(Ordering::Relaxed) >= goal {
+                return true;
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        false
+    }
+}
+
+impl Drop for Talk {
+    fn drop(&mut self) {
+        // The thread ends with its next answer, or its timeout: nothing is gained by waiting for it.
+        self.stop.store(true, Ordering::Relaxed);
+        drop(self.thread.take());
+    }
+}
+
+/// Numbered datagrams to an echo server at a steady pace.
+#[derive(Debug)]
+pub struct Beat {
+    stop: Arc<AtomicBool>,
+    sender: JoinHandle<u64>,
+    receiver: JoinHandle<u64>,
+}
+
+impl Beat {
+    /// Starts sending one datagram every `pace`.
+    ///
+    /// # Panics
+    /// No socket.
+    #[must_use]
+    pub fn start(namespace: &Namespace, to: SocketAddr, pace: Duration) -> Self {
+        let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        let socket = namespace.enter(|| UdpSocket::bind((any, 0))).expect("enters").expect("a socket");
+        socket.connect(to).expect("a route");
+        socket.set_read_timeout(Some(Duration::from_millis(500))).expect("a timeout");
+        let stop = Arc::new(AtomicBool::new(false));
+        let sender = thread::spawn({
+            let (stop, socket) = (Arc::clone(&stop), socket.try_clone().expect("clones"));
+            move || {
+                let mut sent = 0_u64;
+                while !stop.load(Ordering::Relaxed) {
+                    // Counted even if refused: a refusal is a loss.
+                    let _refused = socket.send(&sent.to_be_bytes());
+                    sent += 1;
+                    thread::sleep(pace);
+                }
+                sent
+            }
+        });
+        let receiver = thread::spawn({
+            let stop = Arc::clone(&stop);
+            move || {
+                let (mut received, mut buffer) = (0, [0; 16]);
+                loop {
+                    match socket.recv(&mut buffer) {
+                        Ok(8) => received += 1,
+                        Ok(_) => {}
+                        Err(_) if stop.load(Ordering::Relaxed) => return received,
+                        Err(_) => {}
+                    }
+                }
+            }
+        });
+        Self { stop, sender, receiver }
+    }
+
+    /// Ends it: how many were sent, how many came back.
+    ///
+    /// # Panics
+    /// A thread did.
+    #[must_use]
+    pub fn stop(self) -> (u64, u64) {
+        self.stop.store(true, Ordering::Relaxed);
+        let sent = self.sender.join().expect("the sender");
+        (sent, self.receiver.join().expect("the receiver"))
+    }
+}

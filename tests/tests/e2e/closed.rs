@@ -1,0 +1,104 @@
+//! Fail closed: nothing passes before its policy is in force, and none of it can be taken away.
+
+use std::time::Duration;
+
+use calico_ebpf_tests::{Protocol::Tcp, World, eventually, resources};
+
+/// The identifiers of the links on `interface` that bpftool shows.
+fn links(world: &World, interface: &str) -> Vec<String> {
+    let index = world.lab.host.ip(&format!("-o link show dev {interface}")).expect("an interface");
+    let index = index.split(':').next().expect("an index").to_owned();
+    let output = world.lab.host.command("bpftool").args(["-j", "link"]).output();
+    let links: serde_json::Value = serde_json::from_slice(&output.expect("bpftool").stdout).unwrap_or_default();
+    let links = links.as_array().cloned().unwrap_or_default();
+    let ours = links.iter().filter(|link| link["ifindex"].to_string() == index || link["devname"] == interface);
+    ours.map(|link| link["id"].to_string()).collect()
+}
+
+#[test]
+fn an_interface_that_appears_while_the_agent_is_dead_passes_nothing() {
+    let mut world = World::new(&["a", "b"]);
+    world.serve(80);
+    world.write("felix.yaml", &resources::felix("interfacePrefix", "cali"));
+    world.lab.workload("b").disconnect().expect("deletes the veth");
+    world.start();
+    world.allowed("a", "outside", Tcp(80));
+    world.kill();
+    world.lab.workload("b").connect().expect("makes a veth");
+    // As somebody in its place would have it: a way there, and back.
+    world.lab.host.ip(&format!("route replace {} dev calib", world.lab.workload("b").v4)).expect("a route");
+    world.denied("b", "outside", Tcp(80));
+    world.denied("b", "host", Tcp(80));
+    world.start();
+    world.allowed("b", "outside", Tcp(80));
+    world.allowed("a", "b", Tcp(80));
+}
+
+#[test]
+fn an_interface_of_the_prefix_without_a_workload_passes_nothing() {
+    let mut world = World::new(&["a", "stray"]);
+    world.serve(80);
+    world.write("felix.yaml", &resources::felix("interfacePrefix", "cali"));
+    let known = [resources::NAMESPACE.to_owned(), resources::workload(world.lab.workload("a"))];
+    world.write("workloads.yaml", &resources::documents(&known));
+    world.start();
+    world.lab.host.ip(&format!("route add {} dev calistray", world.lab.workload("stray").v4)).expect("a route");
+    world.denied("stray", "outside", Tcp(80));
+    world.denied("stray", "a", Tcp(80));
+    world.denied("stray", "host", Tcp(80));
+    world.allowed("a", "outside", Tcp(80));
+}
+
+#[test]
+fn an_interface_that_loses_its_workload_keeps_dropping() {
+    let mut world = World::new(&["a", "b"]);
+    world.serve(80);
+    world.start();
+    world.allowed("b", "outside", Tcp(80));
+    let only_a = [resources::NAMESPACE.to_owned(), resources::workload(world.lab.workload("a"))];
+    world.write("workloads.yaml", &resources::documents(&only_a));
+    assert_eq!(world.command(&["reload"]).code, 0);
+    world.lab.host.ip(&format!("route add {} dev calib", world.lab.workload("b").v4)).expect("a route");
+    world.denied("b", "outside", Tcp(80));
+    world.denied("b", "host", Tcp(80));
+    world.kill();
+    world.denied("b", "outside", Tcp(80));
+}
+
+#[test]
+fn filters_deleted_by_hand_are_put_back() {
+    let mut world = World::new(&["a", "b"]);
+    world.serve(80);
+    let deny = "  types: [Egress]\n  egress:\n    - action: Deny\n";
+    world.write("policy.yaml", &resources::policy("a-out", "app == 'a'", deny));
+    world.start();
+    world.denied("a", "outside", Tcp(80));
+    let before = links(&world, "calia");
+    assert!(!before.is_empty(), "no links on calia");
+    for id in &before {
+        let detached = world.lab.host.command("bpftool").args(["link", "detach", "id", id]).status();
+        assert!(detached.expect("bpftool").success());
+    }
+    eventually("the links to be back", Duration::from_secs(3), || {
+        let now = links(&world, "calia");
+        now.len() == before.len() && now.iter().all(|id| !before.contains(id))
+    });
+    world.denied("a", "outside", Tcp(80));
+    world.allowed("b", "outside", Tcp(80));
+}
+
+#[test]
+fn forwarding_starts_only_with_policy() {
+    let mut world = World::new(&["a", "b"]);
+    world.serve(80);
+    let deny = "  types: [Ingress, Egress]\n";
+    world.write("policy.yaml", &resources::policy("all", "all()", deny));
+    // A sender that never stops trying, from before the start on.
+    let to = std::net::SocketAddr::new(world.addresses("b")[0], 80);
+    let beat = calico_ebpf_tests::stream::Beat::start(world.namespace("a"), to, Duration::from_micros(300));
+    world.start();
+    std::thread::sleep(Duration::from_millis(200));
+    let (sent, received) = beat.stop();
+    assert!(sent > 100);
+    assert_eq!(received, 0, "of {sent} some passed before the policy");
+}

@@ -1,0 +1,33 @@
+//! Several instances on one machine, each in its network namespace.
+
+use calico_ebpf_tests::{Protocol::Tcp, World, resources::policy};
+
+#[test]
+fn two_side_by_side_know_nothing_of_each_other() {
+    // The same names and addresses in both.
+    let (mut one, mut two) = (World::new(&["a", "b"]), World::new(&["a", "b"]));
+    one.serve(80);
+    two.serve(80);
+    two.write("policy.yaml", &policy("all", "all()", "  types: [Ingress]\n"));
+    one.start();
+    two.start();
+    one.allowed("a", "b", Tcp(80));
+    two.denied("a", "b", Tcp(80));
+    one.terminate();
+    assert_eq!(one.command(&["purge"]).code, 0);
+    two.denied("a", "b", Tcp(80));
+    two.allowed("host", "b", Tcp(80));
+    assert!(two.status()["pid"].is_number());
+}
+
+#[test]
+fn one_instance_runs_once() {
+    let mut world = World::new(&["a", "b"]);
+    world.serve(80);
+    world.start();
+    let second = world.run_command(&[]).output().expect("starts");
+    assert_eq!(second.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&second.stderr);
+    assert!(said.contains(&world.pid().to_string()) || said.contains("run"), "{said}");
+    world.allowed("a", "b", Tcp(80));
+}

@@ -1,0 +1,16 @@
+//! The real program, real packets: as root, with `calico-ebpf` built.
+
+mod churn;
+mod closed;
+mod commands;
+mod demo;
+mod flood;
+mod instances;
+mod neighbours;
+mod purge;
+mod reach;
+mod reload;
+mod restart;
+mod routes;
+mod spoofing;
+mod uplink;

@@ -1,0 +1,81 @@
+//! Purge removes everything of ours, and nothing else.
+
+use std::{fs, process::Command};
+
+use calico_ebpf_tests::{Protocol::Tcp, World, resources};
+
+/// What could be left over, as text: equal before and after.
+fn traces(world: &World) -> Vec<(String, String)> {
+    let host = &world.lab.host;
+    let run = |program: &str, arguments: &[&str]| {
+        let output = host.command(program).args(arguments).output().expect(program);
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let mut traces = vec![
+        ("routes".to_owned(), run("ip", &["route", "show", "table", "all"])),
+        ("routes 6".to_owned(), host.ip("-6 route show proto 80").expect("routes")),
+        ("tc".to_owned(), run("bpftool", &["net"])),
+        ("qdiscs".to_owned(), run("tc", &["qdisc"])),
+        ("nftables".to_owned(), run("nft", &["list", "tables"])),
+        ("rules".to_owned(), run("ip", &["rule"])),
+    ];
+    for name in [
+        "net.ipv4.conf.all.forwarding",
+        "net.ipv6.conf.all.forwarding",
+        "net.ipv4.conf.up0.forwarding",
+        "net.ipv4.conf.calia.rp_filter",
+        "net.ipv6.conf.calia.accept_ra",
+    ] {
+        traces.push((name.to_owned(), run("sysctl", &["-n", name])));
+    }
+    traces
+}
+
+#[test]
+fn nothing_is_left() {
+    let mut world = World::new(&["a", "b"]);
+    world.serve(80);
+    world.write("felix.yaml", &resources::felix("interfacePrefix", "cali"));
+    let before = traces(&world);
+    world.start();
+    world.allowed("a", "b", Tcp(80));
+    assert_ne!(traces(&world), before, "the traces see nothing");
+    let refused = world.command(&["purge"]);
+    assert_eq!(refused.code, 1, "purge while it runs: {refused:?}");
+    world.allowed("a", "b", Tcp(80));
+    world.terminate();
+    let answer = world.command(&["purge"]);
+    assert_eq!(answer.code, 0, "{answer:?}");
+    for (was, is) in before.iter().zip(traces(&world)) {
+        assert_eq!(*was, is, "\n{answer:?}");
+    }
+    assert!(!world.lab.pin_dir().exists(), "{:?} is left", world.lab.pin_dir());
+    let run = fs::read_dir("/run/calico-ebpf").into_iter().flatten().flatten();
+    let left: Vec<_> = run
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .filter(|name| name.contains(world.lab.name()))
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+    // Again: nothing installed is no error.
+    assert_eq!(world.command(&["purge"]).code, 0);
+    assert_eq!(world.command(&["status"]).code, 1);
+}
+
+#[test]
+fn foreign_filters_stay() {
+    let mut world = World::new(&["a"]);
+    let tc = |arguments: &str| {
+        let status = world.lab.host.command("tc").args(arguments.split_whitespace()).status();
+        assert!(status.expect("tc").success(), "{arguments}");
+    };
+    tc("qdisc add dev calia clsact");
+    tc("filter add dev calia ingress prio 7 handle 7 protocol all flower action pass");
+    world.start();
+    world.terminate();
+    assert_eq!(world.command(&["purge"]).code, 0);
+    let output =
+        Command::new("tc").args(["-n", world.lab.host.name(), "filter", "show", "dev", "calia", "ingress"]).output();
+    let text = String::from_utf8_lossy(&output.expect("tc").stdout).into_owned();
+    assert!(text.contains("pref 7"), "{text}");
+    assert!(!text.contains("cali_"), "{text}");
+}

@@ -1,0 +1,163 @@
+//! Towards the neighbours of the host.
+
+use std::{
+    net::SocketAddr,
+    process::Stdio,
+    time::{Duration, Instant},
+};
+
+use calico_ebpf_tests::{
+    Protocol::{Icmp, Tcp},
+    World,
+    lab::{self, HOST4, HOST6, OUTSIDE4, UPLINK},
+    resources,
+};
+
+#[test]
+fn an_unresolved_neighbour_is_resolved() {
+    let mut world = World::new(&["a"]);
+    world.serve(80);
+    world.start();
+    for _ in 0..3 {
+        world.lab.host.ip(&format!("neigh flush dev {UPLINK}")).expect("flushes");
+        world.lab.host.ip(&format!("-6 neigh flush dev {UPLINK}")).expect("flushes");
+        let before = Instant::now();
+        world.allowed("a", "outside", Tcp(80));
+        assert!(before.elapsed() < Duration::from_secs(2), "{:?}", before.elapsed());
+    }
+}
+
+#[test]
+fn a_neighbour_may_change_its_mac() {
+    let mut world = World::new(&["a"]);
+    world.serve(80);
+    world.start();
+    world.allowed("a", "outside", Tcp(80));
+    world.allowed("outside", "a", Icmp);
+    let outside = &world.lab.outside;
+    outside.ip("link set eth0 address 02:00:00:00:00:77").expect("another MAC");
+    // It speaks first, as a machine that takes an address over does: the host learns from its request.
+    outside.ip("neigh flush dev eth0").expect("flushes");
+    assert!(lab::ping(outside, HOST4.into(), Duration::from_secs(2)).expect("ping"));
+    assert!(lab::ping(outside, HOST6.into(), Duration::from_secs(2)).expect("ping"));
+    world.allowed("a", "outside", Tcp(80));
+    assert!(world.lab.host.ip("neigh show").expect("neighbours").contains("02:00:00:00:00:77"));
+}
+
+#[test]
+fn a_port_forwarded_by_the_host_works_both_ways() {
+    let mut world = World::new(&["a", "b"]);
+    world.serve(80);
+    let only_80 =
+        "  types: [Ingress]\n  ingress:\n    - action: Allow\n      protocol: TCP\n      destination: {ports: [80]}\n";
+    world.write("policy.yaml", &resources::policy("a-in", "app == 'a'", only_80));
+    world.write("felix.yaml", &resources::felix("defaultEndpointToHostAction", "Accept"));
+    world.start();
+    let a = world.lab.workload("a").v4;
+    let rules = format!(
+        "table ip hostport {{
+            chain pre {{ type nat hook prerouting priority dstnat; ip daddr {HOST4} tcp dport 8080 dnat to {a}:80; }}
+            chain post {{ type nat hook postrouting priority srcnat; }}
+        }}"
+    );
+    let mut nft = world.lab.host.command("nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn().expect("nft");
+    std::io::Write::write_all(&mut nft.stdin.take().expect("piped"), rules.as_bytes()).expect("writes");
+    assert!(nft.wait().expect("nft").success());
+    let to = SocketAddr::new(HOST4.into(), 8080);
+    for from in ["outside", "b"] {
+        let reached = lab::tcp(world.namespace(from), to, Duration::from_secs(3)).expect("a probe");
+        assert!(reached, "{from} to the forwarded port\n{}", world.describe());
+    }
+    // More than a few packets, and the direct way beside it.
+    let talk = calico_ebpf_tests::stream::Talk::start(world.namespace("outside"), to);
+    world.allowed("outside", "a", Tcp(80));
+    assert!(talk.goes_on(Duration::from_secs(3)));
+}
+
+#[test]
+fn what_the_host_masquerades_comes_back() {
+    let mut world = World::new(&["a"]);
+    world.serve(80);
+    world.start();
+    // The neighbour knows no way back to the workloads.
+    world.lab.outside.ip("route del 10.65.0.0/16").expect("deletes the route");
+    assert!(!world.reaches("a", OUTSIDE4.into(), Tcp(80), Duration::from_millis(400)));
+    let rules = format!(
+        "table ip masq {{ chain post {{ type nat hook postrouting priority srcnat; oifname {UPLINK} ip saddr 10.65.0.0/16 masquerade; }} }}"
+    );
+    let mut nft = world.lab.host.command("nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn().expect("nft");
+    std::io::Write::write_all(&mut nft.stdin.take().expect("piped"), rules.as_bytes()).expect("writes");
+    assert!(nft.wait().expect("nft").success());
+    let to = SocketAddr::new(OUTSIDE4.into(), 80);
+    // Without a device of the fast path, all that goes out takes the stack, where the NAT is.
+    world.terminate();
+    let mut command = world.program(&["run"]);
+    command.arg("--config").arg(world.config()).args([
+        "--node",
+        resources::NODE,
+        "--uplink",
+        "lo",
+        "--listen",
+        "off",
+        "--once",
+    ]);
+    assert!(command.stdout(Stdio::null()).status().expect("starts").success());
+    assert!(lab::tcp(world.namespace("a"), to, Duration::from_secs(3)).expect("a probe"), "{}", world.describe());
+}
+
+#[test]
+fn the_stack_answers_what_the_fast_path_cannot_do() {
+    let mut world = World::new(&["a", "b"]);
+    world.start();
+    let a = &world.lab.workload("a").namespace;
+    let b = world.lab.workload("b");
+    // Time exceeded, from the host: what traceroute lives on.
+    for (address, ttl) in [(b.v4.to_string(), "1"), (b.v6.to_string(), "1")] {
+        let mut ping = a.command("ping");
+        let output = ping.args(["-n", "-c", "1", "-W", "2", "-t", ttl, &address]).output().expect("ping");
+        let text = String::from_utf8_lossy(&output.stdout).to_lowercase();
+        assert!(text.contains("exceeded"), "{address}: {text}");
+    }
+    // Too big for the next hop.
+    world.lab.host.ip(&format!("link set {UPLINK} mtu 1300")).expect("a smaller MTU");
+    world.lab.outside.ip("link set eth0 mtu 1300").expect("a smaller MTU");
+    let mut ping = a.command("ping");
+    let output = ping.args(["-n", "-c", "2", "-W", "2", "-M", "do", "-s", "1400", &OUTSIDE4.to_string()]).output();
+    let text = String::from_utf8_lossy(&output.expect("ping").stdout).to_lowercase();
+    assert!(text.contains("1300") || text.contains("frag needed"), "{text}");
+    // Fragments of an allowed packet arrive.
+    let mut ping = a.command("ping");
+    ping.args(["-n", "-q", "-c", "1", "-W", "2", "-M", "dont", "-s", "4000", &b.v4.to_string()]);
+    assert!(ping.stdout(Stdio::null()).status().expect("ping").success(), "fragments\n{}", world.describe());
+}
+
+#[test]
+fn large_transfers_arrive_whole() {
+    let mut world = World::new(&["a", "b"]);
+    world.serve(80);
+    world.start();
+    for to in world.addresses("b").into_iter().chain(world.addresses("outside")) {
+        let length = 8 << 20;
+        let received = world.namespace("a").enter(|| transfer(SocketAddr::new(to, 80), length)).expect("enters");
+        assert_eq!(received, length, "{to}");
+    }
+}
+
+/// Sends so many bytes to an echo server and counts what comes back.
+fn transfer(to: SocketAddr, length: usize) -> usize {
+    use std::io::{Read as _, Write as _};
+    let mut stream = std::net::TcpStream::connect_timeout(&to, Duration::from_secs(3)).expect("connects");
+    stream.set_read_timeout(Some(Duration::from_secs(5))).expect("a timeout");
+    let mut writer = stream.try_clone().expect("clones");
+    let sender = std::thread::spawn(move || writer.write_all(&vec![7; length]));
+    let mut buffer = vec![0; 1 << 16];
+    let mut received = 0;
+    while received < length {
+        match stream.read(&mut buffer) {
+            Ok(0) | Err(_) => break,
+            Ok(count) => received += count,
+        }
+    }
+    let _ = sender.join();
+    received
+}
