@@ -1,4 +1,28 @@
 //! From YAML text to validated resources. No I/O but reading the files; no `unsafe`.
+//!
+//! [`load`] (or [`Reader::load`], again and again) reads paths, and gives the [`model::ResourceSet`] with all findings.
+//! The way there: `files` reads bytes; `yaml` makes trees that know their places; `kinds` finds the reader of a resource;
+//! `metadata`, `policy`, `rules`, `profile`, `workload` and `felix` read fields through `decode` and turn texts into values
+//! with `values`; `relations` checks what concerns several resources.
 
+mod decode;
+mod diagnostic;
+mod felix;
+mod files;
+mod kinds;
+mod metadata;
 pub mod model;
+mod parsed;
+mod policy;
+mod profile;
+mod reader;
+mod relations;
+mod rules;
 pub mod selector;
+mod source;
+mod values;
+mod workload;
+mod yaml;
+
+pub use diagnostic::{Diagnostic, Severity, SourceLine};
+pub use reader::{FileStamp, Loaded, Reader, load};

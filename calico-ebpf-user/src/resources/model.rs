@@ -3,7 +3,12 @@
 //! Everything here is checked (names resolve, ranges are right, selectors are parsed); nothing depends on YAML any more.
 //! The rule model covers the whole of Calico's language; the reader refuses what the compiler does not implement yet.
 
-use std::{collections::BTreeMap, net::IpAddr, path::Path, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    path::Path,
+    sync::Arc,
+};
 
 use ipnet::IpNet;
 
@@ -125,6 +130,14 @@ pub struct Policy {
     pub egress: Vec<Rule>,
     /// Where it was written.
     pub origin: Origin,
+}
+
+impl Policy {
+    /// The name without the prefix `TIER.`, which it may carry or not: what counts for order and for being the same one.
+    #[must_use]
+    pub fn base_name(&self) -> &str {
+        self.name.strip_prefix(&self.tier).and_then(|rest| rest.strip_prefix('.')).unwrap_or(&self.name)
+    }
 }
 
 /// A `Profile`, written or implied by a namespace (`kns.NAME`).
@@ -253,6 +266,12 @@ pub enum EndpointToHostAction {
 }
 
 impl ResourceSet {
+    /// The nodes that workloads name.
+    #[must_use]
+    pub fn nodes(&self) -> BTreeSet<&str> {
+        self.workloads.iter().map(|workload| workload.node.as_str()).collect()
+    }
+
     /// The configuration in force on a node: `default`, overridden field by field by `node.NAME`.
     #[must_use]
     pub fn felix_for(&self, node: &str) -> FelixConfiguration {

@@ -1,0 +1,284 @@
+//! `FelixConfiguration`: the parameters that mean something here, and the names of all others.
+
+use super::{
+    decode::{Decoder, FieldPath, Fields, Table, Use},
+    diagnostic::Severity,
+    kinds::Document,
+    model::{EndpointToHostAction, FelixConfiguration},
+    parsed::Body,
+    values,
+    yaml::Node,
+};
+
+/// The greatest metric that Calico's route priorities may have.
+const MAX_PRIORITY: u32 = 2_147_483_646;
+
+/// Reads a `FelixConfiguration`.
+pub(super) fn configuration(decoder: &mut Decoder<'_>, document: &Document<'_>) -> Option<Body> {
+    let root = FieldPath::ROOT;
+    let path = root.field("spec");
+    let name = document.metadata.name.as_deref()?;
+    if name != "default" && name.strip_prefix("node.").is_none_or(str::is_empty) {
+        let metadata = root.field("metadata");
+        let field = metadata.field("name").to_string();
+        let message = "no node reads a FelixConfiguration of this name: call it \"default\" or \"node.NODENAME\"";
+        decoder.report(Severity::Warning, document.metadata.name_at, name.len(), Some(field), message);
+    }
+    let spec = match document.fields.get("spec") {
+        Some(spec) => decoder.fields(spec, &path, PARAMETERS)?,
+        None => Fields::none(document.at),
+    };
+    let mut priority = |name: &str| {
+        let node = spec.get(name)?;
+        decoder.integer(node, &path.field(name), 1..=MAX_PRIORITY)
+    };
+    let ipv4_normal_route_priority = priority("ipv4NormalRoutePriority");
+    let ipv6_normal_route_priority = priority("ipv6NormalRoutePriority");
+    let ipv4_elevated_route_priority = priority("ipv4ElevatedRoutePriority");
+    let ipv6_elevated_route_priority = priority("ipv6ElevatedRoutePriority");
+    let get = |name| spec.get(name).map(|node| (node, path.field(name)));
+    Some(Body::Felix(Box::new(FelixConfiguration {
+        interface_prefixes: get("interfacePrefix").and_then(|(node, path)| prefixes(decoder, node, &path)),
+        default_endpoint_to_host_action: get("defaultEndpointToHostAction")
+            .and_then(|(node, path)| endpoint_to_host_action(decoder, node, &path)),
+        device_route_protocol: get("deviceRouteProtocol")
+            .and_then(|(node, path)| decoder.integer(node, &path, 1..=255)),
+        device_route_source_address: get("deviceRouteSourceAddress")
+            .and_then(|(node, path)| address(decoder, node, &path, "IPv4")),
+        device_route_source_address_v6: get("deviceRouteSourceAddressIPv6")
+            .and_then(|(node, path)| address(decoder, node, &path, "IPv6")),
+        ipv4_normal_route_priority,
+        ipv6_normal_route_priority,
+        ipv4_elevated_route_priority,
+        ipv6_elevated_route_priority,
+    })))
+}
+
+/// Prefixes of interface names, separated by commas.
+fn prefixes(decoder: &mut Decoder<'_>, node: &Node, path: &FieldPath<'_>) -> Option<Vec<String>> {
+    let text = decoder.text(node, path).filter(|text| !text.is_empty())?;
+    let mut prefixes = Vec::new();
+    for prefix in text.split(',') {
+        if let Err(message) = values::interface(prefix) {
+            decoder.error(node, path, format!("{message}; several prefixes are separated by commas, without blanks"));
+            return None;
+        }
+        prefixes.push(prefix.to_owned());
+    }
+    Some(prefixes)
+}
+
+/// In any case of letters: the API writes `Drop`, Calico's manifests `ACCEPT`.
+fn endpoint_to_host_action(
+    decoder: &mut Decoder<'_>,
+    node: &Node,
+    path: &FieldPath<'_>,
+) -> Option<EndpointToHostAction> {
+    let text = decoder.text(node, path).filter(|text| !text.is_empty())?;
+    match text.to_ascii_lowercase().as_str() {
+        "drop" => Some(EndpointToHostAction::Drop),
+        "accept" => Some(EndpointToHostAction::Accept),
+        "return" => Some(EndpointToHostAction::Return),
+        _ => {
+            decoder.error(node, path, format!("unknown action \"{text}\": expected Drop, Accept or Return"));
+            None
+        }
+    }
+}
+
+fn address<T: std::str::FromStr>(
+    decoder: &mut Decoder<'_>,
+    node: &Node,
+    path: &FieldPath<'_>,
+    family: &str,
+) -> Option<T> {
+    let text = decoder.text(node, path).filter(|text| !text.is_empty())?;
+    let address = text.parse().ok();
+    if address.is_none() {
+        decoder.error(node, path, format!("\"{text}\" is not an {family} address"));
+    }
+    address
+}
+
+/// The parameters of Calico's API (`FelixConfigurationSpec`): first those that are read here, then all others.
+const PARAMETERS: Table = &[
+    ("interfacePrefix", Use::Read),
+    ("defaultEndpointToHostAction", Use::Read),
+    ("deviceRouteProtocol", Use::Read),
+    ("deviceRouteSourceAddress", Use::Read),
+    ("deviceRouteSourceAddressIPv6", Use::Read),
+    ("ipv4NormalRoutePriority", Use::Read),
+    ("ipv6NormalRoutePriority", Use::Read),
+    ("ipv4ElevatedRoutePriority", Use::Read),
+    ("ipv6ElevatedRoutePriority", Use::Read),
+    ("allowIPIPPacketsFromWorkloads", Use::NoEffect),
+    ("allowVXLANPacketsFromWorkloads", Use::NoEffect),
+    ("awsSrcDstCheck", Use::NoEffect),
+    ("bpfAttachType", Use::NoEffect),
+    ("bpfCTLBLogFilter", Use::NoEffect),
+    ("bpfConnectTimeLoadBalancing", Use::NoEffect),
+    ("bpfConnectTimeLoadBalancingEnabled", Use::NoEffect),
+    ("bpfConntrackLogLevel", Use::NoEffect),
+    ("bpfConntrackMode", Use::NoEffect),
+    ("bpfConntrackTimeouts", Use::NoEffect),
+    ("bpfDSROptoutCIDRs", Use::NoEffect),
+    ("bpfDataIfacePattern", Use::NoEffect),
+    ("bpfDisableGROForIfaces", Use::NoEffect),
+    ("bpfDisableUnprivileged", Use::NoEffect),
+    ("bpfEnabled", Use::NoEffect),
+    ("bpfEnforceRPF", Use::NoEffect),
+    ("bpfExcludeCIDRsFromNAT", Use::NoEffect),
+    ("bpfExportBufferSizeMB", Use::NoEffect),
+    ("bpfExtToServiceConnmark", Use::NoEffect),
+    ("bpfExternalServiceMode", Use::NoEffect),
+    ("bpfForceTrackPacketsFromIfaces", Use::NoEffect),
+    ("bpfHostConntrackBypass", Use::NoEffect),
+    ("bpfHostNetworkedNATWithoutCTLB", Use::NoEffect),
+    ("bpfJITHardening", Use::NoEffect),
+    ("bpfKubeProxyEndpointSlicesEnabled", Use::NoEffect),
+    ("bpfKubeProxyIptablesCleanupEnabled", Use::NoEffect),
+    ("bpfKubeProxyMinSyncPeriod", Use::NoEffect),
+    ("bpfL3IfacePattern", Use::NoEffect),
+    ("bpfLogFilters", Use::NoEffect),
+    ("bpfLogLevel", Use::NoEffect),
+    ("bpfMaglevMaxEndpointsPerService", Use::NoEffect),
+    ("bpfMaglevMaxServices", Use::NoEffect),
+    ("bpfMapSizeConntrack", Use::NoEffect),
+    ("bpfMapSizeConntrackCleanupQueue", Use::NoEffect),
+    ("bpfMapSizeConntrackScaling", Use::NoEffect),
+    ("bpfMapSizeIPSets", Use::NoEffect),
+    ("bpfMapSizeIfState", Use::NoEffect),
+    ("bpfMapSizeNATAffinity", Use::NoEffect),
+    ("bpfMapSizeNATBackend", Use::NoEffect),
+    ("bpfMapSizeNATFrontend", Use::NoEffect),
+    ("bpfMapSizePerCpuConntrack", Use::NoEffect),
+    ("bpfMapSizeRoute", Use::NoEffect),
+    ("bpfPSNATPorts", Use::NoEffect),
+    ("bpfPolicyDebugEnabled", Use::NoEffect),
+    ("bpfProfiling", Use::NoEffect),
+    ("bpfRedirectToPeer", Use::NoEffect),
+    ("cgroupV2Path", Use::NoEffect),
+    ("chainInsertMode", Use::NoEffect),
+    ("dataplaneDriver", Use::NoEffect),
+    ("dataplaneWatchdogTimeout", Use::NoEffect),
+    ("debugDisableLogDropping", Use::NoEffect),
+    ("debugHost", Use::NoEffect),
+    ("debugMemoryProfilePath", Use::NoEffect),
+    ("debugPort", Use::NoEffect),
+    ("debugSimulateCalcGraphHangAfter", Use::NoEffect),
+    ("debugSimulateDataplaneApplyDelay", Use::NoEffect),
+    ("debugSimulateDataplaneHangAfter", Use::NoEffect),
+    ("disableConntrackInvalidCheck", Use::NoEffect),
+    ("endpointReportingDelay", Use::NoEffect),
+    ("endpointReportingEnabled", Use::NoEffect),
+    ("endpointStatusPathPrefix", Use::NoEffect),
+    ("externalNodesList", Use::NoEffect),
+    ("failsafeInboundHostPorts", Use::NoEffect),
+    ("failsafeOutboundHostPorts", Use::NoEffect),
+    ("featureDetectOverride", Use::NoEffect),
+    ("featureGates", Use::NoEffect),
+    ("floatingIPs", Use::NoEffect),
+    ("flowLogsCollectorDebugTrace", Use::NoEffect),
+    ("flowLogsFlushInterval", Use::NoEffect),
+    ("flowLogsGoldmaneServer", Use::NoEffect),
+    ("flowLogsLocalReporter", Use::NoEffect),
+    ("flowLogsPolicyEvaluationMode", Use::NoEffect),
+    ("genericXDPEnabled", Use::NoEffect),
+    ("goGCThreshold", Use::NoEffect),
+    ("goMaxProcs", Use::NoEffect),
+    ("goMemoryLimitMB", Use::NoEffect),
+    ("healthEnabled", Use::NoEffect),
+    ("healthHost", Use::NoEffect),
+    ("healthPort", Use::NoEffect),
+    ("healthTimeoutOverrides", Use::NoEffect),
+    ("interfaceExclude", Use::NoEffect),
+    ("interfaceRefreshInterval", Use::NoEffect),
+    ("ipForwarding", Use::NoEffect),
+    ("ipipEnabled", Use::NoEffect),
+    ("ipipMTU", Use::NoEffect),
+    ("ipsetsRefreshInterval", Use::NoEffect),
+    ("iptablesBackend", Use::NoEffect),
+    ("iptablesFilterAllowAction", Use::NoEffect),
+    ("iptablesFilterDenyAction", Use::NoEffect),
+    ("iptablesLockFilePath", Use::NoEffect),
+    ("iptablesLockProbeInterval", Use::NoEffect),
+    ("iptablesLockTimeout", Use::NoEffect),
+    ("iptablesMangleAllowAction", Use::NoEffect),
+    ("iptablesMarkMask", Use::NoEffect),
+    ("iptablesNATOutgoingInterfaceFilter", Use::NoEffect),
+    ("iptablesPostWriteCheckInterval", Use::NoEffect),
+    ("iptablesRefreshInterval", Use::NoEffect),
+    ("ipv6Support", Use::NoEffect),
+    ("istioAmbientMode", Use::NoEffect),
+    ("istioDSCPMark", Use::NoEffect),
+    ("kubeNodePortRanges", Use::NoEffect),
+    ("liveMigrationRouteConvergenceTime", Use::NoEffect),
+    ("localSubnetL2Reachability", Use::NoEffect),
+    ("logActionRateLimit", Use::NoEffect),
+    ("logActionRateLimitBurst", Use::NoEffect),
+    ("logDebugFilenameRegex", Use::NoEffect),
+    ("logFilePath", Use::NoEffect),
+    ("logPrefix", Use::NoEffect),
+    ("logSeverityFile", Use::NoEffect),
+    ("logSeverityScreen", Use::NoEffect),
+    ("logSeveritySys", Use::NoEffect),
+    ("maxIpsetSize", Use::NoEffect),
+    ("metadataAddr", Use::NoEffect),
+    ("metadataPort", Use::NoEffect),
+    ("mtuIfacePattern", Use::NoEffect),
+    ("natOutgoingAddress", Use::NoEffect),
+    ("natOutgoingExclusions", Use::NoEffect),
+    ("natPortRange", Use::NoEffect),
+    ("netlinkTimeout", Use::NoEffect),
+    ("nftablesFilterAllowAction", Use::NoEffect),
+    ("nftablesFilterDenyAction", Use::NoEffect),
+    ("nftablesMangleAllowAction", Use::NoEffect),
+    ("nftablesMarkMask", Use::NoEffect),
+    ("nftablesMode", Use::NoEffect),
+    ("nftablesRefreshInterval", Use::NoEffect),
+    ("openstackRegion", Use::NoEffect),
+    ("policySyncPathPrefix", Use::NoEffect),
+    ("programClusterRoutes", Use::NoEffect),
+    ("prometheusGoMetricsEnabled", Use::NoEffect),
+    ("prometheusMetricsEnabled", Use::NoEffect),
+    ("prometheusMetricsHost", Use::NoEffect),
+    ("prometheusMetricsPort", Use::NoEffect),
+    ("prometheusProcessMetricsEnabled", Use::NoEffect),
+    ("prometheusWireGuardMetricsEnabled", Use::NoEffect),
+    ("removeExternalRoutes", Use::NoEffect),
+    ("reportingInterval", Use::NoEffect),
+    ("reportingTTL", Use::NoEffect),
+    ("requireMTUFile", Use::NoEffect),
+    ("routeRefreshInterval", Use::NoEffect),
+    ("routeSource", Use::NoEffect),
+    ("routeSyncDisabled", Use::NoEffect),
+    ("routeTableRange", Use::NoEffect),
+    ("routeTableRanges", Use::NoEffect),
+    ("serviceLoopPrevention", Use::NoEffect),
+    ("sidecarAccelerationEnabled", Use::NoEffect),
+    ("usageReportingEnabled", Use::NoEffect),
+    ("usageReportingInitialDelay", Use::NoEffect),
+    ("usageReportingInterval", Use::NoEffect),
+    ("useInternalDataplaneDriver", Use::NoEffect),
+    ("vxlanEnabled", Use::NoEffect),
+    ("vxlanMTU", Use::NoEffect),
+    ("vxlanMTUV6", Use::NoEffect),
+    ("vxlanPort", Use::NoEffect),
+    ("vxlanVNI", Use::NoEffect),
+    ("windowsManageFirewallRules", Use::NoEffect),
+    ("wireguardEnabled", Use::NoEffect),
+    ("wireguardEnabledV6", Use::NoEffect),
+    ("wireguardHostEncryptionEnabled", Use::NoEffect),
+    ("wireguardInterfaceName", Use::NoEffect),
+    ("wireguardInterfaceNameV6", Use::NoEffect),
+    ("wireguardKeepAlive", Use::NoEffect),
+    ("wireguardListeningPort", Use::NoEffect),
+    ("wireguardListeningPortV6", Use::NoEffect),
+    ("wireguardMTU", Use::NoEffect),
+    ("wireguardMTUV6", Use::NoEffect),
+    ("wireguardRoutingRulePriority", Use::NoEffect),
+    ("wireguardThreadingEnabled", Use::NoEffect),
+    ("workloadSourceSpoofing", Use::NoEffect),
+    ("xdpEnabled", Use::NoEffect),
+    ("xdpRefreshInterval", Use::NoEffect),
+];

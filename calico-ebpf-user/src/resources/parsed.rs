@@ -1,0 +1,60 @@
+//! What one file gives: resources that are right in themselves, with the places that checks across files point to.
+
+use super::{
+    model::{FelixConfiguration, Namespace, Policy, Profile, WorkloadEndpoint},
+    source::Position,
+};
+
+/// A resource with its identity.
+#[derive(Clone, Debug)]
+pub(super) struct Parsed {
+    pub(super) identity: Identity,
+    /// Absent where something was wrong with it.
+    pub(super) body: Option<Body>,
+}
+
+/// What makes two resources the same one.
+#[derive(Clone, Debug)]
+pub(super) struct Identity {
+    pub(super) kind: &'static str,
+    pub(super) namespace: Option<String>,
+    pub(super) name: String,
+    /// The name without the prefix of its tier: both forms are one name.
+    pub(super) base_name: String,
+    /// Where the name stands, or the mapping that lacks it.
+    pub(super) name_at: Position,
+    /// Where the metadata begin, or the resource that has none.
+    pub(super) metadata_at: Position,
+}
+
+impl Identity {
+    /// `Kind/name` or `Kind/namespace/name`.
+    pub(super) fn label(&self) -> String {
+        match &self.namespace {
+            Some(namespace) => format!("{}/{namespace}/{}", self.kind, self.name),
+            None => format!("{}/{}", self.kind, self.name),
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Body {
+    Workload(Box<ParsedWorkload>),
+    Policy(Box<Policy>),
+    Profile(Profile),
+    Namespace(Namespace),
+    /// The profile that it implies.
+    ServiceAccount(Profile),
+    Felix(Box<FelixConfiguration>),
+}
+
+/// A workload and the places that checks across files point to.
+#[derive(Clone, Debug)]
+pub(super) struct ParsedWorkload {
+    pub(super) endpoint: WorkloadEndpoint,
+    pub(super) interface_at: Position,
+    /// One for each address.
+    pub(super) addresses_at: Vec<Position>,
+    /// One for each profile.
+    pub(super) profiles_at: Vec<Position>,
+}

@@ -1,0 +1,340 @@
+//! Rules of policies and profiles: the whole of Calico's rule language is read and checked; what this version does not
+//! enforce yet is refused by [`NotYet`](Use::NotYet) in the tables and by [`NOT_YET_ACTIONS`].
+
+use ipnet::IpNet;
+
+use super::{
+    decode::{Decoder, FieldPath, Fields, Table, Use, did_you_mean},
+    model::{EntityRule, PortMatch, Rule, RuleAction},
+    policy::workload_selector,
+    selector::Selector,
+    values,
+    yaml::{Meaning, Node, Value},
+};
+
+const RULE: Table = &[
+    ("action", Use::Read),
+    ("ipVersion", Use::NotYet),
+    ("protocol", Use::Read),
+    ("notProtocol", Use::NotYet),
+    ("icmp", Use::NotYet),
+    ("notICMP", Use::NotYet),
+    ("source", Use::Read),
+    ("destination", Use::Read),
+    ("http", Use::Refused("HTTP cannot be judged by packets: what this says would not be enforced; remove it")),
+    // Annotations: comments in Felix's rules.
+    ("metadata", Use::Ignored),
+];
+const ENTITY: Table = &[
+    ("nets", Use::Read),
+    ("notNets", Use::NotYet),
+    ("selector", Use::Read),
+    ("notSelector", Use::NotYet),
+    ("namespaceSelector", Use::NotYet),
+    ("ports", Use::Read),
+    ("notPorts", Use::NotYet),
+    ("serviceAccounts", Use::NotYet),
+    (
+        "services",
+        Use::Refused("Kubernetes services are not known here: what this says would not be enforced; use a selector"),
+    ),
+    ("domains", Use::Refused("domain names are not resolved here: what this says would not be enforced; use nets")),
+];
+const ICMP: Table = &[("type", Use::Read), ("code", Use::Read)];
+const SERVICE_ACCOUNTS: Table = &[("names", Use::Read), ("selector", Use::Read)];
+
+/// Actions that are read, but not enforced by this version.
+const NOT_YET_ACTIONS: &[RuleAction] = &[RuleAction::Log, RuleAction::Pass];
+/// Whether ports may be named in rules.
+const NAMED_PORTS: bool = false;
+
+const ACTIONS: [(&str, RuleAction); 4] =
+    [("Allow", RuleAction::Allow), ("Deny", RuleAction::Deny), ("Log", RuleAction::Log), ("Pass", RuleAction::Pass)];
+const ICMP_V4: u8 = 1;
+const ICMP_V6: u8 = 58;
+
+/// Reads a list of rules; no list is an empty one. Rules with errors are left out.
+pub(super) fn rules(decoder: &mut Decoder<'_>, node: Option<&Node>, path: &FieldPath<'_>) -> Vec<Rule> {
+    let Some(node) = node else {
+        return Vec::new();
+    };
+    let items = decoder.list(node, path);
+    items.iter().enumerate().filter_map(|(i, item)| rule(decoder, item, &path.index(i))).collect()
+}
+
+fn rule(decoder: &mut Decoder<'_>, node: &Node, path: &FieldPath<'_>) -> Option<Rule> {
+    let fields = decoder.fields(node, path, RULE)?;
+    let action = action(decoder, &fields, path);
+    let ip_version = fields.get("ipVersion").and_then(|node| ip_version(decoder, node, &path.field("ipVersion")));
+    let protocol = fields.get("protocol").and_then(|node| protocol(decoder, node, &path.field("protocol")));
+    let not_protocol =
+        fields.get("notProtocol").and_then(|node| self::protocol(decoder, node, &path.field("notProtocol")));
+    let is_icmp = matches!(protocol, Some(ICMP_V4 | ICMP_V6));
+    let icmp = icmp(decoder, &fields, path, "icmp", is_icmp);
+    let not_icmp = self::icmp(decoder, &fields, path, "notICMP", is_icmp);
+    // A protocol that is wrong was told already.
+    let supports_ports = protocol.map_or(fields.get("protocol").is_some(), values::has_ports);
+    let mut families = Families { seen: None, version: ip_version };
+    let mut entity_of = |decoder: &mut Decoder<'_>, name: &str| {
+        let path = path.field(name);
+        match fields.get(name) {
+            Some(node) => entity(decoder, node, &path, supports_ports, &mut families),
+            None => Some(EntityRule::default()),
+        }
+    };
+    let source = entity_of(decoder, "source");
+    let destination = entity_of(decoder, "destination");
+    if let (Some(version), Some(protocol), Some(node)) = (ip_version, protocol, fields.get("ipVersion")) {
+        let other = match (version, protocol) {
+            (6, ICMP_V4) => Some(("ICMP", "ICMPv6")),
+            (4, ICMP_V6) => Some(("ICMPv6", "ICMP")),
+            _ => None,
+        };
+        if let Some((wrong, right)) = other {
+            let message = format!("IPv{version} has no {wrong}: use the protocol {right}, or the other ipVersion");
+            decoder.error(node, &path.field("ipVersion"), message);
+        }
+    }
+    decoder.refuse_not_yet(&fields, path, RULE);
+    Some(Rule {
+        action: action?,
+        ip_version,
+        protocol,
+        not_protocol,
+        icmp,
+        not_icmp,
+        source: source?,
+        destination: destination?,
+        origin: decoder.origin(node.at),
+    })
+}
+
+fn action(decoder: &mut Decoder<'_>, fields: &Fields<'_>, path: &FieldPath<'_>) -> Option<RuleAction> {
+    let path = path.field("action");
+    let Some(node) = fields.get("action") else {
+        decoder.missing(fields.at, &path, "missing: a rule needs an action, Allow or Deny for example");
+        return None;
+    };
+    let text = decoder.text(node, &path)?;
+    let Some((_, action)) = ACTIONS.iter().find(|(name, _)| *name == text) else {
+        let right = match text {
+            "Accept" | "accept" | "ACCEPT" => ": did you mean \"Allow\"?".to_owned(),
+            "Drop" | "drop" | "DROP" | "Reject" | "reject" | "REJECT" => ": did you mean \"Deny\"?".to_owned(),
+            _ => did_you_mean(text, ACTIONS.iter().map(|(name, _)| *name)),
+        };
+        decoder.error(node, &path, format!("unknown action \"{text}\"{right}"));
+        return None;
+    };
+    if NOT_YET_ACTIONS.contains(action) {
+        decoder.not_yet(node, &path);
+    }
+    Some(*action)
+}
+
+fn ip_version(decoder: &mut Decoder<'_>, node: &Node, path: &FieldPath<'_>) -> Option<u8> {
+    let before = decoder.errors();
+    match decoder.integer(node, path, 4..=6) {
+        Some(version @ (4 | 6)) => Some(version),
+        _ => {
+            if decoder.errors() == before {
+                decoder.error(node, path, "expected 4 or 6");
+            }
+            None
+        }
+    }
+}
+
+/// A protocol by name or number.
+pub(super) fn protocol(decoder: &mut Decoder<'_>, node: &Node, path: &FieldPath<'_>) -> Option<u8> {
+    if let Value::Scalar(scalar) = &node.value
+        && let Meaning::Integer(_) = scalar.meaning()
+    {
+        return decoder.integer(node, path, 1..=255);
+    }
+    let text = decoder.text(node, path)?;
+    values::protocol(text).map_err(|message| decoder.error(node, path, message)).ok()
+}
+
+fn icmp(
+    decoder: &mut Decoder<'_>,
+    fields: &Fields<'_>,
+    path: &FieldPath<'_>,
+    name: &str,
+    is_icmp: bool,
+) -> Option<(u8, Option<u8>)> {
+    let node = fields.get(name)?;
+    let path = path.field(name);
+    if !is_icmp {
+        decoder.missing(node.place(), &path, "needs protocol: ICMP or ICMPv6");
+    }
+    let fields = decoder.fields(node, &path, ICMP)?;
+    let code = fields.get("code").and_then(|node| decoder.integer(node, &path.field("code"), 0..=255));
+    let Some(kind) = fields.get("type") else {
+        if let Some(node) = fields.get("code") {
+            decoder.error(node, &path.field("code"), "a code needs a type beside it");
+        }
+        return None;
+    };
+    // Calico allows no more than 254: 255 stood for "any" in its old data model.
+    let kind = decoder.integer(kind, &path.field("type"), 0..=254)?;
+    Some((kind, code))
+}
+
+/// Which IP versions the networks of a rule have: all the same, and that of `ipVersion`.
+struct Families {
+    seen: Option<bool>,
+    version: Option<u8>,
+}
+
+impl Families {
+    /// What is wrong with one more network.
+    fn add(&mut self, net: IpNet) -> Option<String> {
+        let is_v4 = matches!(net, IpNet::V4(_));
+        if *self.seen.get_or_insert(is_v4) != is_v4 {
+            return Some("IPv4 and IPv6 networks in one rule: make two rules of it".to_owned());
+        }
+        match self.version {
+            Some(version) if (version == 4) != is_v4 => Some(format!("{net} is not of ipVersion {version}")),
+            _ => None,
+        }
+    }
+}
+
+fn entity(
+    decoder: &mut Decoder<'_>,
+    node: &Node,
+    path: &FieldPath<'_>,
+    supports_ports: bool,
+    families: &mut Families,
+) -> Option<EntityRule> {
+    let fields = decoder.fields(node, path, ENTITY)?;
+    let rule = EntityRule {
+        nets: nets(decoder, &fields, path, "nets", families),
+        not_nets: nets(decoder, &fields, path, "notNets", families),
+        selector: optional_selector(decoder, &fields, path, "selector"),
+        not_selector: optional_selector(decoder, &fields, path, "notSelector"),
+        namespace_selector: namespace_selector(decoder, &fields, path),
+        ports: ports(decoder, &fields, path, "ports", supports_ports),
+        not_ports: ports(decoder, &fields, path, "notPorts", supports_ports),
+    };
+    if let Some(node) = fields.get("serviceAccounts") {
+        service_accounts(decoder, node, &path.field("serviceAccounts"));
+    }
+    decoder.refuse_not_yet(&fields, path, ENTITY);
+    Some(rule)
+}
+
+fn nets(
+    decoder: &mut Decoder<'_>,
+    fields: &Fields<'_>,
+    path: &FieldPath<'_>,
+    name: &str,
+    families: &mut Families,
+) -> Vec<IpNet> {
+    let Some(node) = fields.get(name) else {
+        return Vec::new();
+    };
+    let path = path.field(name);
+    let mut nets = Vec::new();
+    let mut told = false;
+    for (i, item) in decoder.list(node, &path).iter().enumerate() {
+        let path_of_item = path.index(i);
+        let Some(text) = decoder.text(item, &path_of_item) else { continue };
+        match values::network(text) {
+            Ok(net) => {
+                if let Some(message) = families.add(net)
+                    && !std::mem::replace(&mut told, true)
+                {
+                    decoder.error(item, &path, message);
+                }
+                nets.push(net);
+            }
+            Err(message) => decoder.error(item, &path_of_item, message),
+        }
+    }
+    nets
+}
+
+/// An empty selector is like none: any peer, not any known endpoint (`EntityRule.Selector` of Calico's API).
+fn optional_selector(
+    decoder: &mut Decoder<'_>,
+    fields: &Fields<'_>,
+    path: &FieldPath<'_>,
+    name: &str,
+) -> Option<Selector> {
+    let node = fields.get(name)?;
+    let path = path.field(name);
+    if is_empty_text(node) {
+        return None;
+    }
+    workload_selector(decoder, node, &path)
+}
+
+fn namespace_selector(decoder: &mut Decoder<'_>, fields: &Fields<'_>, path: &FieldPath<'_>) -> Option<Selector> {
+    let node = fields.get("namespaceSelector")?;
+    let path = path.field("namespaceSelector");
+    if is_empty_text(node) {
+        return None;
+    }
+    let selector = decoder.selector(node, &path)?;
+    if selector.mentions_global() && !selector.is_global() {
+        decoder.error(node, &path, "global() cannot be combined with anything: it means what has no namespace");
+        return None;
+    }
+    Some(selector)
+}
+
+fn is_empty_text(node: &Node) -> bool {
+    matches!(&node.value, Value::Scalar(scalar) if scalar.meaning() == Meaning::Text(""))
+}
+
+fn ports(
+    decoder: &mut Decoder<'_>,
+    fields: &Fields<'_>,
+    path: &FieldPath<'_>,
+    name: &str,
+    supported: bool,
+) -> Vec<PortMatch> {
+    let Some(node) = fields.get(name) else {
+        return Vec::new();
+    };
+    let path = path.field(name);
+    let items = decoder.list(node, &path);
+    if !supported && !items.is_empty() {
+        decoder.missing(node.place(), &path, "ports need protocol: TCP, UDP or SCTP in the same rule");
+    }
+    items.iter().enumerate().filter_map(|(i, item)| port(decoder, item, &path.index(i))).collect()
+}
+
+fn port(decoder: &mut Decoder<'_>, node: &Node, path: &FieldPath<'_>) -> Option<PortMatch> {
+    if let Value::Scalar(scalar) = &node.value
+        && let Meaning::Integer(_) = scalar.meaning()
+    {
+        return decoder.integer(node, path, 1..=65535).map(|port| PortMatch::Range(port, port));
+    }
+    let text = decoder.text(node, path)?;
+    match values::port(text) {
+        Ok(PortMatch::Named(name)) if !NAMED_PORTS => {
+            decoder.error(node, path, format!("the named port \"{name}\" is not supported yet: write its number"));
+            None
+        }
+        Ok(port) => Some(port),
+        Err(message) => {
+            decoder.error(node, path, message);
+            None
+        }
+    }
+}
+
+fn service_accounts(decoder: &mut Decoder<'_>, node: &Node, path: &FieldPath<'_>) {
+    let Some(fields) = decoder.fields(node, path, SERVICE_ACCOUNTS) else {
+        return;
+    };
+    if let Some(node) = fields.get("names") {
+        let path = path.field("names");
+        for (i, item) in decoder.list(node, &path).iter().enumerate() {
+            decoder.text(item, &path.index(i));
+        }
+    }
+    optional_selector(decoder, &fields, path, "selector");
+}
