@@ -1,9 +1,9 @@
 //! JSON texts that user space leaves beside the tables, zero-padded.
 
 /// Bytes of a [`RuleText`].
-pub const RULE_BYTES: usize = 512;
+pub const RULE_BYTES: usize = 1024;
 /// Bytes of a [`WorkloadText`].
-pub const WORKLOAD_BYTES: usize = 256;
+pub const WORKLOAD_BYTES: usize = 1024;
 /// Bytes of an [`InfoText`].
 pub const INFO_BYTES: usize = 4096;
 

@@ -24,6 +24,8 @@ pub struct Desired {
 pub struct DesiredWorkload {
     /// `namespace/name`.
     pub name: String,
+    /// Name of its pod, where it has one.
+    pub pod: Option<String>,
     /// Its slot, as the store gave it.
     pub slot: u32,
     /// Host side of its veth or tap.

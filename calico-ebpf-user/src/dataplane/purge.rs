@@ -1,6 +1,26 @@
 //! Takes away everything that was ever installed, and nothing else.
 
-use super::{error::Result, instance::Instance};
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use calico_ebpf_common::abi::names;
+
+use super::{
+    desired::Attachment,
+    error::{DataplaneError, Result},
+    guard,
+    info::SavedSysctl,
+    instance::Instance,
+    load,
+    netlink::{Hook, LinkTable, Netlink},
+    sysctl,
+    tables::Tables,
+    tc::{HANDLE, Hooks, PRIORITY},
+    view::View,
+};
 
 /// What a purge did, one line each.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
@@ -11,13 +31,140 @@ pub struct Purged {
     pub restored: Vec<String>,
     /// Sysctls that were once set and are left: somebody else has changed them since.
     pub left: Vec<String>,
+    /// What could not be removed, and why.
+    pub faults: Vec<String>,
 }
 
 /// Removes everything of an instance. Nothing installed is no error: then nothing is listed.
 ///
+/// Routes go before filters, so that nothing is forwarded without policy meanwhile.
+///
 /// # Errors
-/// [`super::DataplaneError::Busy`] while a process runs it.
+/// [`DataplaneError::Busy`] while a process runs it; without the privilege. What fails on the way is in
+/// [`Purged::faults`], and the rest is done nevertheless.
 pub fn purge(instance: &Instance) -> Result<Purged> {
-    let _ = instance;
-    Ok(Purged::default())
+    if !rustix::process::geteuid().is_root() {
+        return Err(DataplaneError::NotRoot);
+    }
+    let mut purged = Purged::default();
+    if !instance.pin_dir().exists() {
+        return Ok(purged);
+    }
+    let lock = instance.lock()?;
+    if let Some(view) = View::open(instance)? {
+        purge_installed(instance, &view, &mut purged)?;
+    }
+    for layout in load::layouts(instance) {
+        remove_pins(&instance.pin_dir().join(format!("v{layout}")), &mut purged);
+    }
+    match fs::remove_dir(instance.pin_dir()) {
+        Ok(()) => purged.removed.push(instance.pin_dir().display().to_string()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => purged.faults.push(format!("{}: {error}", instance.pin_dir().display())),
+    }
+    drop(lock);
+    Ok(purged)
+}
+
+fn purge_installed(instance: &Instance, view: &View, purged: &mut Purged) -> Result<()> {
+    let directory = instance.layout_dir();
+    let info = view.info().unwrap_or_else(|error| {
+        purged.faults.push(format!("{error}: what was changed besides cannot be told"));
+        super::info::Info::default()
+    });
+    let mut netlink = Netlink::open().map_err(DataplaneError::io("open a netlink socket"))?;
+    let links = netlink.links().map_err(DataplaneError::io("list the interfaces"))?;
+    let links = LinkTable::new(links);
+    let name = |index: u32| links.by_index(index).map_or_else(|| index.to_string(), |link| link.name.clone());
+
+    let owned = Tables::open(&directory).and_then(|tables| tables.owned_addresses());
+    let owned = owned.unwrap_or_else(|error| {
+        purged.faults.push(format!("{error}: which routes are ours cannot be told"));
+        BTreeSet::new()
+    });
+    for route in netlink.routes(&info.route_protocols).map_err(DataplaneError::io("list the routes"))? {
+        let host = matches!((route.address.is_ipv4(), route.prefix_len), (true, 32) | (false, 128));
+        if !host || !route.plain || !owned.contains(&(route.address, route.ifindex)) {
+            continue;
+        }
+        let text = format!("route {}/{} dev {}", route.address, route.prefix_len, name(route.ifindex));
+        done(purged, text, netlink.delete_route(&route).map_err(|error| error.to_string()));
+    }
+
+    let hooks = Hooks { directory: directory.clone(), attachment: Attachment::Tcx };
+    let mut indices: BTreeSet<u32> = hooks.pins()?.into_iter().map(|(index, _)| index).collect();
+    indices.extend(links.iter().map(|link| link.index));
+    for index in indices {
+        for hook in [Hook::Ingress, Hook::Egress] {
+            match hooks.hanging(&mut netlink, index, hook) {
+                Ok(None) => {}
+                Ok(Some(_)) => {
+                    let detached = hooks.detach(&mut netlink, index, hook).map_err(|error| error.to_string());
+                    done(purged, format!("filter of {} ({hook})", name(index)), detached);
+                }
+                Err(error) => purged.faults.push(error.to_string()),
+            }
+        }
+    }
+    for index in info.qdiscs.iter().copied().filter(|index| links.by_index(*index).is_some()) {
+        // Others may have put filters on it since.
+        let mut filters = Vec::new();
+        for hook in [Hook::Ingress, Hook::Egress] {
+            filters.extend(netlink.filters(index, hook).unwrap_or_default());
+        }
+        filters.retain(|filter| (filter.priority, filter.handle) != (PRIORITY, HANDLE));
+        if filters.is_empty() {
+            let deleted = netlink.delete_clsact(index).map_err(|error| error.to_string());
+            done(purged, format!("clsact qdisc of {}", name(index)), deleted);
+        }
+    }
+
+    if let Some(table) = &info.nft_table {
+        match guard::remove(table) {
+            Ok(true) => purged.removed.push(format!("nftables table inet {table}")),
+            Ok(false) => {}
+            Err(error) => purged.faults.push(error.to_string()),
+        }
+    }
+
+    let mut sysctls: Vec<SavedSysctl> = info.sysctls;
+    for (_, owner, _) in view.workloads().unwrap_or_default() {
+        sysctls.extend(owner.sysctls);
+    }
+    // In reverse: forwarding was switched on after an uplink was told to go on listening.
+    for saved in sysctls.iter().rev() {
+        match sysctl::restore(saved) {
+            Ok(true) => purged.restored.push(format!("{} = {} (was set to {})", saved.path, saved.old, saved.new)),
+            Ok(false) => purged.left.push(format!("{} (was {}, set to {})", saved.path, saved.old, saved.new)),
+            Err(error) => purged.faults.push(error.to_string()),
+        }
+    }
+    Ok(())
+}
+
+/// Removes the pins of one layout version, and the directory if nothing else is in it.
+fn remove_pins(directory: &Path, purged: &mut Purged) {
+    let ours = |path: &PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        ["cali_", "link_", "prog_"].iter().any(|prefix| name.starts_with(prefix))
+    };
+    let mut paths: Vec<PathBuf> =
+        fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path()).filter(ours).collect();
+    // What says what was installed goes last: a purge that is interrupted can be repeated.
+    paths.sort_by_key(|path| path.ends_with(names::ROOT));
+    let count = paths.len();
+    for path in paths {
+        if let Err(error) = load::remove_if_there(&path) {
+            purged.faults.push(format!("{}: {error}", path.display()));
+        }
+    }
+    let removed = fs::remove_dir(directory).map_err(|error| error.to_string());
+    done(purged, format!("{count} pins in {}", directory.display()), removed);
+}
+
+fn done(purged: &mut Purged, what: String, result: Result<(), String>) {
+    match result {
+        Ok(()) => purged.removed.push(what),
+        Err(error) => purged.faults.push(format!("{what}: {error}")),
+    }
 }

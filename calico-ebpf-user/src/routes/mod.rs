@@ -3,7 +3,11 @@
 //! Routing daemons learn them from the kernel. Ours are those of our protocol whose destination is or was an address of a
 //! local workload, on its interface; nothing else is ever touched.
 
+pub(crate) mod plan;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use crate::dataplane::{self, netlink::Netlink, view::View};
 
 /// `deviceRouteProtocol` unless configured.
 pub const DEFAULT_PROTOCOL: u8 = 80;
@@ -52,4 +56,34 @@ pub struct RouteStatus {
     pub metric: u32,
     /// Whether the kernel has it.
     pub installed: bool,
+}
+
+/// Our routes as a stopped (or running) data path shows them: each address of each local workload, and whether the kernel
+/// has a route of ours for it.
+///
+/// # Errors
+/// If the maps or the routes cannot be read.
+pub fn read(view: &View) -> dataplane::Result<Vec<RouteStatus>> {
+    let protocols = view.info()?.route_protocols;
+    let failed = |what: &'static str| dataplane::DataplaneError::io(what);
+    let mut netlink = Netlink::open().map_err(failed("open a netlink socket"))?;
+    let found = netlink.routes(&protocols).map_err(failed("list the routes"))?;
+    let workloads = view.workloads()?;
+    let mut routes = Vec::new();
+    for (address, slot) in view.owned_addresses()? {
+        let Some((_, owner, workload)) = workloads.iter().find(|(other, ..)| *other == slot) else { continue };
+        let route = found.iter().find(|route| {
+            let host = if address.is_ipv4() { 32 } else { 128 };
+            route.address == address && route.prefix_len == host && route.plain && route.ifindex == workload.ifindex
+        });
+        routes.push(RouteStatus {
+            address,
+            interface: owner.interface.clone(),
+            endpoint: owner.endpoint.clone(),
+            protocol: route.map_or_else(|| protocols.last().copied().unwrap_or(DEFAULT_PROTOCOL), |r| r.protocol),
+            metric: route.map_or(DEFAULT_PRIORITY, |route| route.metric),
+            installed: route.is_some(),
+        });
+    }
+    Ok(routes)
 }

@@ -1,0 +1,643 @@
+//! The loaded data path, and the one call that brings it to what is desired.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    os::fd::AsRawFd as _,
+    time::{Duration, Instant},
+};
+
+use calico_ebpf_common::abi::names;
+
+use super::{
+    Options,
+    desired::{Applied, Attachment, Desired, DesiredWorkload, LinkState, Observed, Uplink, Uplinks, WorkloadStatus},
+    error::{DataplaneError, Result},
+    guard,
+    info::{Info, SavedSysctl},
+    instance::{Instance, Lock},
+    links::{Found, LinkAction, LinkPlan, Wanted, reconcile},
+    load::{self, Programs},
+    netlink::{Hook, LinkTable, Netlink, Route},
+    sys, sysctl,
+    tables::{ConnLimits, Owner, Tables, timeouts},
+    tc::{Expected, Hooks},
+    view::View,
+};
+use crate::{
+    policy::{store::Store, write::Plan},
+    routes::{
+        RouteStatus,
+        plan::{RouteAction, plan as plan_routes, route},
+    },
+};
+
+/// How long the guard's table is believed to be there without looking.
+const GUARD_CHECK: Duration = Duration::from_secs(60);
+
+/// The loaded data path. Dropping it leaves everything in place and working.
+#[derive(Debug)]
+pub struct Dataplane {
+    instance: Instance,
+    programs: Programs,
+    tables: Tables,
+    hooks: Hooks,
+    netlink: Netlink,
+    info: Info,
+    hz: u32,
+    conn_limit: u32,
+    takeover: bool,
+    /// Interfaces and hooks with the program that should hang there.
+    expected: Expected,
+    /// Addresses of workloads with their interfaces, now and formerly: whose routes are ours.
+    owned: BTreeSet<(IpAddr, u32)>,
+    guard: Option<(String, Instant)>,
+    /// Dropped last: the instance is ours as long as anything of the above lives.
+    _lock: Lock,
+}
+
+impl Dataplane {
+    /// Takes the instance: sees to bpffs, locks it, creates or reuses the maps, loads the programs. Traffic is not touched:
+    /// whatever is attached stays so until the first [`Dataplane::apply`].
+    ///
+    /// # Errors
+    /// See [`DataplaneError`]. Nothing that works is harmed.
+    pub fn open(options: &Options) -> Result<Self> {
+        load::prerequisites(&options.instance)?;
+        let lock = options.instance.lock()?;
+        load::refuse_newer(&options.instance)?;
+        let directory = options.instance.layout_dir();
+        let programs = Programs::load(options)?;
+        let tables = Tables::open(&directory)?;
+        let takeover = tables.generation()? != 0;
+        let before = Info::read(&directory).unwrap_or_else(|error| {
+            tracing::warn!("{error}: what earlier runs changed on this host is not known any more");
+            None
+        });
+        let mut info = before.unwrap_or_default();
+        let hz = if info.hz == 0 { load::measure_hz(&directory)? } else { info.hz };
+        info.hz = hz;
+        info.version = env!("CARGO_PKG_VERSION").to_owned();
+        info.pid = std::process::id();
+        let owned = tables.owned_addresses()?;
+        let conn_limit = load::conn_limit(&directory)?;
+        let ticks = if takeover { None } else { Some(load::clock(&directory)?) };
+        tables.set_root(&ConnLimits::new(conn_limit, tables.owners().len()), &timeouts(hz), ticks)?;
+        let hooks = Hooks { directory, attachment: load::attachment(options.attach) };
+        let netlink = Netlink::open().map_err(DataplaneError::io("open a netlink socket"))?;
+        Ok(Self {
+            instance: options.instance.clone(),
+            programs,
+            tables,
+            hooks,
+            netlink,
+            info,
+            hz,
+            conn_limit,
+            takeover,
+            expected: Expected::new(),
+            owned,
+            guard: None,
+            _lock: lock,
+        })
+    }
+
+    /// Whether the maps held a policy of an earlier process when they were opened.
+    #[must_use]
+    pub fn is_takeover(&self) -> bool {
+        self.takeover
+    }
+
+    /// The policy store of what the maps hold now.
+    ///
+    /// # Errors
+    /// If they cannot be read.
+    pub fn store(&self) -> Result<Store> {
+        if self.tables.generation()? == 0 && self.tables.owners().is_empty() {
+            return Ok(Store::empty(self.tables.limits()));
+        }
+        Ok(Store::adopt(self.tables.limits(), &self.tables.snapshot()?.state()))
+    }
+
+    /// Looks at the host: what the policy store needs to know of it.
+    ///
+    /// # Errors
+    /// If netlink fails.
+    pub fn observe(&mut self) -> Result<Observed> {
+        let addresses = self.netlink.addresses().map_err(DataplaneError::io("list the addresses of this host"))?;
+        let host_addresses = addresses.into_iter().map(|(_, address)| address).filter(|address| !address.is_loopback());
+        Ok(Observed { host_addresses: host_addresses.collect() })
+    }
+
+    /// Brings the kernel to what is desired; start, reload, link events and resync are all this call. Without a plan only
+    /// links, routes and what belongs to them are seen to.
+    ///
+    /// In this order: filters on new interfaces (they drop), prepare, commit, interfaces made active, dropping programs
+    /// where a workload is gone, routes, grace period, retire. Idempotent.
+    ///
+    /// # Errors
+    /// If the policy could not be put in force: the generation before stays, whole. What fails besides is in
+    /// [`Applied::faults`].
+    pub fn apply(&mut self, plan: Option<&Plan>, desired: &Desired) -> Result<Applied> {
+        let mut applied = Applied::default();
+        let uplinks = self.uplinks(desired, &mut applied)?;
+        let found = self.find(desired)?;
+        let links = self.plan_links(desired, &uplinks, &found);
+        self.note(desired, &uplinks, &found)?;
+        // Forwarding first: an uplink that learns by router advertisement has to know before.
+        self.sysctls(desired, &uplinks, &found, &mut applied);
+        let failed = self.execute_links(&links.before, &mut applied);
+
+        let plan = plan.filter(|plan| !plan.is_empty());
+        if let Some(plan) = plan {
+            self.tables.write(&plan.prepare)?;
+            self.tables.commit(plan.generation)?;
+        }
+        let after = links.after.iter().filter(|action| !activates(action, &failed));
+        self.execute_links(&after.cloned().collect::<Vec<_>>(), &mut applied);
+        self.tables.set_uplinks(&uplinks)?;
+        self.owners(desired)?;
+        let limits = ConnLimits::new(self.conn_limit, desired.workloads.len());
+        self.tables.set_root(&limits, &timeouts(self.hz), None)?;
+        self.remember_expected(desired, &uplinks, &found, &failed);
+        self.guard(desired, &found, &mut applied);
+        self.routes(desired, &found, &failed, &mut applied);
+        if let Some(plan) = plan
+            && !plan.retire.is_empty()
+        {
+            sys::grace_period();
+            self.tables.write(&plan.retire)?;
+        }
+        self.report(desired, &uplinks, &found, &failed, &mut applied);
+        Ok(applied)
+    }
+
+    /// The same as a list of steps, touching nothing: for `--dry-run`.
+    ///
+    /// # Errors
+    /// If netlink fails.
+    pub fn preview(&mut self, plan: Option<&Plan>, desired: &Desired) -> Result<Vec<String>> {
+        let mut applied = Applied::default();
+        let uplinks = self.uplinks(desired, &mut applied)?;
+        let found = self.find(desired)?;
+        let links = self.plan_links(desired, &uplinks, &found);
+        let mut steps: Vec<String> = links.before.iter().map(ToString::to_string).collect();
+        if let Some(plan) = plan.filter(|plan| !plan.is_empty()) {
+            steps.extend(plan.prepare.iter().map(ToString::to_string));
+            steps.push(format!("generation {}: put in force", plan.generation));
+        }
+        steps.extend(links.after.iter().map(ToString::to_string));
+        let (routes, _) = self.plan_routes(desired, &found, &BTreeSet::new())?;
+        steps.extend(routes.iter().map(ToString::to_string));
+        if let Some(plan) = plan {
+            steps.extend(plan.retire.iter().map(ToString::to_string));
+        }
+        steps.extend(applied.faults);
+        Ok(steps)
+    }
+
+    /// Whether every filter is where it should be; for what no notification tells (a TCX link detached by hand). Cheap:
+    /// a few system calls a filter. Call it every second or so, and [`Dataplane::apply`] if it says no.
+    #[must_use]
+    pub fn attachments_intact(&mut self) -> bool {
+        let Self { expected, hooks, netlink, .. } = self;
+        expected.iter().all(|((ifindex, hook), program)| {
+            hooks.hanging(netlink, *ifindex, *hook).is_ok_and(|found| {
+                found.is_some_and(|hanging| hanging.program == *program && hanging.attachment == hooks.attachment)
+            })
+        })
+    }
+
+    /// Forgets expired connections: for when traffic does not turn the clock hand. Returns how many turns it made.
+    ///
+    /// # Errors
+    /// If the program cannot be run.
+    pub fn sweep(&mut self) -> Result<u32> {
+        const TURNS: u32 = 64;
+        let path = load::program_path(&self.hooks.directory, names::PROG_SWEEP);
+        let run = || sys::program_run(sys::object_open(&path, false)?.as_raw_fd(), TURNS);
+        run().map_err(DataplaneError::io(path.display().to_string()))?;
+        Ok(TURNS)
+    }
+
+    /// A read-only view of the maps.
+    ///
+    /// # Errors
+    /// If the pins are gone.
+    pub fn view(&self) -> Result<View> {
+        View::open(&self.instance)?.ok_or_else(|| DataplaneError::Corrupt {
+            what: self.hooks.directory.display().to_string(),
+            message: "the pins are gone".to_owned(),
+        })
+    }
+
+    /// The loaded object, for its log messages.
+    pub fn ebpf_mut(&mut self) -> &mut aya::Ebpf {
+        self.programs.ebpf_mut()
+    }
+
+    /// Indices of the uplinks that exist.
+    fn uplinks(&mut self, desired: &Desired, applied: &mut Applied) -> Result<Vec<u32>> {
+        let links = self.netlink.links().map_err(DataplaneError::io("list the interfaces"))?;
+        let links = LinkTable::new(links);
+        let mut uplinks: Vec<u32> = match &desired.uplinks {
+            Uplinks::Named(interfaces) => {
+                interfaces.iter().filter_map(|name| links.by_name(name)).map(|link| link.index).collect()
+            }
+            Uplinks::DefaultRoutes => {
+                let devices = self.netlink.default_route_devices().map_err(DataplaneError::io("list the routes"))?;
+                let workload = |index: &u32| {
+                    let name = links.by_index(*index).map(|link| link.name.as_str());
+                    desired.workloads.iter().any(|workload| Some(workload.interface.as_str()) == name)
+                };
+                devices.into_iter().filter(|index| !workload(index)).collect()
+            }
+        };
+        let most = calico_ebpf_common::abi::MAX_UPLINKS;
+        if uplinks.len() > most {
+            applied.faults.push(format!("{} uplinks, but only the first {most} are used", uplinks.len()));
+            uplinks.truncate(most);
+        }
+        Ok(uplinks)
+    }
+
+    /// Looks at everything that a reconcile compares.
+    fn find(&mut self, desired: &Desired) -> Result<Found> {
+        let links = self.netlink.links().map_err(DataplaneError::io("list the interfaces"))?;
+        let mut found = Found {
+            links: LinkTable::new(links),
+            pins: self.hooks.pins()?,
+            interfaces: self.tables.interfaces()?,
+            ..Found::default()
+        };
+        let mut candidates: BTreeSet<u32> = found.pins.iter().map(|(index, _)| *index).collect();
+        candidates.extend(found.interfaces.keys());
+        candidates.extend(&self.info.qdiscs);
+        candidates.extend(desired.workloads.iter().filter_map(|w| Some(found.links.by_name(&w.interface)?.index)));
+        for ifindex in candidates.into_iter().filter(|index| found.links.by_index(*index).is_some()) {
+            for hook in [Hook::Ingress, Hook::Egress] {
+                if let Some(hanging) = self.hooks.hanging(&mut self.netlink, ifindex, hook)? {
+                    found.hanging.insert((ifindex, hook), hanging);
+                }
+            }
+        }
+        let slots = desired.workloads.iter().map(|workload| workload.slot);
+        for slot in slots.chain(self.tables.owners().keys().copied()) {
+            if slot < self.tables.limits().slots {
+                found.runtimes.insert(slot, self.tables.runtime(slot)?);
+            }
+        }
+        for workload in desired.workloads.iter().filter(|workload| workload.mac.is_none()) {
+            let Some(link) = found.links.by_name(&workload.interface) else { continue };
+            let (true, Some(netns), Some(peer)) = (link.veth, link.peer_netns, link.peer_index) else { continue };
+            match self.netlink.foreign_mac(netns, peer) {
+                Ok(Some(mac)) if mac != [0; 6] => drop(found.peer_macs.insert(link.index, mac)),
+                // The program learns it from what the workload sends.
+                Ok(_) => {}
+                Err(error) => tracing::debug!("MAC address behind {}: {error}", link.name),
+            }
+        }
+        Ok(found)
+    }
+
+    fn plan_links(&self, desired: &Desired, uplinks: &[u32], found: &Found) -> LinkPlan {
+        let programs = load::PROGRAMS.into_iter().filter_map(|name| Some((name, self.programs.id(name)?))).collect();
+        let wanted = Wanted {
+            workloads: &desired.workloads,
+            uplinks,
+            prefixes: desired.interface_prefixes.as_deref(),
+            attachment: self.hooks.attachment,
+            programs: &programs,
+        };
+        reconcile(&wanted, found)
+    }
+
+    /// Carries out actions; those that fail become faults. The interfaces where a program could not be attached.
+    fn execute_links(&mut self, actions: &[LinkAction], applied: &mut Applied) -> BTreeSet<u32> {
+        let mut failed = BTreeSet::new();
+        for action in actions {
+            tracing::debug!("{action}");
+            match self.execute_link(action) {
+                Ok(()) => applied.changes += 1,
+                Err(error) => {
+                    applied.faults.push(format!("{action}: {error}"));
+                    if let LinkAction::Attach { ifindex, .. } = action {
+                        failed.insert(*ifindex);
+                    }
+                }
+            }
+        }
+        failed
+    }
+
+    fn execute_link(&mut self, action: &LinkAction) -> Result<()> {
+        match action {
+            LinkAction::Attach { ifindex, hook, program, .. } => {
+                let made = self.hooks.attach(&mut self.netlink, &mut self.programs, program, *ifindex, *hook)?;
+                if made && !self.info.qdiscs.contains(ifindex) {
+                    self.info.qdiscs.push(*ifindex);
+                    self.info.write(&self.hooks.directory)?;
+                }
+                Ok(())
+            }
+            LinkAction::Detach { ifindex, hook } => self.hooks.detach(&mut self.netlink, *ifindex, *hook),
+            LinkAction::SetInterface { ifindex, entry } => self.tables.set_interface(*ifindex, entry),
+            LinkAction::RemoveInterface { ifindex } => self.tables.remove_interface(*ifindex),
+            LinkAction::SetRuntime { slot, runtime } => self.tables.set_runtime(*slot, runtime),
+        }
+    }
+
+    /// Leaves in `cali_info` what others and `purge` have to know, before it is done.
+    fn note(&mut self, desired: &Desired, uplinks: &[u32], found: &Found) -> Result<()> {
+        let before = self.info.clone();
+        self.info.node.clone_from(&desired.node);
+        let name = |index: &u32| found.links.by_index(*index).map(|link| link.name.clone());
+        self.info.uplinks = uplinks.iter().filter_map(name).collect();
+        if !self.info.route_protocols.contains(&desired.routes.protocol) {
+            self.info.route_protocols.push(desired.routes.protocol);
+        }
+        self.info.qdiscs.retain(|index| found.links.by_index(*index).is_some());
+        if desired.interface_prefixes.is_some() {
+            self.info.nft_table = Some(guard::table_name(&self.instance));
+        }
+        if self.info != before || Info::read(&self.hooks.directory)?.as_ref() != Some(&self.info) {
+            self.info.write(&self.hooks.directory)?;
+        }
+        Ok(())
+    }
+
+    fn sysctls(&mut self, desired: &Desired, uplinks: &[u32], found: &Found, applied: &mut Applied) {
+        let mut settings = Vec::new();
+        for link in uplinks.iter().filter_map(|index| found.links.by_index(*index)) {
+            match sysctl::uplink(&link.name) {
+                Ok(setting) => settings.extend(setting),
+                Err(error) => applied.faults.push(error.to_string()),
+            }
+        }
+        settings.extend(sysctl::forwarding());
+        let mut saved = Vec::new();
+        for setting in settings {
+            match setting.apply() {
+                Ok(old) => saved.extend(old),
+                Err(error) => applied.faults.push(error.to_string()),
+            }
+        }
+        if !saved.is_empty() {
+            applied.changes += saved.len();
+            keep_oldest(&mut self.info.sysctls, saved);
+            if let Err(error) = self.info.write(&self.hooks.directory) {
+                applied.faults.push(error.to_string());
+            }
+        }
+        for workload in &desired.workloads {
+            if found.links.by_name(&workload.interface).is_none() {
+                continue;
+            }
+            let v6 = workload.addresses.iter().any(IpAddr::is_ipv6);
+            let mut saved = Vec::new();
+            for setting in sysctl::workload(&workload.interface, workload.spoof, v6) {
+                match setting.apply() {
+                    Ok(old) => saved.extend(old),
+                    Err(error) => applied.faults.push(error.to_string()),
+                }
+            }
+            if !saved.is_empty() {
+                applied.changes += saved.len();
+                let mut owner = self.owner(workload);
+                keep_oldest(&mut owner.sysctls, saved);
+                if let Err(error) = self.tables.set_owner(workload.slot, owner) {
+                    applied.faults.push(error.to_string());
+                }
+            }
+        }
+    }
+
+    /// What is to be known of a workload's slot: what is known, brought up to date.
+    fn owner(&self, workload: &DesiredWorkload) -> Owner {
+        let before = self.tables.owners().get(&workload.slot);
+        let same = before.filter(|owner| owner.endpoint == workload.name && owner.interface == workload.interface);
+        Owner {
+            endpoint: workload.name.clone(),
+            pod: workload.pod.clone(),
+            interface: workload.interface.clone(),
+            sysctls: same.map(|owner| owner.sysctls.clone()).unwrap_or_default(),
+        }
+    }
+
+    fn owners(&mut self, desired: &Desired) -> Result<()> {
+        for workload in &desired.workloads {
+            let owner = self.owner(workload);
+            self.tables.set_owner(workload.slot, owner)?;
+        }
+        Ok(())
+    }
+
+    fn remember_expected(&mut self, desired: &Desired, uplinks: &[u32], found: &Found, failed: &BTreeSet<u32>) {
+        let mut expected = Expected::new();
+        let mut expect = |ifindex: u32, programs: [&str; 2]| {
+            for (hook, program) in [Hook::Ingress, Hook::Egress].into_iter().zip(programs) {
+                if let Some(id) = self.programs.id(program).filter(|_| !failed.contains(&ifindex)) {
+                    expected.insert((ifindex, hook), id);
+                }
+            }
+        };
+        for index in uplinks {
+            expect(*index, [names::PROG_FROM_UPLINK, names::PROG_TO_UPLINK]);
+        }
+        for link in desired.workloads.iter().filter_map(|workload| found.links.by_name(&workload.interface)) {
+            expect(link.index, [names::PROG_FROM_WORKLOAD, names::PROG_TO_WORKLOAD]);
+        }
+        self.expected = expected;
+    }
+
+    fn guard(&mut self, desired: &Desired, found: &Found, applied: &mut Applied) {
+        let table = guard::table_name(&self.instance);
+        let result = match &desired.interface_prefixes {
+            None => {
+                self.guard = None;
+                if self.info.nft_table.take().is_none() {
+                    return;
+                }
+                guard::remove(&table).and_then(|_| self.info.write(&self.hooks.directory))
+            }
+            Some(prefixes) => {
+                // Also those that drop: the guard is for interfaces that nothing hangs on.
+                let attached = self.attached(found);
+                let ruleset = guard::ruleset(&table, prefixes, &attached);
+                if let Some((now, checked)) = &mut self.guard
+                    && *now == ruleset
+                {
+                    let there = checked.elapsed() < GUARD_CHECK || guard::exists(&table).unwrap_or(false);
+                    if there {
+                        return;
+                    }
+                    *checked = Instant::now();
+                }
+                let done = guard::apply(&ruleset);
+                if done.is_ok() {
+                    applied.changes += 1;
+                    self.guard = Some((ruleset, Instant::now()));
+                }
+                done
+            }
+        };
+        if let Err(error) = result {
+            applied.faults.push(error.to_string());
+        }
+    }
+
+    /// Interfaces that carry an ingress filter of ours now.
+    fn attached(&mut self, found: &Found) -> BTreeSet<u32> {
+        let Self { hooks, netlink, .. } = self;
+        let indices = found.links.iter().map(|link| link.index);
+        indices.filter(|index| hooks.hanging(netlink, *index, Hook::Ingress).is_ok_and(|h| h.is_some())).collect()
+    }
+
+    fn routes(&mut self, desired: &Desired, found: &Found, failed: &BTreeSet<u32>, applied: &mut Applied) {
+        let (actions, wanted) = match self.plan_routes(desired, found, failed) {
+            Ok(plan) => plan,
+            Err(error) => return applied.faults.push(error.to_string()),
+        };
+        let mut missing = BTreeSet::new();
+        for action in &actions {
+            tracing::debug!("{action}");
+            let done = match action {
+                RouteAction::Add(route) => self.netlink.add_route(route),
+                RouteAction::Replace(route) => self.netlink.replace_route(route),
+                RouteAction::Delete(route) => self.netlink.delete_route(route),
+            };
+            match done {
+                Ok(()) => applied.changes += 1,
+                Err(error) => {
+                    if let RouteAction::Add(route) | RouteAction::Replace(route) = action {
+                        missing.insert((route.address, route.ifindex));
+                    }
+                    applied.faults.push(format!("{action}: {}", explain_route_error(&error)));
+                }
+            }
+        }
+        self.owned.extend(wanted.iter().map(|(_, route)| (route.address, route.ifindex)));
+        self.owned.retain(|(_, ifindex)| found.links.by_index(*ifindex).is_some());
+        for workload in &desired.workloads {
+            for address in &workload.addresses {
+                let route = wanted.iter().find(|(name, route)| name == &workload.name && route.address == *address);
+                let installed = route.is_some_and(|(_, route)| !missing.contains(&(route.address, route.ifindex)));
+                let metric = match address {
+                    IpAddr::V4(_) => desired.routes.priority_v4,
+                    IpAddr::V6(_) => desired.routes.priority_v6,
+                };
+                applied.routes.push(RouteStatus {
+                    address: *address,
+                    interface: workload.interface.clone(),
+                    endpoint: workload.name.clone(),
+                    protocol: desired.routes.protocol,
+                    metric,
+                    installed,
+                });
+            }
+        }
+    }
+
+    /// The routes to change, and those that should be, each with its workload.
+    #[expect(clippy::type_complexity, reason = "used twice, next to here")]
+    fn plan_routes(
+        &mut self,
+        desired: &Desired,
+        found: &Found,
+        failed: &BTreeSet<u32>,
+    ) -> Result<(Vec<RouteAction>, Vec<(String, Route)>)> {
+        let mut wanted = Vec::new();
+        for workload in &desired.workloads {
+            let Some(link) = found.links.by_name(&workload.interface) else { continue };
+            // The kernel refuses routes over an interface that is down.
+            if failed.contains(&link.index) || !link.up {
+                continue;
+            }
+            let routes = workload.addresses.iter().map(|address| route(*address, link.index, &desired.routes));
+            wanted.extend(routes.map(|route| (workload.name.clone(), route)));
+        }
+        let mut owned = self.owned.clone();
+        owned.extend(wanted.iter().map(|(_, route)| (route.address, route.ifindex)));
+        let there = self
+            .netlink
+            .routes(&self.info.route_protocols)
+            .map_err(DataplaneError::io("list the routes"))?;
+        let routes: Vec<Route> = wanted.iter().map(|(_, route)| route.clone()).collect();
+        Ok((plan_routes(&routes, &there, &owned), wanted))
+    }
+
+    fn report(
+        &self,
+        desired: &Desired,
+        uplinks: &[u32],
+        found: &Found,
+        failed: &BTreeSet<u32>,
+        applied: &mut Applied,
+    ) {
+        let attachment = |index: u32| (!failed.contains(&index)).then_some(self.hooks.attachment);
+        for workload in &desired.workloads {
+            let link = found.links.by_name(&workload.interface);
+            applied.workloads.push(WorkloadStatus {
+                endpoint: workload.name.clone(),
+                interface: workload.interface.clone(),
+                state: match link {
+                    None => LinkState::Absent,
+                    Some(link) if failed.contains(&link.index) => LinkState::Failed,
+                    Some(link) if link.carrier => LinkState::Up,
+                    Some(_) => LinkState::Down,
+                },
+                ifindex: link.map(|link| link.index),
+                attachment: link.and_then(|link| attachment(link.index)),
+            });
+        }
+        let present = uplinks.iter().filter_map(|index| found.links.by_index(*index));
+        applied.uplinks.extend(present.map(|link| Uplink {
+            interface: link.name.clone(),
+            ifindex: Some(link.index),
+            mtu: link.mtu,
+            attachment: attachment(link.index),
+        }));
+        if let Uplinks::Named(interfaces) = &desired.uplinks {
+            let absent = interfaces.iter().filter(|name| found.links.by_name(name).is_none());
+            applied.uplinks.extend(absent.map(|name| Uplink {
+                interface: name.clone(),
+                ifindex: None,
+                mtu: 0,
+                attachment: None::<Attachment>,
+            }));
+        }
+    }
+}
+
+/// Whether an action would make an interface active that has no filter.
+fn activates(action: &LinkAction, failed: &BTreeSet<u32>) -> bool {
+    match action {
+        LinkAction::SetRuntime { runtime, .. } => failed.contains(&runtime.ifindex),
+        LinkAction::SetInterface { ifindex, .. } => failed.contains(ifindex),
+        _ => false,
+    }
+}
+
+/// Adds what was set to what is known, keeping the first value that each sysctl had.
+fn keep_oldest(known: &mut Vec<SavedSysctl>, new: Vec<SavedSysctl>) {
+    let mut by_path: BTreeMap<String, usize> =
+        known.iter().enumerate().map(|(i, saved)| (saved.path.clone(), i)).collect();
+    for saved in new {
+        match by_path.get(&saved.path) {
+            Some(index) => known[*index].new = saved.new,
+            None => {
+                by_path.insert(saved.path.clone(), known.len());
+                known.push(saved);
+            }
+        }
+    }
+}
+
+fn explain_route_error(error: &std::io::Error) -> String {
+    match error.raw_os_error() {
+        Some(libc::EEXIST) => {
+            "another program's route has this destination and metric; it is left alone".to_owned()
+        }
+        _ => error.to_string(),
+    }
+}

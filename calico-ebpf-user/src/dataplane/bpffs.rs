@@ -1,0 +1,67 @@
+//! The file system that pins live in.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use rustix::{
+    fs::{FsWord, statfs},
+    mount::{MountFlags, mount},
+};
+
+use super::error::{DataplaneError, Result};
+
+/// `BPF_FS_MAGIC`, include/uapi/linux/magic.h.
+const BPF_FS_MAGIC: FsWord = 0xcafe_4a11_u32 as FsWord;
+const DEFAULT_MOUNT: &str = "/sys/fs/bpf";
+
+/// Whether the path, or the nearest of its parents that exists, is on a bpffs.
+pub(crate) fn is_bpffs(path: &Path) -> bool {
+    path.ancestors().find_map(|path| statfs(path).ok()).is_some_and(|fs| fs.f_type == BPF_FS_MAGIC)
+}
+
+/// Makes sure that the pin directory exists on a bpffs. Mounts `/sys/fs/bpf` if that is where it belongs, nothing is
+/// there, and the mount would outlive this process: pins in a private mount namespace die with it.
+pub(crate) fn prepare(pin_dir: &Path) -> Result<()> {
+    if !is_bpffs(pin_dir) {
+        let refuse = |why: String| DataplaneError::NoBpffs {
+            path: pin_dir.to_owned(),
+            why: format!(": {why}"),
+            mount_at: mount_point(pin_dir),
+        };
+        let default = Path::new(DEFAULT_MOUNT);
+        if !pin_dir.starts_with(default) {
+            return Err(refuse(format!("only {DEFAULT_MOUNT} is mounted automatically")));
+        }
+        if is_private_mount_namespace() {
+            return Err(refuse("a mount made in this private mount namespace would vanish with it".to_owned()));
+        }
+        let occupied = fs::read_dir(default).map_err(|error| refuse(error.to_string()))?.next().is_some();
+        if occupied {
+            return Err(refuse(format!("{DEFAULT_MOUNT} is not empty")));
+        }
+        let options = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+        mount("bpf", default, "bpf", options, c"mode=700").map_err(|error| refuse(error.to_string()))?;
+        tracing::info!("mounted a bpffs at {DEFAULT_MOUNT}");
+    }
+    fs::create_dir_all(pin_dir).map_err(DataplaneError::io(format!("make {}", pin_dir.display())))
+}
+
+/// Where somebody would mount a bpffs for this pin directory.
+fn mount_point(pin_dir: &Path) -> PathBuf {
+    if pin_dir.starts_with(DEFAULT_MOUNT) {
+        return DEFAULT_MOUNT.into();
+    }
+    pin_dir.parent().map_or_else(|| pin_dir.to_owned(), Path::to_owned)
+}
+
+/// Whether mounts made here are seen by nobody else: another mount namespace than the first process's, and `/sys` not
+/// shared with it. In a container whose own first process is ours this cannot be told and counts as private.
+pub(crate) fn is_private_mount_namespace() -> bool {
+    let same = || -> io::Result<bool> { Ok(fs::read_link("/proc/self/ns/mnt")? == fs::read_link("/proc/1/ns/mnt")?) };
+    if std::process::id() == 1 {
+        return true;
+    }
+    !same().unwrap_or(false)
+}

@@ -1,0 +1,70 @@
+//! `cali_info`: what the writer of the maps leaves about itself, as JSON text, for other processes and for `purge`.
+
+use std::path::Path;
+
+use calico_ebpf_common::abi::names;
+
+use super::{
+    error::{DataplaneError, Result},
+    maps::{TypedMap, text_value, value_text},
+};
+
+/// Bytes of the text, its terminator included.
+const SIZE: usize = 4096;
+
+/// What the writer of the maps left about itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Info {
+    /// Version of the program that wrote last.
+    pub version: String,
+    /// `--node` of that process.
+    pub node: String,
+    /// Process that wrote last; it may be gone.
+    pub pid: u32,
+    /// Kernel ticks (jiffies) in a second.
+    pub hz: u32,
+    /// Uplinks in use, by name.
+    pub uplinks: Vec<String>,
+    /// Route protocols that our routes have carried.
+    pub route_protocols: Vec<u8>,
+    /// Sysctls that were set.
+    pub sysctls: Vec<SavedSysctl>,
+    /// Interfaces that got a `clsact` qdisc from us.
+    pub qdiscs: Vec<u32>,
+    /// Name of our nftables table, if one was made.
+    pub nft_table: Option<String>,
+}
+
+/// A sysctl that was set.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct SavedSysctl {
+    /// Path below `/proc/sys`.
+    pub path: String,
+    /// Value before.
+    pub old: String,
+    /// Value that was set.
+    pub new: String,
+}
+
+impl Info {
+    /// Reads it; `None` if the map is there but nothing was written yet.
+    pub(crate) fn read(directory: &Path) -> Result<Option<Self>> {
+        let map = TypedMap::<u32, [u8; SIZE]>::open(directory, names::INFO, true)?;
+        let text = value_text(&map.get(&0)?.unwrap_or([0; SIZE]));
+        if text.is_empty() {
+            return Ok(None);
+        }
+        serde_json::from_str(&text)
+            .map(Some)
+            .map_err(|error| DataplaneError::Corrupt { what: names::INFO.to_owned(), message: error.to_string() })
+    }
+
+    /// Writes it. What does not fit is an error: nothing that must be undone later is forgotten silently.
+    pub(crate) fn write(&self, directory: &Path) -> Result<()> {
+        let corrupt = |message: String| DataplaneError::Corrupt { what: names::INFO.to_owned(), message };
+        let text = serde_json::to_string(self).map_err(|error| corrupt(error.to_string()))?;
+        let value = text_value::<SIZE>(&text).ok_or_else(|| corrupt(format!("{} bytes, room for {SIZE}", text.len())))?;
+        TypedMap::<u32, [u8; SIZE]>::open(directory, names::INFO, false)?.insert(&0, &value)
+    }
+}

@@ -1,0 +1,382 @@
+//! What should hang on which interface, and what each slot should say of its interface: desired against found, as a list
+//! of actions. Pure; [`super::Dataplane::apply`] carries them out.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
+
+use calico_ebpf_common::abi::{Interface, NO_SLOT, names, role, workload_flags};
+
+use super::{
+    desired::{Attachment, DesiredWorkload},
+    netlink::{Hook, Link, LinkTable},
+    tc::Hanging,
+};
+
+/// What the loader writes into a slot of `cali_wl`; the rest of it is the policy store's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Runtime {
+    pub(crate) ifindex: u32,
+    pub(crate) flags: u32,
+    pub(crate) mtu: u32,
+    pub(crate) mac: [u8; 6],
+    pub(crate) host_mac: [u8; 6],
+}
+
+/// One step. `Display` is what `--dry-run` prints.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum LinkAction {
+    /// Hang a program on a hook, in place of ours that hangs there.
+    Attach { ifindex: u32, interface: String, hook: Hook, program: &'static str },
+    /// Take ours off a hook.
+    Detach { ifindex: u32, hook: Hook },
+    /// Tell the programs what an interface is.
+    SetInterface { ifindex: u32, entry: Interface },
+    /// Forget an interface.
+    RemoveInterface { ifindex: u32 },
+    /// Set the slot's side of its interface.
+    SetRuntime { slot: u32, runtime: Runtime },
+}
+
+impl fmt::Display for LinkAction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Attach { ifindex, interface, hook, program } => {
+                write!(f, "interface {interface} ({ifindex}): attach {program} to {hook}")
+            }
+            Self::Detach { ifindex, hook } => write!(f, "interface {ifindex}: detach from {hook}"),
+            Self::SetInterface { ifindex, entry } if entry.role == role::UPLINK => {
+                write!(f, "interface {ifindex}: is an uplink, MTU {}", entry.mtu)
+            }
+            Self::SetInterface { ifindex, entry } => write!(f, "interface {ifindex}: belongs to slot {}", entry.slot),
+            Self::RemoveInterface { ifindex } => write!(f, "interface {ifindex}: forget"),
+            Self::SetRuntime { slot, runtime } if runtime.ifindex == 0 => write!(f, "slot {slot}: no interface"),
+            Self::SetRuntime { slot, runtime } => {
+                let active = if runtime.flags & workload_flags::ACTIVE == 0 { "inactive" } else { "active" };
+                let peer = if runtime.flags & workload_flags::PEER == 0 { "" } else { ", delivered to the peer" };
+                write!(f, "slot {slot}: {active} on interface {}, MTU {}{peer}", runtime.ifindex, runtime.mtu)
+            }
+        }
+    }
+}
+
+impl fmt::Display for Hook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ingress => "ingress",
+            Self::Egress => "egress",
+        })
+    }
+}
+
+/// What was found in the kernel.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Found {
+    pub(crate) links: LinkTable,
+    /// What of ours hangs where; of interfaces that exist.
+    pub(crate) hanging: BTreeMap<(u32, Hook), Hanging>,
+    /// Link pins, whatever they are worth.
+    pub(crate) pins: Vec<(u32, Hook)>,
+    /// The interface map.
+    pub(crate) interfaces: BTreeMap<u32, Interface>,
+    /// What each slot says now.
+    pub(crate) runtimes: BTreeMap<u32, Runtime>,
+    /// MAC addresses of the other ends, where they could be had.
+    pub(crate) peer_macs: BTreeMap<u32, [u8; 6]>,
+}
+
+/// What should be.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted<'a> {
+    pub(crate) workloads: &'a [DesiredWorkload],
+    pub(crate) uplinks: &'a [u32],
+    pub(crate) prefixes: Option<&'a [String]>,
+    pub(crate) attachment: Attachment,
+    /// Ids of our programs by name.
+    pub(crate) programs: &'a BTreeMap<&'static str, u32>,
+}
+
+/// The two halves of a reconcile: policy goes between.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct LinkPlan {
+    /// Filters on workload interfaces and uplinks; they drop (or pass, on uplinks) until told what the interface is.
+    pub(crate) before: Vec<LinkAction>,
+    /// What makes interfaces active, and what closes those that have lost their workload.
+    pub(crate) after: Vec<LinkAction>,
+}
+
+const HOOKS: [Hook; 2] = [Hook::Ingress, Hook::Egress];
+
+/// What leads from `found` to `wanted`.
+pub(crate) fn reconcile(wanted: &Wanted<'_>, found: &Found) -> LinkPlan {
+    let mut plan = LinkPlan::default();
+    let mut kept = BTreeSet::new();
+    let mut slots = BTreeSet::new();
+    for workload in wanted.workloads {
+        slots.insert(workload.slot);
+        let Some(link) = found.links.by_name(&workload.interface) else {
+            set_runtime(&mut plan.after, found, workload.slot, Runtime::default());
+            continue;
+        };
+        kept.insert(link.index);
+        attach(&mut plan.before, wanted, found, link, [names::PROG_FROM_WORKLOAD, names::PROG_TO_WORKLOAD]);
+        let entry = Interface {
+            role: role::WORKLOAD,
+            slot: workload.slot,
+            mtu: link.mtu,
+            mac: link.mac,
+            ..Interface::default()
+        };
+        // First the slot, then who leads to it.
+        set_runtime(&mut plan.after, found, workload.slot, runtime(workload, link, found));
+        set_interface(&mut plan.after, found, link.index, entry);
+    }
+    for link in wanted.uplinks.iter().filter_map(|index| found.links.by_index(*index)) {
+        if !kept.insert(link.index) {
+            continue;
+        }
+        let entry =
+            Interface { role: role::UPLINK, slot: NO_SLOT, mtu: link.mtu, mac: link.mac, ..Interface::default() };
+        // An uplink has to be known before its filter sees packets, and is judged at once.
+        set_interface(&mut plan.before, found, link.index, entry);
+        attach(&mut plan.before, wanted, found, link, [names::PROG_FROM_UPLINK, names::PROG_TO_UPLINK]);
+    }
+    for (slot, runtime) in &found.runtimes {
+        if !slots.contains(slot) && *runtime != Runtime::default() {
+            plan.after.push(LinkAction::SetRuntime { slot: *slot, runtime: Runtime::default() });
+        }
+    }
+    orphans(&mut plan.after, wanted, found, &kept);
+    plan
+}
+
+/// Interfaces that were ours, or that `interfacePrefix` claims, and have no workload.
+fn orphans(actions: &mut Vec<LinkAction>, wanted: &Wanted<'_>, found: &Found, kept: &BTreeSet<u32>) {
+    let mut orphans: BTreeSet<u32> = found.hanging.keys().map(|(index, _)| *index).collect();
+    orphans.extend(found.interfaces.keys());
+    orphans.extend(found.pins.iter().map(|(index, _)| *index));
+    let claimed = |link: &&Link| {
+        wanted.prefixes.is_some_and(|prefixes| {
+            prefixes.iter().any(|prefix| !prefix.is_empty() && link.name.starts_with(prefix.as_str()))
+        })
+    };
+    orphans.extend(found.links.iter().filter(|link| !link.loopback).filter(claimed).map(|link| link.index));
+    for ifindex in orphans.into_iter().filter(|index| !kept.contains(index)) {
+        let entry = found.interfaces.get(&ifindex);
+        match found.links.by_index(ifindex) {
+            None => {
+                for hook in HOOKS.into_iter().filter(|hook| found.pins.contains(&(ifindex, *hook))) {
+                    actions.push(LinkAction::Detach { ifindex, hook });
+                }
+            }
+            Some(link) if entry.is_some_and(|entry| entry.role == role::UPLINK) && !claimed(&link) => {
+                for hook in HOOKS.into_iter().filter(|hook| found.hanging.contains_key(&(ifindex, *hook))) {
+                    actions.push(LinkAction::Detach { ifindex, hook });
+                }
+            }
+            Some(link) => attach(actions, wanted, found, link, [names::PROG_DROP, names::PROG_DROP]),
+        }
+        if entry.is_some() {
+            actions.push(LinkAction::RemoveInterface { ifindex });
+        }
+    }
+}
+
+fn attach(
+    actions: &mut Vec<LinkAction>,
+    wanted: &Wanted<'_>,
+    found: &Found,
+    link: &Link,
+    programs: [&'static str; 2],
+) {
+    for (hook, program) in HOOKS.into_iter().zip(programs) {
+        let right = wanted.programs.get(program).is_some_and(|id| {
+            found.hanging.get(&(link.index, hook)) == Some(&Hanging { attachment: wanted.attachment, program: *id })
+        });
+        if !right {
+            actions.push(LinkAction::Attach { ifindex: link.index, interface: link.name.clone(), hook, program });
+        }
+    }
+}
+
+fn set_interface(actions: &mut Vec<LinkAction>, found: &Found, ifindex: u32, entry: Interface) {
+    if found.interfaces.get(&ifindex) != Some(&entry) {
+        actions.push(LinkAction::SetInterface { ifindex, entry });
+    }
+}
+
+fn set_runtime(actions: &mut Vec<LinkAction>, found: &Found, slot: u32, runtime: Runtime) {
+    if found.runtimes.get(&slot).copied().unwrap_or_default() != runtime {
+        actions.push(LinkAction::SetRuntime { slot, runtime });
+    }
+}
+
+fn runtime(workload: &DesiredWorkload, link: &Link, found: &Found) -> Runtime {
+    let mut flags = workload_flags::ACTIVE;
+    // `bpf_redirect_peer` drops where the other end is down or in the same network namespace.
+    if link.veth && link.carrier && link.peer_netns.is_some() {
+        flags |= workload_flags::PEER;
+    }
+    if workload.mac.is_some() {
+        flags |= workload_flags::MAC_CHECK;
+    }
+    if workload.spoof {
+        flags |= workload_flags::SPOOF;
+    }
+    let before = found.runtimes.get(&workload.slot).copied().unwrap_or_default();
+    // A learned address is kept as long as the interface is the same.
+    let learned = if before.ifindex == link.index { before.mac } else { [0; 6] };
+    let mac = workload.mac.or_else(|| found.peer_macs.get(&link.index).copied()).unwrap_or(learned);
+    Runtime { ifindex: link.index, flags, mtu: link.mtu, mac, host_mac: link.mac }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn link(index: u32, name: &str) -> Link {
+        Link {
+            index,
+            name: name.to_owned(),
+            mtu: 1500,
+            mac: [2, 0, 0, 0, 0, index as u8],
+            up: true,
+            carrier: true,
+            loopback: false,
+            veth: true,
+            peer_netns: Some(0),
+            peer_index: Some(2),
+        }
+    }
+
+    fn workload(slot: u32, interface: &str) -> DesiredWorkload {
+        DesiredWorkload {
+            name: format!("default/{interface}"),
+            pod: None,
+            slot,
+            interface: interface.to_owned(),
+            addresses: Vec::new(),
+            mac: None,
+            spoof: false,
+        }
+    }
+
+    fn programs() -> BTreeMap<&'static str, u32> {
+        super::super::load::PROGRAMS.into_iter().zip(1..).collect()
+    }
+
+    /// Does to `found` what the executor does to the kernel.
+    fn execute(found: &mut Found, programs: &BTreeMap<&'static str, u32>, actions: &[LinkAction]) {
+        for action in actions {
+            match action {
+                LinkAction::Attach { ifindex, hook, program, .. } => {
+                    let program = programs[program];
+                    found.hanging.insert((*ifindex, *hook), Hanging { attachment: Attachment::Tcx, program });
+                }
+                LinkAction::Detach { ifindex, hook } => {
+                    found.hanging.remove(&(*ifindex, *hook));
+                    found.pins.retain(|pin| *pin != (*ifindex, *hook));
+                }
+                LinkAction::SetInterface { ifindex, entry } => drop(found.interfaces.insert(*ifindex, *entry)),
+                LinkAction::RemoveInterface { ifindex } => drop(found.interfaces.remove(ifindex)),
+                LinkAction::SetRuntime { slot, runtime } => drop(found.runtimes.insert(*slot, *runtime)),
+            }
+        }
+    }
+
+    fn converge(found: &mut Found, workloads: &[DesiredWorkload], uplinks: &[u32], prefixes: Option<&[String]>) {
+        let programs = programs();
+        let wanted = Wanted { workloads, uplinks, prefixes, attachment: Attachment::Tcx, programs: &programs };
+        let plan = reconcile(&wanted, found);
+        execute(found, &programs, &plan.before);
+        for index in uplinks {
+            assert_eq!(found.interfaces[index].role, role::UPLINK);
+        }
+        execute(found, &programs, &plan.after);
+        assert_eq!(reconcile(&wanted, found), LinkPlan::default(), "a second run has nothing to do");
+    }
+
+    #[test]
+    fn an_interface_is_active_only_after_its_filter_hangs() {
+        let mut found = Found { links: LinkTable::new(vec![link(7, "cali1")]), ..Found::default() };
+        let programs = programs();
+        let workloads = [workload(3, "cali1")];
+        let wanted = Wanted {
+            workloads: &workloads,
+            uplinks: &[],
+            prefixes: None,
+            attachment: Attachment::Tcx,
+            programs: &programs,
+        };
+        let plan = reconcile(&wanted, &found);
+        assert!(plan.before.iter().all(|action| matches!(action, LinkAction::Attach { .. })));
+        assert_eq!(plan.before.len(), 2);
+        execute(&mut found, &programs, &plan.before);
+        execute(&mut found, &programs, &plan.after);
+        assert_eq!(found.runtimes[&3].flags, workload_flags::ACTIVE | workload_flags::PEER);
+        assert_eq!(found.interfaces[&7].slot, 3);
+    }
+
+    #[test]
+    fn an_interface_without_its_workload_keeps_a_dropping_program() {
+        let mut found =
+            Found { links: LinkTable::new(vec![link(7, "cali1"), link(8, "cali2")]), ..Found::default() };
+        converge(&mut found, &[workload(0, "cali1"), workload(1, "cali2")], &[], None);
+        converge(&mut found, &[workload(1, "cali2")], &[], None);
+        let drop = programs()[names::PROG_DROP];
+        assert_eq!(found.hanging[&(7, Hook::Ingress)].program, drop);
+        assert_eq!(found.hanging[&(7, Hook::Egress)].program, drop);
+        assert!(!found.interfaces.contains_key(&7));
+        assert_eq!(found.runtimes[&0], Runtime::default());
+        // It gets a workload again.
+        converge(&mut found, &[workload(0, "cali1"), workload(1, "cali2")], &[], None);
+        assert_ne!(found.hanging[&(7, Hook::Ingress)].program, drop);
+    }
+
+    #[test]
+    fn what_hung_on_a_vanished_interface_is_forgotten() {
+        let mut found = Found { links: LinkTable::new(vec![link(7, "cali1")]), ..Found::default() };
+        converge(&mut found, &[workload(0, "cali1")], &[], None);
+        found.links = LinkTable::new(Vec::new());
+        found.hanging.clear();
+        found.pins = vec![(7, Hook::Ingress), (7, Hook::Egress)];
+        converge(&mut found, &[workload(0, "cali1")], &[], None);
+        assert!(found.pins.is_empty() && found.interfaces.is_empty());
+        assert_eq!(found.runtimes[&0], Runtime::default());
+        // It returns with another index.
+        found.links = LinkTable::new(vec![link(12, "cali1")]);
+        converge(&mut found, &[workload(0, "cali1")], &[], None);
+        assert_eq!(found.runtimes[&0].ifindex, 12);
+    }
+
+    #[test]
+    fn a_former_uplink_is_let_go() {
+        let mut found = Found { links: LinkTable::new(vec![link(2, "eth0")]), ..Found::default() };
+        converge(&mut found, &[], &[2], None);
+        assert_eq!(found.hanging.len(), 2);
+        converge(&mut found, &[], &[], None);
+        assert!(found.hanging.is_empty() && found.interfaces.is_empty());
+    }
+
+    #[test]
+    fn interfaces_of_the_prefix_drop() {
+        let mut found = Found { links: LinkTable::new(vec![link(2, "eth0"), link(9, "cali9")]), ..Found::default() };
+        converge(&mut found, &[], &[2], Some(&["cali".to_owned()]));
+        assert_eq!(found.hanging[&(9, Hook::Ingress)].program, programs()[names::PROG_DROP]);
+        assert_eq!(found.hanging[&(2, Hook::Ingress)].program, programs()[names::PROG_FROM_UPLINK]);
+    }
+
+    #[test]
+    fn a_learned_mac_address_stays_with_its_interface() {
+        let mut found = Found { links: LinkTable::new(vec![link(7, "cali1")]), ..Found::default() };
+        converge(&mut found, &[workload(0, "cali1")], &[], None);
+        let mac = [6, 5, 4, 3, 2, 1];
+        found.runtimes.get_mut(&0).unwrap_or(&mut Runtime::default()).mac = mac;
+        converge(&mut found, &[workload(0, "cali1")], &[], None);
+        assert_eq!(found.runtimes[&0].mac, mac);
+        found.links = LinkTable::new(vec![link(8, "cali1")]);
+        converge(&mut found, &[workload(0, "cali1")], &[], None);
+        assert_eq!(found.runtimes[&0].mac, [0; 6]);
+    }
+}

@@ -1,0 +1,275 @@
+//! Loading: the embedded object, its maps under their pins, its programs verified.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    os::fd::{AsFd as _, AsRawFd as _},
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    programs::{ProgramError, SchedClassifier},
+};
+use calico_ebpf_common::abi::{LAYOUT_VERSION, names};
+use rustix::process::{Resource, Rlimit, setrlimit};
+
+use super::{
+    AttachMode, Options, bpffs,
+    desired::Attachment,
+    error::{DataplaneError, Result},
+    info::Info,
+    instance::Instance,
+    maps::TypedMap,
+    sys,
+};
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/calico-ebpf-kern"));
+
+/// Programs that are attached or pinned.
+pub(crate) const PROGRAMS: [&str; 7] = [
+    names::PROG_FROM_WORKLOAD,
+    names::PROG_TO_WORKLOAD,
+    names::PROG_FROM_UPLINK,
+    names::PROG_TO_UPLINK,
+    names::PROG_DROP,
+    names::PROG_SWEEP,
+    names::PROG_CLOCK,
+];
+
+/// The loaded programs; the maps are reached through their pins.
+#[derive(Debug)]
+pub(crate) struct Programs {
+    ebpf: Ebpf,
+    ids: BTreeMap<&'static str, u32>,
+}
+
+impl Programs {
+    /// Creates or reuses the maps and loads the programs. Attaches nothing.
+    pub(crate) fn load(options: &Options) -> Result<Self> {
+        if OBJECT.is_empty() {
+            return Err(DataplaneError::NoObject);
+        }
+        let directory = options.instance.layout_dir();
+        fs::create_dir_all(&directory).map_err(DataplaneError::io(format!("make {}", directory.display())))?;
+        let sizes = sizes(options, &directory);
+        let mut loader = EbpfLoader::new();
+        loader.default_map_pin_directory(&directory);
+        for (name, entries) in &sizes {
+            loader.map_max_entries(name, *entries);
+        }
+        loader.override_global("AYA_LOG_LEVEL", &options.log_level, false);
+        let mut ebpf = loader.load(OBJECT).map_err(|error| DataplaneError::load("create the maps", &error))?;
+        let mut ids = BTreeMap::new();
+        for name in PROGRAMS {
+            let program = program_mut(&mut ebpf, name)?;
+            program.load().map_err(|error| rejected(name, &error))?;
+            let fd = program.fd().map_err(|error| DataplaneError::load(name, &error))?;
+            let id = sys::program_id(fd.as_fd().as_raw_fd()).map_err(DataplaneError::io(name))?;
+            ids.insert(name, id);
+        }
+        let mut programs = Self { ebpf, ids };
+        for name in [names::PROG_CLOCK, names::PROG_SWEEP] {
+            programs.pin(name, &program_path(&directory, name))?;
+        }
+        Ok(programs)
+    }
+
+    /// The kernel's id of a program.
+    pub(crate) fn id(&self, name: &str) -> Option<u32> {
+        self.ids.get(name).copied()
+    }
+
+    pub(crate) fn get_mut(&mut self, name: &str) -> Result<&mut SchedClassifier> {
+        program_mut(&mut self.ebpf, name)
+    }
+
+    /// The whole object, for the log map.
+    pub(crate) fn ebpf_mut(&mut self) -> &mut Ebpf {
+        &mut self.ebpf
+    }
+
+    /// Pins a program over whatever is pinned there.
+    fn pin(&mut self, name: &str, path: &Path) -> Result<()> {
+        let what = || format!("pin {}", path.display());
+        let fresh = path.with_file_name(format!("{}_new", path.file_name().unwrap_or_default().to_string_lossy()));
+        remove_if_there(&fresh).map_err(DataplaneError::io(what()))?;
+        let program = self.get_mut(name)?;
+        let fd = program.fd().map_err(|error| DataplaneError::load(what(), &error))?.as_fd().as_raw_fd();
+        sys::object_pin(fd, &fresh).map_err(DataplaneError::io(what()))?;
+        fs::rename(&fresh, path).map_err(DataplaneError::io(what()))
+    }
+}
+
+/// Where a program that user space runs is pinned.
+pub(crate) fn program_path(directory: &Path, name: &str) -> PathBuf {
+    directory.join(format!("prog_{name}"))
+}
+
+fn program_mut<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier> {
+    let missing = || DataplaneError::Load { what: name.to_owned(), message: "the object lacks this program".to_owned() };
+    ebpf.program_mut(name).ok_or_else(missing)?.try_into().map_err(|error: ProgramError| DataplaneError::load(name, &error))
+}
+
+/// Sizes of maps that differ from the object's: what exists keeps its size, so that a takeover never fails for it.
+fn sizes(options: &Options, directory: &Path) -> BTreeMap<String, u32> {
+    let mut sizes = BTreeMap::new();
+    for name in [names::CONNS4, names::CONNS6, names::RING4, names::RING6] {
+        sizes.insert(name.to_owned(), options.conns.max(1024));
+    }
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let Ok(name) = entry.file_name().into_string() else { continue };
+        if !name.starts_with("cali_") {
+            continue;
+        }
+        match sys::Map::open(&entry.path(), true) {
+            Ok(map) => {
+                let entries = map.info().max_entries;
+                if name == names::CONNS4 && entries != options.conns.max(1024) {
+                    tracing::warn!(
+                        "the connection table holds {entries} connections and keeps that size until `purge`; {} asked",
+                        options.conns
+                    );
+                }
+                sizes.insert(name, entries);
+            }
+            Err(error) => tracing::warn!("{}: {error}", entry.path().display()),
+        }
+    }
+    sizes
+}
+
+/// The telling lines of a verifier's log.
+fn rejected(name: &str, error: &ProgramError) -> DataplaneError {
+    let ProgramError::LoadError { io_error, verifier_log } = error else {
+        return DataplaneError::load(format!("load {name}"), error);
+    };
+    let log = verifier_log.to_string();
+    if log.trim().is_empty() && matches!(io_error.raw_os_error(), Some(libc::EPERM)) {
+        return DataplaneError::NotRoot;
+    }
+    tracing::debug!("verifier log of {name}:\n{log}");
+    let lines: Vec<&str> = log.lines().filter(|line| !line.trim().is_empty()).collect();
+    // The statistics come last; what was wrong stands before them.
+    let end = lines.iter().position(|line| line.starts_with("processed ")).unwrap_or(lines.len());
+    let telling = &lines[end.saturating_sub(2)..end];
+    let omitted = lines.len().saturating_sub(telling.len());
+    DataplaneError::Rejected {
+        name: name.to_owned(),
+        summary: format!("{io_error}: {} ({omitted} lines omitted; --log-level debug shows them)", telling.join(" | ")),
+    }
+}
+
+/// Checks and prepares what loading needs: privilege, memory limit, bpffs, and that no newer version is there.
+pub(crate) fn prerequisites(instance: &Instance) -> Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        return Err(DataplaneError::NotRoot);
+    }
+    // Kernels before 5.11 charge maps to this limit; on newer ones it does not matter.
+    let unlimited = Rlimit { current: None, maximum: None };
+    if let Err(error) = setrlimit(Resource::Memlock, unlimited) {
+        tracing::debug!("RLIMIT_MEMLOCK stays as it is: {error}");
+    }
+    bpffs::prepare(instance.pin_dir())
+}
+
+/// Refuses where a newer layout is installed: what it holds cannot be understood.
+pub(crate) fn refuse_newer(instance: &Instance) -> Result<()> {
+    let newest = layouts(instance).into_iter().max().unwrap_or(0);
+    if newest > LAYOUT_VERSION {
+        let directory = instance.pin_dir().join(format!("v{newest}"));
+        let theirs = Info::read(&directory).ok().flatten().map_or_else(|| format!("(layout {newest})"), |info| info.version);
+        return Err(DataplaneError::Newer {
+            path: instance.pin_dir().to_owned(),
+            theirs,
+            ours: env!("CARGO_PKG_VERSION").to_owned(),
+        });
+    }
+    Ok(())
+}
+
+/// The layout versions that have something pinned.
+pub(crate) fn layouts(instance: &Instance) -> Vec<u32> {
+    let entries = fs::read_dir(instance.pin_dir()).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.strip_prefix('v')?.parse().ok()).collect()
+}
+
+/// Which kind of attachment this kernel gets: asks the kernel, not its version.
+pub(crate) fn attachment(mode: AttachMode) -> Attachment {
+    match mode {
+        AttachMode::Tcx => Attachment::Tcx,
+        AttachMode::Clsact => Attachment::Clsact,
+        // Querying a hook that the kernel lacks is EINVAL; loopback always exists and has index 1.
+        AttachMode::Auto => match SchedClassifier::query_tcx(1_u32, aya::programs::TcAttachType::Ingress) {
+            Ok(_) => Attachment::Tcx,
+            Err(_) => Attachment::Clsact,
+        },
+    }
+}
+
+/// The clock that connections are stamped with, in ticks.
+pub(crate) fn clock(directory: &Path) -> Result<u32> {
+    let path = program_path(directory, names::PROG_CLOCK);
+    let run = || sys::program_run(sys::object_open(&path, false)?.as_raw_fd(), 1);
+    run().map_err(DataplaneError::io(path.display().to_string()))
+}
+
+/// Ticks in a second, measured: no interface tells. Takes 60 ms.
+pub(crate) fn measure_hz(directory: &Path) -> Result<u32> {
+    let path = program_path(directory, names::PROG_CLOCK);
+    let what = || path.display().to_string();
+    let fd = sys::object_open(&path, false).map_err(DataplaneError::io(what()))?;
+    let clock = || sys::program_run(fd.as_raw_fd(), 1).map_err(DataplaneError::io(what()));
+    // From one tick's edge to another's.
+    let edge = |from: u32| -> Result<(u32, Instant)> {
+        let deadline = Instant::now() + Duration::from_secs(1);
+        loop {
+            let now = clock()?;
+            if now != from {
+                return Ok((now, Instant::now()));
+            }
+            if Instant::now() > deadline {
+                return Err(DataplaneError::io(what())(io::Error::other("the kernel's clock stands still")));
+            }
+        }
+    };
+    let (first, start) = edge(clock()?)?;
+    std::thread::sleep(Duration::from_millis(50));
+    let (last, end) = edge(clock()?)?;
+    let measured = f64::from(last.wrapping_sub(first)) / end.duration_since(start).as_secs_f64();
+    Ok(nearest_hz(measured))
+}
+
+/// The possible value of `CONFIG_HZ` next to a measured one.
+fn nearest_hz(measured: f64) -> u32 {
+    // Compared as ratios.
+    let distance = |hz: &&u32| (measured / f64::from(**hz)).ln().abs();
+    [100_u32, 250, 300, 1000].iter().min_by(|a, b| distance(a).total_cmp(&distance(b))).copied().unwrap_or(250)
+}
+
+/// Removes a file; that it was not there is no error.
+pub(crate) fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// How many connections the pinned tables hold.
+pub(crate) fn conn_limit(directory: &Path) -> Result<u32> {
+    use calico_ebpf_common::abi::{Conn, ConnKey4};
+    Ok(TypedMap::<ConnKey4, Conn>::open(directory, names::CONNS4, true)?.capacity())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hz_is_rounded_to_a_possible_value() {
+        for (measured, hz) in [(99.0, 100), (240.1, 250), (271.0, 250), (280.0, 300), (305.0, 300), (970.0, 1000)] {
+            assert_eq!(nearest_hz(measured), hz, "{measured}");
+        }
+    }
+}
