@@ -109,7 +109,7 @@ pub fn judge<A: Arena + ?Sized>(arena: &A, table: u32, subject: &Subject) -> Opt
 
 /// Follows a radix tree to the vector of `key` (24 bits).
 #[inline(always)]
-fn walk<A: Arena + ?Sized>(arena: &A, root: u32, key: u32) -> Option<u32> {
+pub fn walk<A: Arena + ?Sized>(arena: &A, root: u32, key: u32) -> Option<u32> {
     let mut node = NodeRef(root);
     for shift in [16, 8, 0] {
         if node.is_vector() {

@@ -45,7 +45,7 @@ pub struct Table {
     pub rules: Vec<TableRule>,
 }
 
-/// One rule of a table.
+/// One rule of a table. What tables have in common is shared.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct TableRule {
     /// What it does.
@@ -53,13 +53,20 @@ pub struct TableRule {
     /// For `Pass`: index of the first rule of the next tier.
     pub next: u16,
     /// What it is called: the key of its counter.
-    pub name: RuleName,
-    /// The workload's own address must be so. Conditions are about classes: any of `any` (if not empty), none of `none`.
+    pub name: Arc<RuleName>,
+    /// What it looks at.
+    pub matches: Arc<RuleMatch>,
+}
+
+/// What a rule looks at; all of it must hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct RuleMatch {
+    /// The workload's own address.
     pub own: AddressMatch,
-    /// The peer's address must be so.
+    /// The peer's address.
     pub peer: AddressMatch,
     /// Protocol with destination port (or ICMP type and code), as sorted, disjoint ranges of
-    /// `protocol << 16 | port`; empty: no condition.
+    /// `protocol << 16 | port`, both ends included; empty: no condition.
     pub destination_ports: Vec<(u32, u32)>,
     /// Likewise for the source port.
     pub source_ports: Vec<(u32, u32)>,
@@ -77,9 +84,7 @@ pub struct AddressMatch {
 }
 
 /// Identity of a rule, in what people and `explain` see.
-#[derive(
-    Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
-)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub struct RuleName {
     /// `egress` or `ingress`.
     pub direction: Direction,
@@ -98,9 +103,7 @@ pub struct RuleName {
 }
 
 /// Which way a table polices.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Direction {
     /// What the workload receives.
@@ -110,9 +113,7 @@ pub enum Direction {
 }
 
 /// `reason` of a verdict.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Reason {
     /// A rule of a policy.

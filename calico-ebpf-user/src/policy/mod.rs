@@ -1,8 +1,23 @@
 //! From validated resources to tables. Pure: no I/O, no `unsafe`.
 //!
-//! `compile` says what each local workload is judged by; [`store`] lays that out in the maps, knowing
+//! [`compile`](compile::compile) says what each local workload is judged by; [`store`] lays that out in the maps, knowing
 //! what they hold already, as a list of [writes](write::Write).
 
+mod arena;
+mod arena;
+pub mod compile;
 pub mod compiled;
+mod conditions;
+mod endpoints;
+pub mod evaluate;
+mod expand;
+pub mod flow;
+mod layout;
+pub mod maps;
+mod prefixes;
+mod ranges;
 pub mod store;
 pub mod write;
+
+#[cfg(test)]
+mod tests;

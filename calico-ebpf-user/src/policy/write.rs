@@ -6,9 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use calico_ebpf_common::abi::{
-    AddressEntry, Block, HOST, NO_SLOT, PolicyRef, Root, Settings, Workload,
-};
+use calico_ebpf_common::abi::{AddressEntry, Block, HOST, NO_SLOT, PolicyRef, Root, Settings, Workload};
 use ipnet::IpNet;
 
 use super::{compiled::RuleName, store::Store};
@@ -60,9 +58,7 @@ pub enum LimitError {
         limit: usize,
     },
     /// A rule table that is too long.
-    #[error(
-        "the {direction} rules of {workload}: {needed} after expansion, but a table holds {limit}"
-    )]
+    #[error("the {direction} rules of {workload}: {needed} after expansion, but a table holds {limit}")]
     Rules {
         /// A workload that has the table.
         workload: String,
@@ -240,44 +236,28 @@ impl fmt::Display for Write {
             Self::Blocks { first, blocks } => write!(f, "rules: blocks {first}+{}", blocks.len()),
             Self::Address { prefix, entry } => {
                 write!(f, "address {prefix}: ")?;
-                change(f, "class", entry.class.value, |f, class| {
-                    write!(f, "{class}")
-                })?;
+                change(f, "class", entry.class.value, |f, class| write!(f, "{class}"))?;
                 f.write_str(", ")?;
                 change(f, "slot", entry.slot.value, |f, slot| match slot {
                     NO_SLOT => f.write_str("none"),
                     slot => write!(f, "{slot}"),
                 })?;
                 write!(f, " from generation {}", entry.since)?;
-                if entry.flags & HOST != 0 {
-                    f.write_str(", host")
-                } else {
-                    Ok(())
-                }
+                if entry.flags & HOST != 0 { f.write_str(", host") } else { Ok(()) }
             }
             Self::RemoveAddress { prefix } => write!(f, "address {prefix}: remove"),
-            Self::WorkloadPolicy {
-                slot,
-                side,
-                policy,
-                incarnation,
-            } => write!(
+            Self::WorkloadPolicy { slot, side, policy, incarnation } => write!(
                 f,
                 "slot {slot} side {side}: egress table {} epoch {}, ingress table {} epoch {}, incarnation {incarnation}",
-                policy.egress_table,
-                policy.egress_epoch,
-                policy.ingress_table,
-                policy.ingress_epoch
+                policy.egress_table, policy.egress_epoch, policy.ingress_table, policy.ingress_epoch
             ),
             Self::WorkloadName { slot, name } => write!(f, "slot {slot}: {name}"),
             Self::RemoveWorkload { slot } => write!(f, "slot {slot}: free"),
             Self::RuleName { counter, name } => write!(f, "counter {counter}: {name}"),
             Self::RemoveRuleName { counter } => write!(f, "counter {counter}: free"),
-            Self::Settings { side, settings } => write!(
-                f,
-                "settings side {side}: host action {}",
-                settings.host_action
-            ),
+            Self::Settings { side, settings } => {
+                write!(f, "settings side {side}: host action {}", settings.host_action)
+            }
             Self::Spoof { slot, prefix } => write!(f, "slot {slot}: may send from {prefix}"),
             Self::RemoveSpoof { slot, prefix } => {
                 write!(f, "slot {slot}: may no longer send from {prefix}")

@@ -1,0 +1,188 @@
+//! A plain evaluator: straight from the resources, rule by rule, no tables. What the compiled tables are held against.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::{
+    compiled::{Direction, Reason, RuleName},
+    flow::{EndVerdict, Flow, Verdict},
+};
+use crate::resources::model::{
+    EntityRule, Labels, Policy, PortMatch, Profile, ResourceSet, Rule, RuleAction, WorkloadEndpoint,
+};
+
+/// Judges a flow at both ends, wherever their workloads are. Where several have one address, the first is meant.
+#[must_use]
+pub fn evaluate(set: &ResourceSet, flow: &Flow) -> Verdict {
+    let end = |address: IpAddr, direction| {
+        let workload = set.workloads.iter().find(|workload| workload.addresses.contains(&address))?;
+        let (allow, rule) = judge(set, workload, direction, flow);
+        Some(EndVerdict { endpoint: format!("{}/{}", workload.namespace, workload.name), allow, rule })
+    };
+    Verdict { source: end(flow.source, Direction::Egress), destination: end(flow.destination, Direction::Ingress) }
+}
+
+fn judge(set: &ResourceSet, workload: &WorkloadEndpoint, direction: Direction, flow: &Flow) -> (bool, RuleName) {
+    let name = |reason| RuleName {
+        direction,
+        reason,
+        tier: None,
+        kind: None,
+        namespace: None,
+        policy: None,
+        rule: None,
+    };
+    let labels = labels(set, workload);
+    let mut policies: Vec<&Policy> = set
+        .policies
+        .iter()
+        .filter(|policy| match direction {
+            Direction::Ingress => policy.applies_ingress,
+            Direction::Egress => policy.applies_egress,
+        })
+        .filter(|policy| policy.namespace.as_ref().is_none_or(|namespace| *namespace == workload.namespace))
+        .filter(|policy| policy.selector.matches(&labels))
+        .collect();
+    policies.sort_by(|a, b| sort_key(a).partial_cmp(&sort_key(b)).unwrap_or(std::cmp::Ordering::Equal));
+
+    let mut passed: Option<&str> = None;
+    for (index, policy) in policies.iter().enumerate() {
+        if passed == Some(policy.tier.as_str()) {
+            continue;
+        }
+        let rules = if direction == Direction::Ingress { &policy.ingress } else { &policy.egress };
+        let tier = Some(policy.tier.clone());
+        if let Some((number, action)) = first_match(set, rules, flow, policy.namespace.as_deref()) {
+            if action == RuleAction::Pass {
+                passed = Some(&policy.tier);
+                continue;
+            }
+            let rule = RuleName {
+                tier,
+                kind: Some(policy.kind.as_str().to_owned()),
+                namespace: policy.namespace.clone(),
+                policy: Some(policy.name.clone()),
+                rule: Some(number),
+                ..name(Reason::Rule)
+            };
+            return (action == RuleAction::Allow, rule);
+        }
+        let last_of_tier = policies.get(index + 1).is_none_or(|next| next.tier != policy.tier);
+        if last_of_tier && !["kube-admin", "kube-baseline"].contains(&policy.tier.as_str()) {
+            return (false, RuleName { tier, ..name(Reason::TierDefault) });
+        }
+    }
+    for profile in profiles(set, workload) {
+        let rules = if direction == Direction::Ingress { &profile.ingress } else { &profile.egress };
+        if let Some((number, action)) = first_match(set, rules, flow, None) {
+            let rule = RuleName {
+                kind: Some("Profile".to_owned()),
+                policy: Some(profile.name.clone()),
+                rule: Some(number),
+                ..name(Reason::Profile)
+            };
+            return (action == RuleAction::Allow, rule);
+        }
+    }
+    (false, name(Reason::NoProfile))
+}
+
+/// Tier's order and name, policy's order and name in the tier, then namespace and kind.
+fn sort_key(policy: &Policy) -> (f64, &str, f64, &str, Option<&str>, &str) {
+    let tier_order = match policy.tier.as_str() {
+        "kube-admin" => 1e3,
+        "default" => 1e6,
+        "kube-baseline" => 1e7,
+        _ => f64::INFINITY,
+    };
+    let prefix = format!("{}.", policy.tier);
+    let name = policy.name.strip_prefix(&prefix).unwrap_or(&policy.name);
+    // "GlobalNetworkPolicy" comes before "NetworkPolicy".
+    let order = policy.order.unwrap_or(f64::INFINITY);
+    (tier_order, &policy.tier, order, name, policy.namespace.as_deref(), policy.kind.as_str())
+}
+
+/// Number and action of the first rule that decides, `Log` being none.
+fn first_match(set: &ResourceSet, rules: &[Rule], flow: &Flow, namespace: Option<&str>) -> Option<(u32, RuleAction)> {
+    (0..)
+        .zip(rules)
+        .find(|(_, rule)| rule.action != RuleAction::Log && matches(set, rule, flow, namespace))
+        .map(|(number, rule)| (number, rule.action))
+}
+
+fn matches(set: &ResourceSet, rule: &Rule, flow: &Flow, namespace: Option<&str>) -> bool {
+    let version = if flow.source.is_ipv4() { 4 } else { 6 };
+    let lists = [&rule.source.nets, &rule.source.not_nets, &rule.destination.nets, &rule.destination.not_nets];
+    let other_family = |nets: &[IpNet]| !nets.is_empty() && nets.iter().all(|net| net.addr().is_ipv4() != (version == 4));
+    let is_icmp = flow.protocol == 1 || flow.protocol == 58;
+    let icmp_is = |(kind, code): (u8, Option<u8>)| {
+        let [packet_kind, packet_code] = flow.destination_port.to_be_bytes();
+        is_icmp && packet_kind == kind && code.is_none_or(|code| code == packet_code)
+    };
+    rule.ip_version.is_none_or(|wanted| wanted == version)
+        && !lists.into_iter().any(|nets| other_family(nets))
+        && rule.protocol.is_none_or(|protocol| protocol == flow.protocol)
+        && rule.not_protocol.is_none_or(|protocol| protocol != flow.protocol)
+        && rule.icmp.is_none_or(icmp_is)
+        && rule.not_icmp.is_none_or(|icmp| is_icmp && !icmp_is(icmp))
+        && end_matches(set, &rule.source, flow.source, flow.protocol, flow.source_port, namespace)
+        && end_matches(set, &rule.destination, flow.destination, flow.protocol, flow.destination_port, namespace)
+}
+
+fn end_matches(
+    set: &ResourceSet,
+    entity: &EntityRule,
+    address: IpAddr,
+    protocol: u8,
+    port: u16,
+    namespace: Option<&str>,
+) -> bool {
+    let inside = |nets: &[IpNet]| nets.iter().any(|net| net.contains(&address));
+    let endpoints = || set.workloads.iter().filter(|workload| workload.addresses.contains(&address));
+    let any_selector = entity.selector.is_some() || entity.not_selector.is_some() || entity.namespace_selector.is_some();
+    let selected = |workload: &&WorkloadEndpoint| {
+        let labels = labels(set, workload);
+        let of_namespace = match (&entity.namespace_selector, namespace) {
+            (Some(selector), _) => {
+                !selector.is_global()
+                    && selector.matches_with(&|key| labels.get(&format!("pcns.{key}")).map(String::as_str))
+            }
+            (None, Some(namespace)) => !any_selector || workload.namespace == namespace,
+            (None, None) => true,
+        };
+        of_namespace && entity.selector.as_ref().is_none_or(|selector| selector.matches(&labels))
+    };
+    let excluded = entity.not_selector.as_ref().is_some_and(|selector| {
+        endpoints().any(|workload| selector.matches(&labels(set, workload)))
+    });
+    let needs_endpoint =
+        entity.selector.is_some() || entity.namespace_selector.is_some() || (any_selector && namespace.is_some());
+    let is_port = |wanted: &PortMatch| match wanted {
+        PortMatch::Range(first, last) => (*first..=*last).contains(&port),
+        PortMatch::Named(name) => endpoints().filter(selected).any(|workload| {
+            workload.ports.iter().any(|named| named.name == *name && named.protocol == protocol && named.port == port)
+        }),
+    };
+    let has_ports = [6, 17, 132, 136].contains(&protocol);
+    (entity.nets.is_empty() || inside(&entity.nets))
+        && !inside(&entity.not_nets)
+        && (!needs_endpoint || endpoints().any(|workload| selected(&workload)))
+        && !excluded
+        && (entity.ports.is_empty() || has_ports && entity.ports.iter().any(is_port))
+        && (entity.not_ports.is_empty() || has_ports && !entity.not_ports.iter().any(is_port))
+}
+
+fn profiles<'a>(set: &'a ResourceSet, workload: &'a WorkloadEndpoint) -> impl Iterator<Item = &'a Profile> {
+    workload.profiles.iter().filter_map(|name| set.profiles.iter().find(|profile| profile.name == *name))
+}
+
+/// The workload's labels, and what its profiles add; the earlier one wins.
+fn labels(set: &ResourceSet, workload: &WorkloadEndpoint) -> Labels {
+    let mut labels = Labels::new();
+    for profile in profiles(set, workload).collect::<Vec<_>>().into_iter().rev() {
+        labels.extend(profile.labels_to_apply.clone());
+    }
+    labels.extend(workload.labels.clone());
+    labels
+}

@@ -1,0 +1,165 @@
+//! The maps as plain data: what writes make of them, and what the kernel programs would read there.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use calico_ebpf_common::{
+    abi::{AddressEntry, Block, NO_SLOT, Root, Workload},
+    judge::{self, Subject},
+};
+use ipnet::IpNet;
+
+use super::{
+    compiled::{Direction, RuleName},
+    flow::{EndVerdict, Flow, Verdict},
+    prefixes::Prefixes,
+    write::{KernelState, Plan, Write},
+};
+
+/// Contents of the maps that a [`Plan`] writes.
+#[derive(Clone, Debug, Default)]
+pub struct Maps {
+    root: Root,
+    blocks: Vec<Block>,
+    workloads: Vec<Workload>,
+    workload_names: BTreeMap<u32, String>,
+    rule_names: BTreeMap<u32, RuleName>,
+    addresses: BTreeMap<IpNet, AddressEntry>,
+    spoof: BTreeSet<(u32, IpNet)>,
+}
+
+impl Maps {
+    /// Executes a plan.
+    pub fn execute(&mut self, plan: &Plan) {
+        plan.prepare.iter().for_each(|write| self.apply(write));
+        self.commit(plan.generation);
+        plan.retire.iter().for_each(|write| self.apply(write));
+    }
+
+    /// Executes one write.
+    pub fn apply(&mut self, write: &Write) {
+        match write {
+            Write::Blocks { first, blocks } => {
+                let (first, end) = (*first as usize, *first as usize + blocks.len());
+                if self.blocks.len() < end {
+                    self.blocks.resize(end, Block::default());
+                }
+                self.blocks[first..end].copy_from_slice(blocks);
+            }
+            Write::Address { prefix, entry } => {
+                self.addresses.insert(*prefix, *entry);
+            }
+            Write::RemoveAddress { prefix } => {
+                self.addresses.remove(prefix);
+            }
+            Write::WorkloadPolicy { slot, side, policy, incarnation } => {
+                let workload = self.workload(*slot);
+                workload.policy[side & 1] = *policy;
+                workload.incarnation = *incarnation;
+            }
+            Write::WorkloadName { slot, name } => {
+                self.workload_names.insert(*slot, name.clone());
+            }
+            Write::RemoveWorkload { slot } => {
+                self.workload_names.remove(slot);
+                let workload = self.workload(*slot);
+                *workload = Workload { incarnation: workload.incarnation, ..Workload::default() };
+            }
+            Write::RuleName { counter, name } => {
+                self.rule_names.insert(*counter, name.clone());
+            }
+            Write::RemoveRuleName { counter } => {
+                self.rule_names.remove(counter);
+            }
+            Write::Settings { side, settings } => self.root.settings[side & 1] = *settings,
+            Write::Spoof { slot, prefix } => {
+                self.spoof.insert((*slot, *prefix));
+            }
+            Write::RemoveSpoof { slot, prefix } => {
+                self.spoof.remove(&(*slot, *prefix));
+            }
+        }
+    }
+
+    /// Puts a generation in force.
+    pub fn commit(&mut self, generation: u32) {
+        self.root.generation = generation;
+    }
+
+    fn workload(&mut self, slot: u32) -> &mut Workload {
+        let slot = slot as usize;
+        if self.workloads.len() <= slot {
+            self.workloads.resize(slot + 1, Workload::default());
+        }
+        &mut self.workloads[slot]
+    }
+
+    /// All of it, as a new process finds it.
+    #[must_use]
+    pub fn state(&self) -> KernelState<'_> {
+        KernelState {
+            root: &self.root,
+            blocks: &self.blocks,
+            workloads: &self.workloads,
+            workload_names: &self.workload_names,
+            rule_names: &self.rule_names,
+            addresses: &self.addresses,
+            spoof: &self.spoof,
+        }
+    }
+
+    /// Judges the flow at both ends, as far as they are local workloads, by the generation in force: with the very
+    /// function that the kernel programs use. The other checks of the data path (spoofing, the host's own traffic) are not
+    /// policy and not here. An end that finds no table has no verdict.
+    #[must_use]
+    pub fn judge(&self, flow: &Flow) -> Verdict {
+        let nets = Prefixes::new(self.addresses.keys());
+        let (source, destination) = (self.lookup(&nets, flow.source), self.lookup(&nets, flow.destination));
+        Verdict {
+            source: self.judge_end(flow, Direction::Egress, source, destination),
+            destination: self.judge_end(flow, Direction::Ingress, destination, source),
+        }
+    }
+
+    fn judge_end(
+        &self,
+        flow: &Flow,
+        direction: Direction,
+        (own_class, slot): (u32, u32),
+        (peer_class, _): (u32, u32),
+    ) -> Option<EndVerdict> {
+        if slot == NO_SLOT {
+            return None;
+        }
+        let policy = self.workloads.get(slot as usize)?.policy(self.root.generation);
+        let table = match direction {
+            Direction::Egress => policy.egress_table,
+            Direction::Ingress => policy.ingress_table,
+        };
+        let subject = Subject {
+            own_class,
+            peer_class,
+            protocol: flow.protocol,
+            source_port: flow.source_port,
+            destination_port: flow.destination_port,
+        };
+        let decision = judge::judge(&self.blocks[..], table, &subject)?;
+        let endpoint = self.workload_names.get(&slot)?.clone();
+        Some(EndVerdict { endpoint, allow: decision.allow, rule: self.rule_names.get(&decision.counter)?.clone() })
+    }
+
+    /// Class and owner's slot of an address.
+    fn lookup(&self, nets: &Prefixes, address: IpAddr) -> (u32, u32) {
+        let prefix = IpNet::from(address);
+        let generation = self.root.generation;
+        match self.addresses.get(&prefix) {
+            Some(entry) => (entry.class(generation), entry.slot(generation)),
+            None => {
+                let plain = u32::from(address.is_ipv6());
+                (nets.wider(&self.addresses, &prefix).map_or(plain, |entry| entry.class(generation)), NO_SLOT)
+            }
+        }
+    }
+}
