@@ -24,15 +24,8 @@ pub fn evaluate(set: &ResourceSet, flow: &Flow) -> Verdict {
 }
 
 fn judge(set: &ResourceSet, workload: &WorkloadEndpoint, direction: Direction, flow: &Flow) -> (bool, RuleName) {
-    let name = |reason| RuleName {
-        direction,
-        reason,
-        tier: None,
-        kind: None,
-        namespace: None,
-        policy: None,
-        rule: None,
-    };
+    let name =
+        |reason| RuleName { direction, reason, tier: None, kind: None, namespace: None, policy: None, rule: None };
     let labels = labels(set, workload);
     let mut policies: Vec<&Policy> = set
         .policies
@@ -114,7 +107,8 @@ fn first_match(set: &ResourceSet, rules: &[Rule], flow: &Flow, namespace: Option
 fn matches(set: &ResourceSet, rule: &Rule, flow: &Flow, namespace: Option<&str>) -> bool {
     let version = if flow.source.is_ipv4() { 4 } else { 6 };
     let lists = [&rule.source.nets, &rule.source.not_nets, &rule.destination.nets, &rule.destination.not_nets];
-    let other_family = |nets: &[IpNet]| !nets.is_empty() && nets.iter().all(|net| net.addr().is_ipv4() != (version == 4));
+    let other_family =
+        |nets: &[IpNet]| !nets.is_empty() && nets.iter().all(|net| net.addr().is_ipv4() != (version == 4));
     let is_icmp = flow.protocol == 1 || flow.protocol == 58;
     let icmp_is = |(kind, code): (u8, Option<u8>)| {
         let [packet_kind, packet_code] = flow.destination_port.to_be_bytes();
@@ -140,7 +134,8 @@ fn end_matches(
 ) -> bool {
     let inside = |nets: &[IpNet]| nets.iter().any(|net| net.contains(&address));
     let endpoints = || set.workloads.iter().filter(|workload| workload.addresses.contains(&address));
-    let any_selector = entity.selector.is_some() || entity.not_selector.is_some() || entity.namespace_selector.is_some();
+    let any_selector =
+        entity.selector.is_some() || entity.not_selector.is_some() || entity.namespace_selector.is_some();
     let selected = |workload: &&WorkloadEndpoint| {
         let labels = labels(set, workload);
         let of_namespace = match (&entity.namespace_selector, namespace) {
@@ -153,9 +148,10 @@ fn end_matches(
         };
         of_namespace && entity.selector.as_ref().is_none_or(|selector| selector.matches(&labels))
     };
-    let excluded = entity.not_selector.as_ref().is_some_and(|selector| {
-        endpoints().any(|workload| selector.matches(&labels(set, workload)))
-    });
+    let excluded = entity
+        .not_selector
+        .as_ref()
+        .is_some_and(|selector| endpoints().any(|workload| selector.matches(&labels(set, workload))));
     let needs_endpoint =
         entity.selector.is_some() || entity.namespace_selector.is_some() || (any_selector && namespace.is_some());
     let is_port = |wanted: &PortMatch| match wanted {

@@ -4,7 +4,6 @@
 //! what they hold already, as a list of [writes](write::Write).
 
 mod arena;
-mod arena;
 pub mod compile;
 pub mod compiled;
 mod conditions;

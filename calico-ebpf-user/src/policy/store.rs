@@ -463,11 +463,15 @@ impl Planner<'_> {
         let image = self.old.arena.image();
         let mut taken: HashSet<u32> =
             tables.iter().filter_map(|table| self.old.built.get(table)).map(|built| built.number).collect();
+        // Tables may be equal only now; the first of them is the one that is built.
+        let mut first = HashMap::new();
+        let first: Vec<usize> = (0..).zip(tables).map(|(index, table)| *first.entry(table).or_insert(index)).collect();
         let mut numbers = HashMap::new();
         for (name, workload) in &compiled.workloads {
             let Some(owner) = self.old.workloads.get(name) else { continue };
             let was = owner.policy[now];
             for (table, header) in [(workload.egress, was.egress_table), (workload.ingress, was.ingress_table)] {
+                let table = first[table];
                 if numbers.contains_key(&table)
                     || self.old.built.contains_key(&tables[table])
                     || !self.old.tables.contains_key(&header)
@@ -756,4 +760,12 @@ fn translate(table: &Table, conditions: &[u32], known: &mut HashMap<*const RuleM
         TableRule { matches: matches.clone(), ..rule.clone() }
     });
     Table { rules: rules.collect() }
+}
+
+#[cfg(test)]
+impl Store {
+    /// Blocks of the arena that are not free.
+    pub(super) fn used_blocks(&self) -> u32 {
+        self.arena.used()
+    }
 }

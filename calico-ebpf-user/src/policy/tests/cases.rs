@@ -1,0 +1,1 @@
+//! Calico`s own table of cases.
