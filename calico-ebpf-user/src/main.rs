@@ -1,3 +1,7 @@
 //! The `calico-ebpf` program.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    calico_ebpf_user::cli::main(std::env::args_os())
+}

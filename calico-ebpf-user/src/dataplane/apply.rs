@@ -558,22 +558,12 @@ impl Dataplane {
         }
         let mut owned = self.owned.clone();
         owned.extend(wanted.iter().map(|(_, route)| (route.address, route.ifindex)));
-        let there = self
-            .netlink
-            .routes(&self.info.route_protocols)
-            .map_err(DataplaneError::io("list the routes"))?;
+        let there = self.netlink.routes(&self.info.route_protocols).map_err(DataplaneError::io("list the routes"))?;
         let routes: Vec<Route> = wanted.iter().map(|(_, route)| route.clone()).collect();
         Ok((plan_routes(&routes, &there, &owned), wanted))
     }
 
-    fn report(
-        &self,
-        desired: &Desired,
-        uplinks: &[u32],
-        found: &Found,
-        failed: &BTreeSet<u32>,
-        applied: &mut Applied,
-    ) {
+    fn report(&self, desired: &Desired, uplinks: &[u32], found: &Found, failed: &BTreeSet<u32>, applied: &mut Applied) {
         let attachment = |index: u32| (!failed.contains(&index)).then_some(self.hooks.attachment);
         for workload in &desired.workloads {
             let link = found.links.by_name(&workload.interface);
@@ -635,9 +625,7 @@ fn keep_oldest(known: &mut Vec<SavedSysctl>, new: Vec<SavedSysctl>) {
 
 fn explain_route_error(error: &std::io::Error) -> String {
     match error.raw_os_error() {
-        Some(libc::EEXIST) => {
-            "another program's route has this destination and metric; it is left alone".to_owned()
-        }
+        Some(libc::EEXIST) => "another program's route has this destination and metric; it is left alone".to_owned(),
         _ => error.to_string(),
     }
 }

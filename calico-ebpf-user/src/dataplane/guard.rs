@@ -19,8 +19,7 @@ pub(crate) fn table_name(instance: &Instance) -> String {
     if *instance == Instance::default() {
         return "calico_ebpf".to_owned();
     }
-    let name: String =
-        instance.name().chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
+    let name: String = instance.name().chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
     format!("calico_ebpf_{name}")
 }
 

@@ -64,7 +64,8 @@ impl Info {
     pub(crate) fn write(&self, directory: &Path) -> Result<()> {
         let corrupt = |message: String| DataplaneError::Corrupt { what: names::INFO.to_owned(), message };
         let text = serde_json::to_string(self).map_err(|error| corrupt(error.to_string()))?;
-        let value = text_value::<SIZE>(&text).ok_or_else(|| corrupt(format!("{} bytes, room for {SIZE}", text.len())))?;
+        let value =
+            text_value::<SIZE>(&text).ok_or_else(|| corrupt(format!("{} bytes, room for {SIZE}", text.len())))?;
         TypedMap::<u32, [u8; SIZE]>::open(directory, names::INFO, false)?.insert(&0, &value)
     }
 }

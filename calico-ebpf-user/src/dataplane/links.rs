@@ -183,13 +183,7 @@ fn orphans(actions: &mut Vec<LinkAction>, wanted: &Wanted<'_>, found: &Found, ke
     }
 }
 
-fn attach(
-    actions: &mut Vec<LinkAction>,
-    wanted: &Wanted<'_>,
-    found: &Found,
-    link: &Link,
-    programs: [&'static str; 2],
-) {
+fn attach(actions: &mut Vec<LinkAction>, wanted: &Wanted<'_>, found: &Found, link: &Link, programs: [&'static str; 2]) {
     for (hook, program) in HOOKS.into_iter().zip(programs) {
         let right = wanted.programs.get(program).is_some_and(|id| {
             found.hanging.get(&(link.index, hook)) == Some(&Hanging { attachment: wanted.attachment, program: *id })
@@ -320,8 +314,7 @@ mod tests {
 
     #[test]
     fn an_interface_without_its_workload_keeps_a_dropping_program() {
-        let mut found =
-            Found { links: LinkTable::new(vec![link(7, "cali1"), link(8, "cali2")]), ..Found::default() };
+        let mut found = Found { links: LinkTable::new(vec![link(7, "cali1"), link(8, "cali2")]), ..Found::default() };
         converge(&mut found, &[workload(0, "cali1"), workload(1, "cali2")], &[], None);
         converge(&mut found, &[workload(1, "cali2")], &[], None);
         let drop = programs()[names::PROG_DROP];

@@ -108,8 +108,12 @@ pub(crate) fn program_path(directory: &Path, name: &str) -> PathBuf {
 }
 
 fn program_mut<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier> {
-    let missing = || DataplaneError::Load { what: name.to_owned(), message: "the object lacks this program".to_owned() };
-    ebpf.program_mut(name).ok_or_else(missing)?.try_into().map_err(|error: ProgramError| DataplaneError::load(name, &error))
+    let missing =
+        || DataplaneError::Load { what: name.to_owned(), message: "the object lacks this program".to_owned() };
+    ebpf.program_mut(name)
+        .ok_or_else(missing)?
+        .try_into()
+        .map_err(|error: ProgramError| DataplaneError::load(name, &error))
 }
 
 /// Sizes of maps that differ from the object's: what exists keeps its size, so that a takeover never fails for it.
@@ -179,7 +183,8 @@ pub(crate) fn refuse_newer(instance: &Instance) -> Result<()> {
     let newest = layouts(instance).into_iter().max().unwrap_or(0);
     if newest > LAYOUT_VERSION {
         let directory = instance.pin_dir().join(format!("v{newest}"));
-        let theirs = Info::read(&directory).ok().flatten().map_or_else(|| format!("(layout {newest})"), |info| info.version);
+        let theirs =
+            Info::read(&directory).ok().flatten().map_or_else(|| format!("(layout {newest})"), |info| info.version);
         return Err(DataplaneError::Newer {
             path: instance.pin_dir().to_owned(),
             theirs,

@@ -75,7 +75,9 @@ impl<K: Pod, V: Pod> TypedMap<K, V> {
     pub(crate) fn entries(&self) -> Result<Vec<(K, V)>> {
         let mut entries = Vec::new();
         self.map
-            .for_each(|key, value| entries.push((bytemuck::pod_read_unaligned(key), bytemuck::pod_read_unaligned(value))))
+            .for_each(|key, value| {
+                entries.push((bytemuck::pod_read_unaligned(key), bytemuck::pod_read_unaligned(value)))
+            })
             .map_err(self.error("read"))?;
         Ok(entries)
     }

@@ -17,6 +17,7 @@ mod load;
 mod maps;
 pub(crate) mod netlink;
 pub mod netns;
+pub mod preview;
 pub mod purge;
 mod sys;
 mod sysctl;

@@ -533,4 +533,3 @@ impl LinkTable {
         self.by_index.values()
     }
 }
-

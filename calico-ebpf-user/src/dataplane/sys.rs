@@ -170,8 +170,7 @@ impl Map {
     /// Deletes a key; false if it was not there.
     pub(crate) fn delete(&self, key: &[u8]) -> io::Result<bool> {
         self.check(key, self.value_bytes)?;
-        let mut attr =
-            ElemAttr { map_fd: self.fd.as_raw_fd() as u32, key: key.as_ptr() as u64, ..ElemAttr::zeroed() };
+        let mut attr = ElemAttr { map_fd: self.fd.as_raw_fd() as u32, key: key.as_ptr() as u64, ..ElemAttr::zeroed() };
         // SAFETY: `check` has made sure of the key's length.
         found(unsafe { bpf(BPF_MAP_DELETE_ELEM, &mut attr) })
     }
@@ -403,8 +402,7 @@ impl<T> Drop for Mapping<T> {
 /// Opens a pinned object.
 pub(crate) fn object_open(path: &Path, read_only: bool) -> io::Result<OwnedFd> {
     let path = CString::new(path.as_os_str().as_bytes())?;
-    let mut attr =
-        ObjAttr { path: path.as_ptr() as u64, fd: 0, flags: if read_only { BPF_F_RDONLY } else { 0 } };
+    let mut attr = ObjAttr { path: path.as_ptr() as u64, fd: 0, flags: if read_only { BPF_F_RDONLY } else { 0 } };
     // SAFETY: a path with its terminator; on success the kernel gives a new descriptor, which is ours alone.
     unsafe {
         let fd = bpf(BPF_OBJ_GET, &mut attr)?;
@@ -470,7 +468,9 @@ pub(crate) fn grace_period() {
 
 /// How many copies per-CPU values have.
 pub(crate) fn possible_cpus() -> io::Result<usize> {
-    aya::util::nr_cpus().map(|cpus| cpus.get() as usize).map_err(|(path, error)| io::Error::other(format!("{path}: {error}")))
+    aya::util::nr_cpus()
+        .map(|cpus| cpus.get() as usize)
+        .map_err(|(path, error)| io::Error::other(format!("{path}: {error}")))
 }
 
 /// `bpf(2)`.

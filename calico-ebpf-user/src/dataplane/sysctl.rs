@@ -57,7 +57,8 @@ pub(crate) fn workload(interface: &str, spoof: bool, v6: bool) -> Vec<Setting> {
 /// with 2. One that did not listen (forwarding already on, or 0) is left alone.
 pub(crate) fn uplink(interface: &str) -> Result<Option<Setting>> {
     let path = |name| format!("net/ipv6/conf/{interface}/{name}");
-    let learns = read(&path("accept_ra"))?.as_deref() == Some("1") && read(&path("forwarding"))?.as_deref() == Some("0");
+    let learns =
+        read(&path("accept_ra"))?.as_deref() == Some("1") && read(&path("forwarding"))?.as_deref() == Some("0");
     Ok(learns.then(|| Setting::new(path("accept_ra"), "2")))
 }
 

@@ -447,7 +447,6 @@ pub(crate) fn parse_owner(text: &[u8]) -> Option<Owner> {
     serde_json::from_str(&value_text(text)).ok()
 }
 
-
 fn entries<T: bytemuck::Pod>(mapping: &Mapping<T>) -> u32 {
     u32::try_from(mapping.len()).unwrap_or(u32::MAX)
 }

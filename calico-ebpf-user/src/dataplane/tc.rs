@@ -48,8 +48,8 @@ impl Hooks {
 
     /// Every link pin, of interfaces that may be gone.
     pub(crate) fn pins(&self) -> Result<Vec<(u32, Hook)>> {
-        let entries = fs::read_dir(&self.directory)
-            .map_err(DataplaneError::io(format!("list {}", self.directory.display())))?;
+        let entries =
+            fs::read_dir(&self.directory).map_err(DataplaneError::io(format!("list {}", self.directory.display())))?;
         Ok(entries.flatten().filter_map(|entry| parse_pin_name(entry.file_name().to_str()?)).collect())
     }
 
@@ -95,9 +95,7 @@ impl Hooks {
                 let made = netlink.add_clsact(ifindex).map_err(DataplaneError::io(what()))?;
                 let program = programs.get_mut(name)?;
                 let fd = program.fd().map_err(|error| DataplaneError::load(what(), &error))?.as_fd().as_raw_fd();
-                netlink
-                    .set_filter(ifindex, hook, PRIORITY, HANDLE, (fd, name))
-                    .map_err(DataplaneError::io(what()))?;
+                netlink.set_filter(ifindex, hook, PRIORITY, HANDLE, (fd, name)).map_err(DataplaneError::io(what()))?;
                 remove_if_there(&pin).map_err(DataplaneError::io(what()))?;
                 Ok(made)
             }

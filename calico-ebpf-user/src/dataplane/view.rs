@@ -10,16 +10,16 @@ use calico_ebpf_common::abi::{
     TableHeader, WORKLOAD_BYTES, Workload, names,
 };
 
-pub use super::{
-    info::{Info, SavedSysctl},
-    tables::Owner,
-};
 use super::{
     error::{DataplaneError, Result},
     instance::Instance,
     load,
     maps::{Counters, TypedMap, value_text},
     tables::parse_owner,
+};
+pub use super::{
+    info::{Info, SavedSysctl},
+    tables::Owner,
 };
 use crate::policy::compiled::RuleName;
 

@@ -43,6 +43,7 @@ pub fn compile(set: &ResourceSet, node: &str) -> Compiled {
         });
         let mut table = |direction| compiler.table(set, &profiles, workload, applying, direction);
         let local = LocalWorkload {
+            pod: workload.pod.clone(),
             interface: workload.interface.clone(),
             addresses: workload.addresses.clone(),
             mac: workload.mac,

@@ -24,6 +24,8 @@ pub struct Compiled {
 /// A local workload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LocalWorkload {
+    /// Name of its pod, where it has one.
+    pub pod: Option<String>,
     /// Host side of its veth or tap.
     pub interface: String,
     /// Its addresses.

@@ -65,11 +65,12 @@ pub(crate) fn plan(wanted: &[Route], found: &[Route], owned: &BTreeSet<(IpAddr, 
     }
     let missing = wanted.into_iter().filter(|(key, _)| !right.contains(key));
     // New ones first, so that a changed metric leaves no gap.
-    let mut actions: Vec<RouteAction> = missing
-        .map(|(key, route)| {
-            if wrong.contains(&key) { RouteAction::Replace(route.clone()) } else { RouteAction::Add(route.clone()) }
-        })
-        .collect();
+    let mut actions: Vec<RouteAction> =
+        missing
+            .map(|(key, route)| {
+                if wrong.contains(&key) { RouteAction::Replace(route.clone()) } else { RouteAction::Add(route.clone()) }
+            })
+            .collect();
     actions.extend(deletions);
     actions
 }

@@ -1,0 +1,197 @@
+//! The control socket: other commands talk to the running process here, one JSON object a line each way.
+
+use std::{
+    fs,
+    io::{self, BufRead as _, BufReader, Write as _},
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context as _;
+use serde::{Deserialize, Serialize};
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _},
+    net::UnixListener,
+    sync::{mpsc, oneshot},
+};
+
+use crate::{dataplane::Instance, observe::status::Status};
+
+/// Directory of the sockets.
+const RUN_DIR: &str = "/run/calico-ebpf";
+/// A request is shorter than this.
+const MAX_REQUEST: u64 = 4096;
+
+/// What a command asks for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "kebab-case")]
+pub enum Request {
+    /// How it is going.
+    Status,
+    /// Read the files again.
+    Reload {
+        /// Bring the old set back after so many seconds without [`Request::Confirm`].
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        confirm: Option<u32>,
+    },
+    /// Keep what a reload with confirmation put in force.
+    Confirm,
+}
+
+/// The answer.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Reply {
+    /// Done.
+    pub ok: bool,
+    /// What was done, or why not.
+    #[serde(default)]
+    pub message: String,
+    /// For [`Request::Status`].
+    pub status: Option<Status>,
+}
+
+/// A request on its way to the agent's loop.
+#[derive(Debug)]
+pub struct Call {
+    /// What is asked for.
+    pub request: Request,
+    /// Where the answer goes.
+    pub reply: oneshot::Sender<Reply>,
+}
+
+/// The listening end. The socket's file goes with it.
+#[derive(Debug)]
+pub struct Server {
+    path: PathBuf,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Server {
+    /// Starts to listen; the caller holds the instance's lock, so that a socket that is there is a dead one's.
+    ///
+    /// # Errors
+    /// The socket cannot be made.
+    pub fn start(instance: &Instance, calls: mpsc::Sender<Call>) -> anyhow::Result<Self> {
+        let path = socket(instance);
+        let listener = bind(&path).with_context(|| format!("cannot make the control socket {}", path.display()))?;
+        let task = tokio::spawn(async move {
+            loop {
+                match listener.accept().await {
+                    Ok((stream, _)) => drop(tokio::spawn(serve(stream, calls.clone()))),
+                    Err(error) => {
+                        tracing::warn!(%error, "the control socket cannot accept a command");
+                        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                    }
+                }
+            }
+        });
+        Ok(Self { path, task })
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.task.abort();
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// The instance's socket.
+#[must_use]
+pub fn socket(instance: &Instance) -> PathBuf {
+    Path::new(RUN_DIR).join(format!("{}.sock", instance.name()))
+}
+
+fn bind(path: &Path) -> io::Result<UnixListener> {
+    fs::create_dir_all(RUN_DIR)?;
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    // Mode 0600 from the first moment on.
+    let before = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
+    let listener = UnixListener::bind(path);
+    rustix::process::umask(before);
+    listener
+}
+
+async fn serve(mut stream: tokio::net::UnixStream, calls: mpsc::Sender<Call>) {
+    let (read, mut write) = stream.split();
+    let mut lines = tokio::io::BufReader::new(read);
+    let mut line = String::new();
+    loop {
+        line.clear();
+        match (&mut lines).take(MAX_REQUEST).read_line(&mut line).await {
+            Ok(0) | Err(_) => return,
+            Ok(_) => {}
+        }
+        let reply = match serde_json::from_str(&line) {
+            Ok(request) => ask(&calls, request).await,
+            Err(error) => refusal(format!("not a request that this version knows: {error}")),
+        };
+        // A `Reply` has nothing that JSON cannot express.
+        let Ok(mut text) = serde_json::to_vec(&reply) else { return };
+        text.push(b'\n');
+        if write.write_all(&text).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn ask(calls: &mpsc::Sender<Call>, request: Request) -> Reply {
+    let (reply, answer) = oneshot::channel();
+    let sent = calls.send(Call { request, reply }).await.is_ok();
+    match answer.await {
+        Ok(reply) if sent => reply,
+        _ => refusal("the process is ending".into()),
+    }
+}
+
+/// An answer that says no.
+#[must_use]
+pub const fn refusal(message: String) -> Reply {
+    Reply { ok: false, message, status: None }
+}
+
+/// Asks the instance's running process; `None`: there is none.
+///
+/// # Errors
+/// The socket is there and cannot be used, or the answer makes no sense.
+pub fn call(instance: &Instance, request: &Request) -> anyhow::Result<Option<Reply>> {
+    let path = socket(instance);
+    let mut stream = match UnixStream::connect(&path) {
+        Ok(stream) => stream,
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+            return Ok(None);
+        }
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            anyhow::bail!("{}: permission denied: this command needs root", path.display())
+        }
+        Err(error) => return Err(error).with_context(|| format!("cannot connect to {}", path.display())),
+    };
+    let mut text = serde_json::to_string(request)?;
+    text.push('\n');
+    let mut answer = String::new();
+    stream
+        .write_all(text.as_bytes())
+        .and_then(|()| BufReader::new(stream).read_line(&mut answer))
+        .with_context(|| format!("the process behind {} does not answer", path.display()))?;
+    anyhow::ensure!(!answer.is_empty(), "the process behind {} ended before it answered", path.display());
+    serde_json::from_str(&answer)
+        .map(Some)
+        .with_context(|| format!("the process behind {} answers what this version does not know", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_lines_of_json() {
+        let text = |request| serde_json::to_string(&request).expect("JSON");
+        assert_eq!(text(Request::Status), r#"{"command":"status"}"#);
+        assert_eq!(text(Request::Reload { confirm: Some(5) }), r#"{"command":"reload","confirm":5}"#);
+        let parsed: Request = serde_json::from_str(r#"{"command":"reload"}"#).expect("request");
+        assert_eq!(parsed, Request::Reload { confirm: None });
+    }
+}

@@ -1,0 +1,62 @@
+//! What the data path is to be, from what was accepted. Pure.
+
+use super::engine::Accepted;
+use crate::{
+    dataplane::{Desired, DesiredWorkload, Uplinks},
+    policy::store::Store,
+    resources::model::FelixConfiguration,
+    routes::RouteParameters,
+};
+
+/// All but policy. `store` gives the slots; a workload without one is left out, which a plan of the same policy never
+/// leads to.
+#[must_use]
+pub(super) fn desired(accepted: &Accepted, store: &Store, node: &str, uplinks: &Uplinks) -> Desired {
+    let workloads = accepted.compiled.workloads.iter().filter_map(|(name, workload)| {
+        Some(DesiredWorkload {
+            name: name.clone(),
+            pod: workload.pod.clone(),
+            slot: store.slot(name)?.slot,
+            interface: workload.interface.clone(),
+            addresses: workload.addresses.clone(),
+            mac: workload.mac,
+            spoof: !workload.spoof.is_empty(),
+        })
+    });
+    Desired {
+        workloads: workloads.collect(),
+        uplinks: uplinks.clone(),
+        interface_prefixes: accepted.felix.interface_prefixes.clone(),
+        routes: routes(&accepted.felix),
+        node: node.to_owned(),
+    }
+}
+
+/// How routes are written.
+fn routes(felix: &FelixConfiguration) -> RouteParameters {
+    let default = RouteParameters::default();
+    RouteParameters {
+        protocol: felix.device_route_protocol.unwrap_or(default.protocol),
+        source_v4: felix.device_route_source_address,
+        source_v6: felix.device_route_source_address_v6,
+        priority_v4: felix.ipv4_normal_route_priority.unwrap_or(default.priority_v4),
+        priority_v6: felix.ipv6_normal_route_priority.unwrap_or(default.priority_v6),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn route_parameters_are_calicos_unless_given() {
+        assert_eq!(routes(&FelixConfiguration::default()), RouteParameters::default());
+        let felix = FelixConfiguration {
+            device_route_protocol: Some(7),
+            ipv6_normal_route_priority: Some(9),
+            ..FelixConfiguration::default()
+        };
+        let routes = routes(&felix);
+        assert_eq!((routes.protocol, routes.priority_v4, routes.priority_v6), (7, 1024, 9));
+    }
+}

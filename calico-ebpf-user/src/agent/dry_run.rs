@@ -1,0 +1,79 @@
+//! `--dry-run`: what `run` would do, found out without touching anything.
+
+use anyhow::Context as _;
+
+use super::{Options, desired::desired, sources::Sources};
+use crate::{
+    dataplane::{DesiredWorkload, Uplinks, preview, view::View},
+    observe::{interfaces, inventory},
+    policy::store::Store,
+    routes,
+};
+
+/// The steps, in order.
+///
+/// # Errors
+/// The files are refused, or what is installed cannot be read.
+pub fn steps(options: &Options) -> anyhow::Result<Vec<String>> {
+    let mut sources = Sources::new(&options.config, &options.node);
+    let (accepted, warnings) = sources.first()?;
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    let instance = &options.dataplane.instance;
+    let view = View::open(instance)?;
+    let store = match &view {
+        Some(_) => preview::stored(instance)?,
+        None => Store::empty(preview::ROOM),
+    };
+    let host_addresses = preview::host_addresses()?;
+    let plan = store.plan(&accepted.compiled, &host_addresses).context("the maps have no room for this policy")?;
+    let desired = desired(&accepted, &plan.next, &options.node, &options.uplinks);
+
+    let known = view.as_ref().map_or_else(|| Ok(Vec::new()), inventory::workloads)?;
+    let installed = view.as_ref().map_or_else(|| Ok(Vec::new()), routes::read)?;
+    let attached = |workload: &DesiredWorkload, index: u32| {
+        known.iter().any(|local| local.endpoint == workload.name && local.workload.ifindex == index)
+    };
+    let mut steps = Vec::new();
+    if view.is_none() {
+        steps.push(format!("{}: make the maps, load the programs", instance.pin_dir().display()));
+    }
+    if let Uplinks::Named(names) = &desired.uplinks {
+        steps.extend(names.iter().map(|name| format!("uplink {name}: filters in both directions")));
+    }
+    for workload in &desired.workloads {
+        let DesiredWorkload { name, interface, .. } = workload;
+        match interfaces::index(interface) {
+            None => steps.push(format!("workload {name}: wait for interface {interface}")),
+            Some(index) if attached(workload, index) => {}
+            Some(_) => steps.push(format!("workload {name}: filters on {interface} in both directions")),
+        }
+    }
+    if !plan.is_empty() {
+        steps.extend(plan.prepare.iter().map(ToString::to_string));
+        steps.push(format!("generation {}: put in force", plan.generation));
+    }
+    for workload in &desired.workloads {
+        for address in &workload.addresses {
+            let there = installed
+                .iter()
+                .any(|route| route.address == *address && route.interface == workload.interface && route.installed);
+            if !there && interfaces::index(&workload.interface).is_some() {
+                steps.push(format!("route {address} dev {}", workload.interface));
+            }
+        }
+    }
+    for route in installed.iter().filter(|route| route.installed) {
+        if !desired.workloads.iter().any(|workload| workload.addresses.contains(&route.address)) {
+            steps.push(format!("route {} dev {}: remove", route.address, route.interface));
+        }
+    }
+    for gone in known.iter().filter(|local| !desired.workloads.iter().any(|w| w.name == local.endpoint)) {
+        if gone.workload.ifindex != 0 {
+            steps.push(format!("workload {} is gone: {} drops everything", gone.endpoint, gone.interface));
+        }
+    }
+    steps.extend(plan.retire.iter().map(ToString::to_string));
+    Ok(steps)
+}

@@ -1,0 +1,285 @@
+//! One path for start, reload, rollback, link event and resync: files -> compiled policy -> plan -> kernel.
+
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::SystemTime};
+
+use anyhow::Context as _;
+
+use super::{desired::desired, sources::Sources};
+use crate::{
+    dataplane::{Applied, Dataplane, Uplinks},
+    observe::{
+        clock,
+        status::{LastLoad, Problem},
+    },
+    policy::{
+        compile::compile,
+        compiled::Compiled,
+        store::Store,
+        write::{Changes, Plan},
+    },
+    resources::model::FelixConfiguration,
+};
+
+/// Errors of a refused load that are logged; `status` and `validate` have them all.
+pub(super) const LOGGED_ERRORS: usize = 20;
+
+/// A configuration that was accepted.
+#[derive(Debug)]
+pub(super) struct Accepted {
+    /// Identity of the files' contents.
+    pub(super) content: u64,
+    /// The policy.
+    pub(super) compiled: Compiled,
+    /// The parameters of this node.
+    pub(super) felix: FelixConfiguration,
+}
+
+/// What a load led to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// It is in force.
+    InForce,
+    /// It was in force already.
+    Unchanged,
+    /// It was refused, and what was in force still is: [`Engine::last_load`] says why.
+    Refused,
+}
+
+/// Desired and actual state of one node.
+pub(super) struct Engine {
+    sources: Sources,
+    node: String,
+    uplinks: Uplinks,
+    dataplane: Dataplane,
+    store: Store,
+    accepted: Arc<Accepted>,
+    /// The host's addresses that the maps know.
+    host_addresses: BTreeSet<IpAddr>,
+    /// The last apply did not get through: the next one has to do it again.
+    unfinished: bool,
+    applied: Applied,
+    last_load: LastLoad,
+    failed_loads: u64,
+    loads: u64,
+}
+
+/// Where the engine begins: files that are good, and a data path that is open.
+pub(super) struct Start {
+    /// The files.
+    pub(super) sources: Sources,
+    /// What they say.
+    pub(super) accepted: Accepted,
+    /// What is odd about them.
+    pub(super) warnings: Vec<Problem>,
+    /// Whose workloads are local.
+    pub(super) node: String,
+    /// The ways to other hosts.
+    pub(super) uplinks: Uplinks,
+    /// The kernel.
+    pub(super) dataplane: Dataplane,
+}
+
+impl Engine {
+    /// Makes the first full apply.
+    ///
+    /// # Errors
+    /// The policy is not in force; whatever was in force before still is.
+    pub(super) fn start(start: Start) -> anyhow::Result<Self> {
+        let Start { sources, accepted, warnings, node, uplinks, dataplane } = start;
+        let store = dataplane.store().context("cannot read what the maps hold")?;
+        let mut engine = Self {
+            sources,
+            node,
+            uplinks,
+            dataplane,
+            store,
+            accepted: Arc::new(accepted),
+            host_addresses: BTreeSet::new(),
+            unfinished: true,
+            applied: Applied::default(),
+            last_load: LastLoad::default(),
+            failed_loads: 0,
+            loads: 0,
+        };
+        engine.put_in_force(Arc::clone(&engine.accepted))?;
+        engine.loaded(Vec::new(), warnings);
+        Ok(engine)
+    }
+
+    /// Reads the files, and puts in force what they say if it is good and `refuse` has nothing against it.
+    pub(super) fn load(&mut self, refuse: impl FnOnce(u64) -> Option<Problem>) -> Outcome {
+        let read = self.sources.read();
+        let mut errors = read.errors;
+        errors.extend(refuse(read.content));
+        let Some(set) = read.set.filter(|_| errors.is_empty()) else {
+            return self.refused(errors, read.warnings);
+        };
+        if read.content == self.accepted.content && !self.unfinished {
+            // The files are back to what is in force, after a bad state perhaps.
+            if !self.last_load.ok {
+                tracing::info!("the files are again as they are in force");
+                self.loaded(Vec::new(), read.warnings);
+            }
+            return Outcome::Unchanged;
+        }
+        let accepted =
+            Accepted { content: read.content, compiled: compile(&set, &self.node), felix: set.felix_for(&self.node) };
+        match self.put_in_force(Arc::new(accepted)) {
+            Ok(changes) => {
+                self.loaded(Vec::new(), read.warnings);
+                announce(self.store.generation(), &changes);
+                Outcome::InForce
+            }
+            Err(error) => self.refused(vec![Problem::general(format!("{error:#}"))], read.warnings),
+        }
+    }
+
+    /// Puts something in force that was so before.
+    ///
+    /// # Errors
+    /// It is not in force.
+    pub(super) fn take_back(&mut self, before: Arc<Accepted>, why: &str) -> anyhow::Result<()> {
+        let changes = self.put_in_force(before)?;
+        announce(self.store.generation(), &changes);
+        self.refused(vec![Problem::general(why)], Vec::new());
+        Ok(())
+    }
+
+    /// Looks at links, addresses, routes and filters, and puts right what is not.
+    pub(super) fn resync(&mut self) {
+        if let Err(error) = self.try_resync() {
+            self.unfinished = true;
+            tracing::error!(
+                error = %format!("{error:#}"),
+                "cannot bring links, routes and addresses up to date: the policy in force stays so; tried again soon"
+            );
+        }
+    }
+
+    fn try_resync(&mut self) -> anyhow::Result<()> {
+        let observed = self.dataplane.observe().context("cannot look at the host's links and addresses")?;
+        if self.unfinished || observed.host_addresses != self.host_addresses {
+            self.put_in_force(Arc::clone(&self.accepted)).map(drop)
+        } else {
+            let desired = desired(&self.accepted, &self.store, &self.node, &self.uplinks);
+            let applied = self.dataplane.apply(None, &desired)?;
+            self.report(applied);
+            Ok(())
+        }
+    }
+
+    fn put_in_force(&mut self, accepted: Arc<Accepted>) -> anyhow::Result<Changes> {
+        let observed = self.dataplane.observe().context("cannot look at the host's links and addresses")?;
+        let plan = self.store.plan(&accepted.compiled, &observed.host_addresses)?;
+        let desired = desired(&accepted, &plan.next, &self.node, &self.uplinks);
+        match self.dataplane.apply(Some(&plan), &desired) {
+            Ok(applied) => {
+                let Plan { next, changes, .. } = plan;
+                self.store = next;
+                self.accepted = accepted;
+                self.host_addresses = observed.host_addresses;
+                self.unfinished = false;
+                self.report(applied);
+                Ok(changes)
+            }
+            Err(error) => {
+                self.unfinished = true;
+                // How far it came is for the maps to say.
+                self.store = self.dataplane.store().context("cannot read what the maps hold")?;
+                Err(error.into())
+            }
+        }
+    }
+
+    fn report(&mut self, applied: Applied) {
+        for fault in applied.faults.iter().filter(|fault| !self.applied.faults.contains(fault)) {
+            tracing::warn!("{fault}");
+        }
+        for fault in self.applied.faults.iter().filter(|fault| !applied.faults.contains(fault)) {
+            tracing::info!("no longer: {fault}");
+        }
+        for now in &applied.workloads {
+            let before = self.applied.workloads.iter().find(|before| before.endpoint == now.endpoint);
+            if before.is_none_or(|before| before.state != now.state) {
+                tracing::info!(endpoint = now.endpoint, interface = now.interface, state = %now.state, "workload");
+            }
+        }
+        self.applied = applied;
+    }
+
+    fn refused(&mut self, errors: Vec<Problem>, warnings: Vec<Problem>) -> Outcome {
+        if self.last_load.ok || self.last_load.errors != errors {
+            for error in errors.iter().take(LOGGED_ERRORS) {
+                tracing::error!("{error}");
+            }
+            tracing::error!(
+                errors = errors.len(),
+                "the files were refused: what was in force stays in force ({} of the errors are above)",
+                errors.len().min(LOGGED_ERRORS)
+            );
+            self.failed_loads += 1;
+        }
+        self.loaded(errors, warnings);
+        Outcome::Refused
+    }
+
+    fn loaded(&mut self, errors: Vec<Problem>, warnings: Vec<Problem>) {
+        for warning in warnings.iter().filter(|warning| !self.last_load.warnings.contains(warning)) {
+            tracing::warn!("{warning}");
+        }
+        self.loads += 1;
+        let time = clock::rfc3339(SystemTime::now());
+        self.last_load = LastLoad { ok: errors.is_empty(), time, errors, warnings };
+    }
+
+    /// Whether something has to be tried again soon.
+    #[must_use]
+    pub(super) fn is_unfinished(&self) -> bool {
+        self.unfinished || !self.applied.faults.is_empty()
+    }
+
+    /// What is in force.
+    #[must_use]
+    pub(super) fn accepted(&self) -> Arc<Accepted> {
+        Arc::clone(&self.accepted)
+    }
+
+    /// What the last apply led to.
+    #[must_use]
+    pub(super) fn applied(&self) -> &Applied {
+        &self.applied
+    }
+
+    /// The last attempt to load the files.
+    #[must_use]
+    pub(super) fn last_load(&self) -> &LastLoad {
+        &self.last_load
+    }
+
+    /// Attempts to load, and how many of them were refused. One that is repeated counts once.
+    #[must_use]
+    pub(super) fn loads(&self) -> (u64, u64) {
+        (self.loads, self.failed_loads)
+    }
+
+    /// The kernel.
+    #[must_use]
+    pub(super) fn dataplane(&mut self) -> &mut Dataplane {
+        &mut self.dataplane
+    }
+}
+
+fn announce(generation: u32, changes: &Changes) {
+    let Changes { added, removed, egress, ingress, addresses, tables, blocks } = changes;
+    let judged_again: BTreeSet<_> = egress.iter().chain(ingress).collect();
+    tracing::info!(
+        generation,
+        added = added.len(),
+        removed = removed.len(),
+        judged_again = judged_again.len(),
+        addresses,
+        tables,
+        blocks,
+        "policy in force"
+    );
+}

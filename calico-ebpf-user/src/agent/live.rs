@@ -1,0 +1,322 @@
+//! The loop.
+
+use std::{
+    future::pending,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use anyhow::Context as _;
+use sd_notify::NotifyState;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+    time::{MissedTickBehavior, interval, sleep_until},
+};
+
+use super::{
+    Options,
+    confirmation::Confirmation,
+    control::{Call, Reply, Request, refusal},
+    engine::{Accepted, Engine, Outcome},
+    site::Shared,
+    watch::FileWatch,
+};
+use crate::{
+    dataplane::{Instance, watch::Watcher},
+    observe::{
+        clock,
+        metrics::Numbers,
+        status::{Problem, Status},
+    },
+};
+
+/// Everything is looked at again after about so long, whatever events say.
+const RESYNC: Duration = Duration::from_secs(90);
+/// Filters that vanish without a notification are missed for no longer; the hand over the connections turns as often.
+const CHECK: Duration = Duration::from_secs(1);
+/// What failed is tried again after so long.
+const RETRY: Duration = Duration::from_secs(5);
+/// Events about links within so long are looked at together: what makes or removes an interface causes several.
+const GATHER: Duration = Duration::from_millis(2);
+/// A look takes at most this part of the time, one in so many, however often routes or links change.
+const SHARE: u32 = 4;
+
+const ROLLED_BACK: &str =
+    "taken back, because nobody confirmed it in time (`confirm`): it stays refused until the files change";
+
+/// The running agent.
+pub(super) struct Live {
+    instance: Instance,
+    config: Vec<PathBuf>,
+    node: String,
+    watching: bool,
+    engine: Engine,
+    confirmation: Confirmation<Arc<Accepted>>,
+    files: Option<FileWatch>,
+    links: Watcher,
+    calls: mpsc::Receiver<Call>,
+    shared: Arc<Shared>,
+    started: SystemTime,
+    next_resync: Instant,
+    retry: Option<Instant>,
+    /// Something changed about links: when to look.
+    look: Option<Instant>,
+    /// No look before this.
+    rest: Instant,
+}
+
+impl Live {
+    /// After the first apply.
+    pub(super) fn new(
+        options: &Options,
+        engine: Engine,
+        files: Option<FileWatch>,
+        links: Watcher,
+        calls: mpsc::Receiver<Call>,
+        shared: Arc<Shared>,
+    ) -> Self {
+        Self {
+            instance: options.dataplane.instance.clone(),
+            config: options.config.clone(),
+            node: options.node.clone(),
+            watching: options.watch,
+            engine,
+            confirmation: Confirmation::default(),
+            files,
+            links,
+            calls,
+            shared,
+            started: SystemTime::now(),
+            next_resync: Instant::now() + jittered(RESYNC),
+            retry: None,
+            look: None,
+            rest: Instant::now(),
+        }
+    }
+
+    /// Until SIGTERM or Ctrl-C. The data path stays as it is.
+    pub(super) async fn run(mut self) -> anyhow::Result<()> {
+        let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
+        let mut hang_up = signal(SignalKind::hangup()).context("cannot handle SIGHUP")?;
+        let mut check = interval(CHECK);
+        check.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        tracing::info!(
+            node = self.node,
+            pin_dir = %self.instance.pin_dir().display(),
+            config = ?self.config,
+            workloads = self.engine.accepted().compiled.workloads.len(),
+            "running"
+        );
+        loop {
+            self.publish();
+            let wake = self.wake();
+            tokio::select! {
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+                _ = hang_up.recv() => self.reload_for_systemd(),
+                Some(call) = self.calls.recv() => self.answer(call),
+                () = changed(&mut self.files) => {
+                    tracing::debug!("the files may have changed");
+                    self.load();
+                }
+                event = self.links.changed() => self.links_changed(event).await,
+                () = sleep_until(wake.into()) => self.timers(),
+                _ = check.tick() => self.check(),
+            }
+        }
+        self.end();
+        Ok(())
+    }
+
+    /// The next thing to do without being told.
+    fn wake(&self) -> Instant {
+        [Some(self.next_resync), self.retry, self.look, self.confirmation.deadline()]
+            .into_iter()
+            .flatten()
+            .min()
+            .unwrap_or(self.next_resync)
+    }
+
+    fn timers(&mut self) {
+        let now = Instant::now();
+        if self.confirmation.deadline().is_some_and(|deadline| deadline <= now) {
+            self.roll_back();
+        }
+        if self.next_resync <= now {
+            self.next_resync = now + jittered(RESYNC);
+            // A directory that could not be watched is read now at the latest.
+            if self.watching {
+                if let Some(files) = &mut self.files {
+                    files.refresh();
+                }
+                self.load();
+            }
+            self.look = Some(now);
+        }
+        if [self.retry, self.look].into_iter().flatten().any(|at| at <= now) {
+            self.resync();
+        }
+    }
+
+    fn resync(&mut self) {
+        self.retry = None;
+        self.look = None;
+        let begin = Instant::now();
+        self.engine.resync();
+        let took = begin.elapsed();
+        self.rest = begin + took * (1 + SHARE);
+    }
+
+    fn check(&mut self) {
+        if !self.engine.dataplane().attachments_intact() {
+            tracing::warn!("a filter of ours was removed or replaced by somebody else: putting it back");
+            self.resync();
+        }
+        if let Err(error) = self.engine.dataplane().sweep() {
+            tracing::warn!(%error, "cannot forget expired connections: they are forgotten as new ones come");
+        }
+    }
+
+    async fn links_changed(&mut self, event: std::io::Result<()>) {
+        if let Err(error) = event {
+            tracing::warn!(%error, "notifications about links are lost: they are looked at every few seconds instead");
+            match Watcher::new() {
+                Ok(links) => self.links = links,
+                // Not in a tight loop.
+                Err(_) => tokio::time::sleep(CHECK).await,
+            }
+        }
+        self.look.get_or_insert((Instant::now() + GATHER).max(self.rest));
+    }
+
+    fn load(&mut self) -> Outcome {
+        let confirmation = &mut self.confirmation;
+        self.engine.load(|content| confirmation.refuses(content).then(|| Problem::general(ROLLED_BACK)))
+    }
+
+    fn reload_for_systemd(&mut self) {
+        // Without systemd there is nobody to tell.
+        if let Ok(time) = NotifyState::monotonic_usec_now() {
+            let _ = sd_notify::notify(&[NotifyState::Reloading, time]);
+        }
+        self.load();
+        let _ = sd_notify::notify(&[NotifyState::Ready]);
+    }
+
+    fn roll_back(&mut self) {
+        let Some(before) = self.confirmation.take_back(self.engine.accepted().content) else { return };
+        match self.engine.take_back(before, ROLLED_BACK) {
+            Ok(()) => tracing::warn!("nobody confirmed the last reload: the set before it is in force again"),
+            Err(error) => tracing::error!(
+                error = %format!("{error:#}"),
+                "nobody confirmed the last reload, but the set before it cannot be put in force: the unconfirmed one stays"
+            ),
+        }
+    }
+
+    fn answer(&mut self, call: Call) {
+        let Call { request, reply } = call;
+        let answer = match request {
+            Request::Status => Reply { ok: true, message: String::new(), status: Some(self.status()) },
+            Request::Reload { confirm } => self.reload(confirm),
+            Request::Confirm if self.confirmation.confirm() => {
+                tracing::info!("the last reload is confirmed");
+                Reply { ok: true, message: "confirmed".into(), status: None }
+            }
+            Request::Confirm => refusal("nothing waits for a confirmation".into()),
+        };
+        // Who asked may be gone.
+        let _ = reply.send(answer);
+    }
+
+    fn reload(&mut self, confirm: Option<u32>) -> Reply {
+        let before = self.engine.accepted();
+        let outcome = self.load();
+        let message = match outcome {
+            Outcome::Refused => {
+                let errors = &self.engine.last_load().errors;
+                let lines: Vec<String> = errors.iter().map(ToString::to_string).collect();
+                return refusal(format!("refused, what was in force stays in force:\n{}", lines.join("\n")));
+            }
+            Outcome::InForce => "in force",
+            Outcome::Unchanged => "in force already",
+        };
+        let Some(seconds) = confirm else {
+            return Reply { ok: true, message: message.into(), status: None };
+        };
+        let within = Duration::from_secs(seconds.into());
+        self.confirmation.start(before, Instant::now() + within);
+        let within = clock::short(within);
+        tracing::info!(within, "waiting for a confirmation");
+        Reply {
+            ok: true,
+            message: format!("{message}; the set before comes back unless `confirm` follows within {within}"),
+            status: None,
+        }
+    }
+
+    fn status(&mut self) -> Status {
+        let mut status = Status {
+            version: env!("CARGO_PKG_VERSION").into(),
+            node: self.node.clone(),
+            pid: Some(std::process::id()),
+            pin_dir: self.instance.pin_dir().display().to_string(),
+            started: Some(clock::rfc3339(self.started)),
+            last_load: Some(self.engine.last_load().clone()),
+            confirm_within: self.confirmation.left(Instant::now()).map(|left| left.as_secs()),
+            ..Status::default()
+        };
+        status.applied(self.engine.applied());
+        let counted = self.engine.dataplane().view().and_then(|view| status.counted(&view));
+        if let Err(error) = counted {
+            status.faults.push(format!("the counters cannot be read: {error}"));
+        }
+        status
+    }
+
+    fn publish(&mut self) {
+        if self.engine.is_unfinished() {
+            self.retry.get_or_insert_with(|| Instant::now() + RETRY);
+        }
+        let (loads, failed_loads) = self.engine.loads();
+        let applied = self.engine.applied();
+        let mut numbers = Numbers {
+            loads,
+            failed_loads,
+            last_load_ok: self.engine.last_load().ok,
+            routes: applied.routes.iter().filter(|route| route.installed).count() as u64,
+            faults: applied.faults.len() as u64,
+            ..Numbers::default()
+        };
+        for workload in &applied.workloads {
+            *numbers.workloads.entry(workload.state.to_string()).or_default() += 1;
+        }
+        self.shared.publish(numbers);
+    }
+
+    fn end(&mut self) {
+        let _ = sd_notify::notify(&[NotifyState::Stopping]);
+        // Nobody could take it back later.
+        if self.confirmation.deadline().is_some() {
+            self.roll_back();
+        }
+        tracing::info!("ending; the data path stays in force (`purge` removes it)");
+    }
+}
+
+async fn changed(files: &mut Option<FileWatch>) {
+    match files {
+        Some(files) => files.changed().await,
+        None => pending().await,
+    }
+}
+
+/// Within a tenth of `period`, so that many hosts do not do the same at the same time.
+fn jittered(period: Duration) -> Duration {
+    let nanos = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.subsec_nanos());
+    let chance = f64::from(nanos % 1000) / 1000.0;
+    period.mul_f64(0.9 + 0.2 * chance)
+}

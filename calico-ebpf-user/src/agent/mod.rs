@@ -1,0 +1,146 @@
+//! `run`: desired state from the files, actual state from the kernel, and the loop that makes the second match the first.
+
+mod confirmation;
+pub mod control;
+mod desired;
+pub mod dry_run;
+mod engine;
+pub mod http;
+mod live;
+mod quiet;
+mod site;
+mod sources;
+mod watch;
+
+use std::{
+    io::{self, Write as _},
+    net::SocketAddr,
+    path::PathBuf,
+    sync::Arc,
+};
+
+use anyhow::{Context as _, bail};
+
+use self::{
+    control::{Call, Server},
+    engine::{Engine, Start},
+    live::Live,
+    site::Shared,
+    sources::Sources,
+    watch::FileWatch,
+};
+use crate::dataplane::{self, Dataplane, Uplinks, doctor, watch::Watcher};
+
+/// Commands that wait for the loop.
+const WAITING_CALLS: usize = 16;
+
+/// How to run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The files and directories.
+    pub config: Vec<PathBuf>,
+    /// Whose workloads are local.
+    pub node: String,
+    /// The ways to other hosts.
+    pub uplinks: Uplinks,
+    /// Which data path.
+    pub dataplane: dataplane::Options,
+    /// Where to serve metrics.
+    pub listen: Listen,
+    /// Apply and end.
+    pub once: bool,
+    /// Follow changes of the files.
+    pub watch: bool,
+}
+
+/// Where to serve metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Listen {
+    /// Nowhere.
+    Off,
+    /// There; anything in the way is an error.
+    Exactly(SocketAddr),
+    /// There if possible: the address is our choice, not the user's, so something in the way is only a warning.
+    IfFree(SocketAddr),
+}
+
+/// Runs until told to end, in the network namespace of the calling thread.
+///
+/// # Errors
+/// The start is refused: nothing of what was in force has changed. Later faults are logged and tried again.
+pub fn run(options: &Options) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no tokio runtime")?;
+    runtime.block_on(start(options))
+}
+
+async fn start(options: &Options) -> anyhow::Result<()> {
+    let instance = &options.dataplane.instance;
+    if let Some((pid, name)) = doctor::live_felix() {
+        bail!(
+            "{name} (process {pid}) runs in this network namespace: two programs that set up the same interfaces and \
+             routes undo each other's work; stop Felix first"
+        );
+    }
+    // Before the first reading, so that no change is missed in between.
+    let files = if options.watch && !options.once {
+        Some(FileWatch::new(&options.config).context("cannot watch the files (--watch off does without)")?)
+    } else {
+        None
+    };
+    let mut sources = Sources::new(&options.config, &options.node);
+    let (accepted, warnings) = sources.first()?;
+    let dataplane = Dataplane::open(&options.dataplane)?;
+    // Likewise before the first look.
+    let links = Watcher::new().context("cannot listen to the kernel's notifications about links")?;
+    let shared = Arc::new(Shared::new(instance.clone()));
+    if !options.once {
+        serve(options.listen, &shared).await?;
+    }
+    let engine = Engine::start(Start {
+        sources,
+        accepted,
+        warnings,
+        node: options.node.clone(),
+        uplinks: options.uplinks.clone(),
+        dataplane,
+    })?;
+    shared.ready();
+    if options.once {
+        return announce_ready();
+    }
+    let (send, calls) = tokio::sync::mpsc::channel::<Call>(WAITING_CALLS);
+    let server = Server::start(instance, send)?;
+    announce_ready()?;
+    Live::new(options, engine, files, links, calls, shared).run().await?;
+    drop(server);
+    Ok(())
+}
+
+async fn serve(listen: Listen, shared: &Arc<Shared>) -> anyhow::Result<()> {
+    let (address, must) = match listen {
+        Listen::Off => return Ok(()),
+        Listen::Exactly(address) => (address, true),
+        Listen::IfFree(address) => (address, false),
+    };
+    match http::start(address, Arc::clone(shared) as Arc<dyn http::Site>).await {
+        Ok(()) => tracing::debug!(%address, "serving /metrics, /liveness and /readiness"),
+        Err(error) if must => return Err(error).with_context(|| format!("cannot listen on {address} (--listen)")),
+        Err(error) => tracing::warn!(
+            %address, %error,
+            "no metrics: cannot listen there; --listen names another address, or `off`"
+        ),
+    }
+    Ok(())
+}
+
+/// Tells whoever waits on standard output, and systemd.
+fn announce_ready() -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    match writeln!(out, "ready").and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error).context("standard output"),
+        _ => {}
+    }
+    // Without systemd there is nobody to tell, and that is no fault.
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    Ok(())
+}

@@ -1,0 +1,110 @@
+//! The files, as the loop sees them.
+
+use std::{
+    collections::BTreeSet,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    io::{self, Write as _},
+    path::PathBuf,
+};
+
+use anyhow::bail;
+
+use super::engine::{Accepted, LOGGED_ERRORS};
+use crate::{
+    observe::status::Problem,
+    policy::compile::compile,
+    resources::{Diagnostic, Loaded, Reader, Severity, model::ResourceSet},
+};
+
+/// Where the configuration comes from.
+pub(super) struct Sources {
+    paths: Vec<PathBuf>,
+    node: String,
+    reader: Reader,
+}
+
+/// What a reading led to.
+pub(super) struct Read {
+    /// Identity of the contents, in this process only.
+    pub(super) content: u64,
+    /// What they say; `None` if anything is wrong.
+    pub(super) set: Option<ResourceSet>,
+    /// What is wrong.
+    pub(super) errors: Vec<Problem>,
+    /// What is odd.
+    pub(super) warnings: Vec<Problem>,
+}
+
+impl Sources {
+    /// These files and directories, for this node.
+    #[must_use]
+    pub(super) fn new(paths: &[PathBuf], node: &str) -> Self {
+        Self { paths: paths.to_vec(), node: node.to_owned(), reader: Reader::default() }
+    }
+
+    /// The first reading. What is wrong is written to standard error as `validate` does.
+    ///
+    /// # Errors
+    /// The files were refused.
+    pub(super) fn first(&mut self) -> anyhow::Result<(Accepted, Vec<Problem>)> {
+        let loaded = self.reader.load(&self.paths);
+        let errors: Vec<_> = loaded.errors().collect();
+        if !errors.is_empty() {
+            let shown = errors.iter().take(LOGGED_ERRORS).map(|error| error.render() + "\n").collect::<String>();
+            // Where standard error is gone there is nobody to tell.
+            let _ = io::stderr().lock().write_all(shown.as_bytes());
+            bail!("the files were refused ({} errors; `validate` lists them all): nothing was changed", errors.len());
+        }
+        let read = self.judge(loaded);
+        let Read { content, set: Some(set), warnings, .. } = read else {
+            bail!("the files were refused: nothing was changed");
+        };
+        let accepted = Accepted { content, compiled: compile(&set, &self.node), felix: set.felix_for(&self.node) };
+        Ok((accepted, warnings))
+    }
+
+    /// Reads them; files that did not change are not parsed again.
+    pub(super) fn read(&mut self) -> Read {
+        let loaded = self.reader.load(&self.paths);
+        self.judge(loaded)
+    }
+
+    fn judge(&self, loaded: Loaded) -> Read {
+        let mut content = DefaultHasher::new();
+        loaded.files.hash(&mut content);
+        let problems = |severity| loaded.of(severity).map(Problem::from).collect::<Vec<_>>();
+        let errors = problems(Severity::Error);
+        let mut warnings = problems(Severity::Warning);
+        warnings.extend(problems(Severity::Notice));
+        warnings.extend(unknown_node(&loaded.set, &self.node).map(Problem::general));
+        let content = content.finish();
+        let set = errors.is_empty().then_some(loaded.set);
+        Read { content, set, errors, warnings }
+    }
+}
+
+impl From<&Diagnostic> for Problem {
+    fn from(diagnostic: &Diagnostic) -> Self {
+        let Diagnostic { severity: _, path, line, column, resource, field, message, source_line: _ } = diagnostic;
+        Self {
+            path: path.clone(),
+            line: *line,
+            column: *column,
+            resource: resource.clone(),
+            field: field.clone(),
+            message: message.clone(),
+        }
+    }
+}
+
+/// A misspelt `--node` looks like a host without workloads.
+fn unknown_node(set: &ResourceSet, node: &str) -> Option<String> {
+    let nodes: BTreeSet<&str> = set.workloads.iter().map(|workload| workload.node.as_str()).collect();
+    if nodes.is_empty() || nodes.contains(node) {
+        return None;
+    }
+    let shown: Vec<&str> = nodes.iter().copied().take(10).collect();
+    let more =
+        if nodes.len() > shown.len() { format!(" and {} more", nodes.len() - shown.len()) } else { String::new() };
+    Some(format!("no workload is on this node, {node} (--node); the files name {}{more}", shown.join(", ")))
+}

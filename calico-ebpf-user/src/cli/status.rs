@@ -1,0 +1,131 @@
+//! `status`: from the running process, or from the maps of a stopped one.
+
+use std::{fmt::Write as _, process::ExitCode};
+
+use super::{context::Context, output, table::Table};
+use crate::{
+    agent::control::Request,
+    observe::{
+        inventory,
+        status::{LastLoad, RouteState, Status, WorkloadState},
+    },
+    routes,
+};
+
+pub(super) fn run(context: &Context) -> anyhow::Result<ExitCode> {
+    let running = context.ask(&Request::Status)?.and_then(|reply| reply.status);
+    let status = match running {
+        Some(status) => status,
+        None => stopped(context)?,
+    };
+    output::result(context.format, &status, render)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What the maps and the kernel say.
+fn stopped(context: &Context) -> anyhow::Result<Status> {
+    let view = context.view()?;
+    let info = view.info()?;
+    let workloads = inventory::workloads(&view)?;
+    let state = |present: bool| if present { "present" } else { "absent" };
+    let mut status = Status {
+        version: info.version,
+        node: info.node,
+        pin_dir: context.instance.pin_dir().display().to_string(),
+        workloads: workloads
+            .iter()
+            .map(|local| WorkloadState {
+                endpoint: local.endpoint.clone(),
+                interface: local.interface.clone(),
+                state: state(local.workload.ifindex != 0).into(),
+                attachment: None,
+            })
+            .collect(),
+        uplinks: info.uplinks,
+        routes: routes::read(&view)?.iter().map(RouteState::from).collect(),
+        ..Status::default()
+    };
+    status.counted(&view)?;
+    Ok(status)
+}
+
+fn render(status: &Status) -> String {
+    let mut text = String::new();
+    // Writing to a `String` cannot fail.
+    let mut line = |name: &str, value: &str| {
+        let _ = writeln!(text, "{name:<12}{value}");
+    };
+    line("version", &status.version);
+    line("node", &status.node);
+    match (status.pid, &status.started) {
+        (Some(pid), Some(started)) => line("process", &format!("{pid}, since {started}")),
+        (Some(pid), None) => line("process", &pid.to_string()),
+        (None, _) => line("process", "stopped: the data path works on under the last policy"),
+    }
+    line("pinned at", &status.pin_dir);
+    line("generation", &status.generation.to_string());
+    if let Some(load) = &status.last_load {
+        line("last load", &load_line(load));
+    }
+    if let Some(seconds) = status.confirm_within {
+        line("unconfirmed", &format!("the set before comes back in {seconds}s unless `confirm` comes"));
+    }
+    let uplinks = if status.uplinks.is_empty() { "none".to_owned() } else { status.uplinks.join(", ") };
+    line("uplinks", &uplinks);
+    let missing = status.routes.iter().filter(|route| !route.installed).count();
+    let routes = status.routes.len() - missing;
+    line("routes", &if missing == 0 { routes.to_string() } else { format!("{routes}, {missing} missing") });
+    let problems = status.last_load.iter().flat_map(|load| {
+        let errors = load.errors.iter().map(|problem| format!("error: {problem}"));
+        errors.chain(load.warnings.iter().map(|problem| format!("warning: {problem}")))
+    });
+    for line in problems.chain(status.faults.iter().map(|fault| format!("fault: {fault}"))) {
+        text.push_str(&line);
+        text.push('\n');
+    }
+    if !status.workloads.is_empty() {
+        let mut table = Table::new(&["WORKLOAD", "INTERFACE", "STATE", "ATTACHED"]);
+        for WorkloadState { endpoint, interface, state, attachment } in &status.workloads {
+            table.row([endpoint.as_str(), interface, state, attachment.as_deref().unwrap_or("-")]);
+        }
+        text.push('\n');
+        text.push_str(&table.render(0));
+    }
+    if !status.drops.is_empty() {
+        let mut table = Table::new(&["DROPPED BECAUSE", ">PACKETS"]);
+        for (reason, packets) in &status.drops {
+            table.row([reason.clone(), packets.to_string()]);
+        }
+        text.push('\n');
+        text.push_str(&table.render(0));
+    }
+    text
+}
+
+fn load_line(load: &LastLoad) -> String {
+    let LastLoad { ok, time, errors, warnings } = load;
+    if *ok {
+        format!("accepted {time}, {} warnings", warnings.len())
+    } else {
+        format!("REFUSED {time}, {} errors: what was in force before still is", errors.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::observe::status::Problem;
+
+    #[test]
+    fn a_refused_load_is_seen_at_once() {
+        let text = render(&Status {
+            pid: Some(7),
+            last_load: Some(LastLoad { errors: vec![Problem::general("bad")], ..LastLoad::default() }),
+            workloads: vec![WorkloadState { endpoint: "a/b".into(), state: "up".into(), ..WorkloadState::default() }],
+            ..Status::default()
+        });
+        assert!(text.contains("last load   REFUSED"), "{text}");
+        assert!(text.contains("\nerror: bad\n"), "{text}");
+        assert!(text.contains("a/b"), "{text}");
+    }
+}

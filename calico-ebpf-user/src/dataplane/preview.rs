@@ -1,0 +1,42 @@
+//! What a dry run asks: nothing here takes the instance or changes anything.
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use super::{
+    error::{DataplaneError, Result},
+    instance::Instance,
+    netlink::Netlink,
+    tables::Tables,
+};
+use crate::policy::{store::Store, write::Limits};
+
+/// Room in maps that do not exist yet: what the object says.
+pub const ROOM: Limits = Limits {
+    blocks: 262_144,
+    slots: 4096,
+    counters: 65_536,
+    addresses: 1 << 20,
+    nets: 1 << 20,
+    spoof: 65_536,
+    classes: 1 << 24,
+};
+
+/// The policy store of what an installed data path holds. Beside a running process it may be half of one generation and
+/// half of the next: good for looking at, not for going on from.
+///
+/// # Errors
+/// If the maps cannot be read.
+pub fn stored(instance: &Instance) -> Result<Store> {
+    let tables = Tables::open(&instance.layout_dir())?;
+    Ok(Store::adopt(tables.limits(), &tables.snapshot()?.state()))
+}
+
+/// All addresses of this host but those of loopback.
+///
+/// # Errors
+/// If netlink fails.
+pub fn host_addresses() -> Result<BTreeSet<IpAddr>> {
+    let mut netlink = Netlink::open().map_err(DataplaneError::io("open a netlink socket"))?;
+    let addresses = netlink.addresses().map_err(DataplaneError::io("list the addresses of this host"))?;
+    Ok(addresses.into_iter().map(|(_, address)| address).filter(|address| !address.is_loopback()).collect())
+}

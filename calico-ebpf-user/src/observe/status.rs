@@ -1,0 +1,228 @@
+//! How it is going: what `status` prints, and the running process says of itself.
+
+use std::{collections::BTreeMap, fmt, net::IpAddr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    dataplane::{self, Applied, Attachment, view::View},
+    routes::RouteStatus,
+};
+
+/// Everything that `status` shows.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Status {
+    /// Version of the program that runs, or that ran last.
+    pub version: String,
+    /// Whose workloads are local.
+    pub node: String,
+    /// The process; `null` when stopped.
+    pub pid: Option<u32>,
+    /// The pin directory: which instance.
+    pub pin_dir: String,
+    /// When the process started.
+    pub started: Option<String>,
+    /// The generation in force.
+    pub generation: u32,
+    /// The last attempt to load the files; `null` when stopped.
+    pub last_load: Option<LastLoad>,
+    /// Seconds in which `confirm` must come for the set in force to stay.
+    pub confirm_within: Option<u64>,
+    /// The local workloads.
+    pub workloads: Vec<WorkloadState>,
+    /// The interfaces towards other hosts.
+    pub uplinks: Vec<String>,
+    /// Routes of the local workloads.
+    pub routes: Vec<RouteState>,
+    /// Packets dropped so far, by reason; reasons without any are left out.
+    pub drops: BTreeMap<String, u64>,
+    /// What could not be done and is tried again.
+    pub faults: Vec<String>,
+}
+
+/// An attempt to load the files.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastLoad {
+    /// Whether what the files say is in force.
+    pub ok: bool,
+    /// When, in RFC 3339.
+    pub time: String,
+    /// Why not.
+    pub errors: Vec<Problem>,
+    /// What is odd about the files.
+    pub warnings: Vec<Problem>,
+}
+
+/// Something wrong with the files.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// The file as the user named it; empty for what concerns no file in particular.
+    pub path: String,
+    /// Line, from 1; 0 where there is none.
+    pub line: u32,
+    /// Column in characters, from 1; 0 where there is none.
+    pub column: u32,
+    /// `Kind/name`, as far as known.
+    pub resource: Option<String>,
+    /// Path of the field within it.
+    pub field: Option<String>,
+    /// What is wrong, and what would be right.
+    pub message: String,
+}
+
+impl Problem {
+    /// What concerns no file in particular.
+    #[must_use]
+    pub fn general(message: impl Into<String>) -> Self {
+        Self { message: message.into(), ..Self::default() }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.path.is_empty() {
+            write!(f, "{}:{}:{}: ", self.path, self.line, self.column)?;
+        }
+        for part in [&self.resource, &self.field].into_iter().flatten() {
+            write!(f, "{part}: ")?;
+        }
+        f.write_str(&self.message)
+    }
+}
+
+/// A workload and its interface.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkloadState {
+    /// `NAMESPACE/NAME`.
+    pub endpoint: String,
+    /// Host side of its veth or tap; empty where it is not known.
+    pub interface: String,
+    /// `up`, `down`, `absent` or `failed`; of a stopped data path `present` or `absent`.
+    pub state: String,
+    /// `tcx` or `clsact`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attachment: Option<String>,
+}
+
+/// A route of a workload.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouteState {
+    /// `ADDRESS/LENGTH`.
+    pub destination: String,
+    /// The workload's address.
+    pub address: IpAddr,
+    /// Its interface.
+    pub interface: String,
+    /// `NAMESPACE/NAME`.
+    pub endpoint: String,
+    /// Route protocol.
+    pub protocol: u8,
+    /// Metric.
+    pub metric: u32,
+    /// Whether the kernel has it.
+    pub installed: bool,
+}
+
+impl From<&RouteStatus> for RouteState {
+    fn from(route: &RouteStatus) -> Self {
+        let RouteStatus { address, interface, endpoint, protocol, metric, installed } = route;
+        Self {
+            destination: format!("{address}/{}", if address.is_ipv4() { 32 } else { 128 }),
+            address: *address,
+            interface: interface.clone(),
+            endpoint: endpoint.clone(),
+            protocol: *protocol,
+            metric: *metric,
+            installed: *installed,
+        }
+    }
+}
+
+impl Status {
+    /// Adds what an apply led to.
+    pub fn applied(&mut self, applied: &Applied) {
+        self.workloads = applied
+            .workloads
+            .iter()
+            .map(|workload| WorkloadState {
+                endpoint: workload.endpoint.clone(),
+                interface: workload.interface.clone(),
+                state: workload.state.to_string(),
+                attachment: workload.attachment.map(attachment),
+            })
+            .collect();
+        self.uplinks = applied.uplinks.iter().map(|uplink| uplink.interface.clone()).collect();
+        self.routes = applied.routes.iter().map(RouteState::from).collect();
+        self.faults.clone_from(&applied.faults);
+    }
+
+    /// Adds what the maps count.
+    ///
+    /// # Errors
+    /// If they cannot be read.
+    pub fn counted(&mut self, view: &View) -> dataplane::Result<()> {
+        self.generation = view.root()?.generation;
+        self.drops = drops(view)?.into_iter().filter(|(_, packets)| *packets > 0).collect();
+        Ok(())
+    }
+}
+
+fn attachment(attachment: Attachment) -> String {
+    match attachment {
+        Attachment::Tcx => "tcx".into(),
+        Attachment::Clsact => "clsact".into(),
+    }
+}
+
+/// Packets dropped, by the name of the reason.
+///
+/// # Errors
+/// If the map cannot be read.
+pub fn drops(view: &View) -> dataplane::Result<BTreeMap<String, u64>> {
+    let names = calico_ebpf_common::abi::DROP_REASONS;
+    let name = |reason| names.iter().find(|(known, _)| *known == reason).map_or("unknown", |(_, name)| name);
+    Ok(view.drops()?.into_iter().map(|(reason, packets)| (name(reason).to_owned(), packets)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_json_has_the_promised_fields() {
+        let json = serde_json::to_value(Status {
+            last_load: Some(LastLoad { errors: vec![Problem::general("x")], ..LastLoad::default() }),
+            workloads: vec![WorkloadState::default()],
+            ..Status::default()
+        })
+        .expect("JSON");
+        for field in ["version", "node", "pid", "generation", "lastLoad", "workloads", "uplinks", "routes"] {
+            assert!(json.get(field).is_some(), "{field}");
+        }
+        assert!(json["pid"].is_null());
+        for field in ["ok", "time", "errors", "warnings"] {
+            assert!(json["lastLoad"].get(field).is_some(), "{field}");
+        }
+        for field in ["path", "line", "column", "resource", "field", "message"] {
+            assert!(json["lastLoad"]["errors"][0].get(field).is_some(), "{field}");
+        }
+        for field in ["endpoint", "interface", "state"] {
+            assert!(json["workloads"][0].get(field).is_some(), "{field}");
+        }
+    }
+
+    #[test]
+    fn problems_read_as_compilers_have_them() {
+        let problem = Problem {
+            path: "a.yaml".into(),
+            line: 3,
+            column: 7,
+            resource: Some("NetworkPolicy/x".into()),
+            field: Some("spec.order".into()),
+            message: "not a number".into(),
+        };
+        assert_eq!(problem.to_string(), "a.yaml:3:7: NetworkPolicy/x: spec.order: not a number");
+        assert_eq!(Problem::general("too many").to_string(), "too many");
+    }
+}
