@@ -17,6 +17,7 @@ mod policy;
 mod profile;
 mod reader;
 mod relations;
+mod report;
 mod rules;
 pub mod selector;
 mod source;
@@ -26,3 +27,4 @@ mod yaml;
 
 pub use diagnostic::{Diagnostic, Severity, SourceLine};
 pub use reader::{FileStamp, Loaded, Reader, load};
+pub use report::Report;

@@ -72,12 +72,29 @@ impl SourceText {
             path: self.path.to_string_lossy().into_owned(),
             line: at.line,
             column: at.column,
-            resource: resource.map(str::to_owned),
-            field,
-            message,
+            resource: resource.map(clean),
+            field: field.as_deref().map(clean),
+            message: clean(&message),
             source_line: self.line(at.line).map(|line| shown(line, at.column, width)),
         }
     }
+}
+
+/// What files say may end up in messages: never control characters, never megabytes.
+fn clean(text: &str) -> String {
+    const LONGEST: usize = 1_000;
+    let mut clean = String::new();
+    for c in text.chars().take(LONGEST) {
+        if c.is_control() {
+            clean.extend(c.escape_default());
+        } else {
+            clean.push(c);
+        }
+    }
+    if text.chars().nth(LONGEST).is_some() {
+        clean.push('…');
+    }
+    clean
 }
 
 fn line_starts(text: &str) -> Vec<usize> {

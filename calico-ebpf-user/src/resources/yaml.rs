@@ -12,7 +12,7 @@ use super::source::Position;
 /// How deep collections may nest, aliases resolved.
 const MAX_DEPTH: usize = 64;
 /// How many nodes a document may have, aliases resolved. Ten thousand workloads in one `List` have about half a million.
-const MAX_NODES: usize = 4_000_000;
+const MAX_NODES: usize = 2_000_000;
 /// How many nodes aliases may add to a document.
 const MAX_ALIASED: usize = 100_000;
 
