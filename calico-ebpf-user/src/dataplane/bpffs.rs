@@ -1,7 +1,7 @@
 //! The file system that pins live in.
 
 use std::{
-    fs, io,
+    fs,
     path::{Path, PathBuf},
 };
 
@@ -56,12 +56,18 @@ fn mount_point(pin_dir: &Path) -> PathBuf {
     pin_dir.parent().map_or_else(|| pin_dir.to_owned(), Path::to_owned)
 }
 
-/// Whether mounts made here are seen by nobody else: another mount namespace than the first process's, and `/sys` not
-/// shared with it. In a container whose own first process is ours this cannot be told and counts as private.
+/// Inode numbers that the kernel has given to the first mount namespace (`MNT_NS_INIT_INO` since 6.17; before, the first
+/// dynamic number, or the one after it).
+const FIRST_NAMESPACE: [&str; 3] = ["mnt:[4026531832]", "mnt:[4026531840]", "mnt:[4026531841]"];
+
+/// Whether a mount made here may vanish with this process: it is the first of its container, or in another mount
+/// namespace than the first process.
 pub(crate) fn is_private_mount_namespace() -> bool {
-    let same = || -> io::Result<bool> { Ok(fs::read_link("/proc/self/ns/mnt")? == fs::read_link("/proc/1/ns/mnt")?) };
-    if std::process::id() == 1 {
-        return true;
+    let Ok(own) = fs::read_link("/proc/self/ns/mnt") else { return true };
+    match fs::read_link("/proc/1/ns/mnt") {
+        _ if std::process::id() == 1 => true,
+        Ok(first) => own != first,
+        // The first process may be closed to us, root or not.
+        Err(_) => !FIRST_NAMESPACE.iter().any(|first| own == Path::new(first)),
     }
-    !same().unwrap_or(false)
 }
