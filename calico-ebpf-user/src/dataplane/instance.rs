@@ -93,7 +93,7 @@ impl Instance {
             }
             let locked = rustix::fs::fstat(&fd).map_err(io::Error::from).map_err(DataplaneError::io(what()))?;
             if fs::metadata(&self.pin_dir).is_ok_and(|now| now.ino() == locked.st_ino) {
-                return Ok(Lock { _directory: fd });
+                return Ok(Lock { directory: fd });
             }
         }
         Err(DataplaneError::Busy { path: self.pin_dir.clone() })
@@ -109,7 +109,14 @@ impl Instance {
 /// The instance is ours until this is dropped.
 #[derive(Debug)]
 pub struct Lock {
-    _directory: OwnedFd,
+    directory: OwnedFd,
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing would not do while a child that has not executed its program yet holds a copy of the descriptor.
+        let _ = rustix::fs::flock(&self.directory, FlockOperation::Unlock);
+    }
 }
 
 /// FNV-1a, 32 bits: short, and the same in every version.
