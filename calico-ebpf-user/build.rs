@@ -6,10 +6,13 @@ use anyhow::Context as _;
 const TOOLCHAIN: &str = "1.98.0";
 
 fn main() -> anyhow::Result<()> {
+    println!("cargo::rerun-if-env-changed=AYA_BUILD_SKIP");
     // Checks and lints of this crate need no object.
     if std::env::var_os("AYA_BUILD_SKIP").is_some() {
         let out = std::env::var_os("OUT_DIR").context("OUT_DIR is not set")?;
-        std::fs::write(std::path::Path::new(&out).join("calico-ebpf-kern"), [])?;
+        for object in ["calico-ebpf-kern", "calico-ebpf-bench"] {
+            std::fs::write(std::path::Path::new(&out).join(object), [])?;
+        }
         return Ok(());
     }
     // SAFETY: the build script has one thread. The kernel side needs unstable features (BPF inline assembly in

@@ -7,3 +7,7 @@ pub mod observe;
 pub mod policy;
 pub mod resources;
 pub mod routes;
+
+/// The programs that `cargo xtask bench` measures with; no part of the data path.
+#[doc(hidden)]
+pub static BENCH_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/calico-ebpf-bench"));

@@ -1,0 +1,44 @@
+//! Benchmarks of the data path: `cargo xtask bench [SECTION...]`.
+//!
+//! Everything that is compared runs interleaved in this one process, each variant in a laboratory of its own; what counts
+//! are the ratios. A packet counts only when it reached the sink: a run that lost some is an error, not a figure.
+
+mod cpu;
+mod kernel;
+mod packets;
+mod program;
+mod reload;
+mod report;
+mod tcp;
+mod variant;
+
+use anyhow::{Context as _, ensure};
+
+use report::Report;
+
+fn main() -> anyhow::Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let known = ["packets", "program", "tcp", "reload"];
+    if let Some(unknown) = arguments.iter().find(|argument| !known.contains(&argument.as_str())) {
+        anyhow::bail!("there is no section {unknown}; there are: {}", known.join(", "));
+    }
+    let wants = |section: &str| arguments.is_empty() || arguments.iter().any(|argument| argument == section);
+    ensure!(cpu::count() >= 2, "needs two processors");
+    xtask::lab::reap();
+
+    let mut report = Report::default();
+    if wants("program") {
+        program::run(&mut report).context("the program alone")?;
+    }
+    if wants("packets") {
+        packets::run(&mut report).context("packets")?;
+    }
+    if wants("tcp") {
+        tcp::run(&mut report).context("TCP")?;
+    }
+    if wants("reload") {
+        reload::run(&mut report).context("reload")?;
+    }
+    report.print();
+    Ok(())
+}

@@ -1,0 +1,81 @@
+//! 64-byte UDP packets, generated on one processor, counted at the sink.
+
+use std::{net::IpAddr, sync::Barrier, thread, time::Instant};
+
+use anyhow::Context as _;
+use xtask::lab::OUTSIDE4;
+
+use crate::{
+    cpu,
+    kernel::Kernel,
+    report::{Report, interleave},
+    variant::{Kind, PORTS, Variant},
+};
+
+const COUNT: u32 = 200_000;
+const ROUNDS: usize = 15;
+
+pub fn run(report: &mut Report) -> anyhow::Result<()> {
+    let kinds = [Kind::Redirect, Kind::Routing, Kind::Felix, Kind::Ours];
+    let mut variants = kinds.into_iter().map(Variant::new).collect::<anyhow::Result<Vec<_>>>()?;
+    for variant in &mut variants {
+        variant.add_sinks()?;
+    }
+    let name = |variant: &Variant| variant.kind.name().to_owned();
+    cpu::pin(1)?;
+
+    let rows = interleave(ROUNDS, &mut variants, name, |variant| {
+        let to = variant.lab.workload("b").v4.into();
+        variant.nanoseconds(to, PORTS.0, COUNT)
+    })?;
+    report.section("64-byte UDP between two local workloads, established, one CPU", "ns/packet", rows);
+
+    // The bare redirect knows no way out.
+    let rows =
+        interleave(ROUNDS, &mut variants[1..], name, |variant| variant.nanoseconds(OUTSIDE4.into(), PORTS.0, COUNT))?;
+    report.section(
+        "64-byte UDP from a workload to the other side of the uplink, established, one CPU",
+        "ns/packet",
+        rows,
+    );
+
+    let ours = variants.last_mut().context("there are variants")?;
+    let mut ways = [1, 2];
+    let rows = interleave(ROUNDS, &mut ways, |cpus| format!("{cpus} CPU"), |cpus| rate(ours, *cpus))?;
+    report.section("calico-ebpf, local workloads, a flow for each CPU", "million packets/s", rows);
+    Ok(())
+}
+
+/// Million packets a second with one flow on each of the first `cpus` processors.
+fn rate(variant: &mut Variant, cpus: usize) -> anyhow::Result<f64> {
+    let to: IpAddr = variant.lab.workload("b").v4.into();
+    let barrier = Barrier::new(cpus + 1);
+    let (lab, before) = (&variant.lab, variant.kernel.sunk()?);
+    let frames = (0..cpus).map(|cpu| variant.frame(to, PORTS.0 + cpu as u16)).collect::<anyhow::Result<Vec<_>>>()?;
+    let elapsed = thread::scope(|scope| {
+        let threads: Vec<_> = frames
+            .iter()
+            .enumerate()
+            .map(|(cpu, frame)| {
+                let barrier = &barrier;
+                scope.spawn(move || -> anyhow::Result<()> {
+                    let mut kernel = Kernel::load()?;
+                    let interface = &lab.workload("a").interface;
+                    kernel.generate(&lab.host, interface, frame, 64)?;
+                    barrier.wait();
+                    cpu::pin(cpu)?;
+                    kernel.generate(&lab.host, interface, frame, COUNT).map(drop)
+                })
+            })
+            .collect();
+        barrier.wait();
+        let start = Instant::now();
+        for thread in threads {
+            thread.join().map_err(|_| anyhow::anyhow!("a generator panicked"))??;
+        }
+        anyhow::Ok(start.elapsed())
+    })?;
+    let sunk = variant.kernel.sunk()? - before;
+    anyhow::ensure!(sunk as f64 >= 0.999 * f64::from(COUNT) * cpus as f64, "only {sunk} packets arrived");
+    Ok(f64::from(COUNT) * cpus as f64 / elapsed.as_secs_f64() / 1e6)
+}
