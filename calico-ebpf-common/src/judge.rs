@@ -77,7 +77,8 @@ pub fn judge<A: Arena + ?Sized>(arena: &A, table: u32, subject: &Subject) -> Opt
         let start = first.max(chunk * CHUNK_RULES) - chunk * CHUNK_RULES;
         let mut found = CHUNK_RULES;
         for word in (0..8).rev() {
-            let bits = own.words[word] & peer.words[word] & to.words[word] & from.words[word] & from_bit(start, word as u32);
+            let bits =
+                own.words[word] & peer.words[word] & to.words[word] & from.words[word] & from_bit(start, word as u32);
             if bits != 0 {
                 found = word as u32 * 64 + bits.trailing_zeros();
             }

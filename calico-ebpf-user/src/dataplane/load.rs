@@ -70,7 +70,8 @@ impl Programs {
             ids.insert(name, id);
         }
         let mut programs = Self { ebpf, ids };
-        for name in [names::PROG_CLOCK, names::PROG_SWEEP] {
+        // All of them: whoever looks into the data path runs them by these pins.
+        for name in PROGRAMS {
             programs.pin(name, &program_path(&directory, name))?;
         }
         Ok(programs)

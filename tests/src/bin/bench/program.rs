@@ -1,6 +1,7 @@
 //! The program alone, by test run.
 
-use anyhow::Context as _;
+use std::path::PathBuf;
+
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 
 use crate::{
@@ -20,7 +21,7 @@ pub fn run(report: &mut Report) -> anyhow::Result<()> {
     let frame = variant.frame(variant.lab.workload("b").v4.into(), PORTS.0)?;
     let uplink = variant.frame(xtask::lab::OUTSIDE4.into(), PORTS.0)?;
     let ifindex = ifindex(&variant.lab.host, &variant.lab.workload("a").interface)?;
-    let program = SchedClassifier::from_pin(pinned_program(&variant)?)?;
+    let program = SchedClassifier::from_pin(pinned(&variant))?;
     let mut empty = Kernel::load()?;
     cpu::pin(1)?;
 
@@ -54,8 +55,9 @@ pub fn run(report: &mut Report) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The program attached to the workloads is not pinned itself, its link is: take it by its id.
-fn pinned_program(variant: &Variant) -> anyhow::Result<std::path::PathBuf> {
-    let _ = variant;
-    None.context("not written yet")
+/// The program that hangs on the workloads' interfaces.
+fn pinned(variant: &Variant) -> PathBuf {
+    let layout = format!("v{}", calico_ebpf_common::abi::LAYOUT_VERSION);
+    let name = format!("prog_{}", calico_ebpf_common::abi::names::PROG_FROM_WORKLOAD);
+    variant.lab.pin_dir().join(layout).join(name)
 }
