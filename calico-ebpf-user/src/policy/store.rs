@@ -461,8 +461,9 @@ impl Planner<'_> {
     fn table_numbers(&self, compiled: &Compiled, tables: &[Table]) -> HashMap<usize, u32> {
         let now = side(self.old.generation);
         let image = self.old.arena.image();
-        let mut taken: HashSet<u32> =
-            tables.iter().filter_map(|table| self.old.built.get(table)).map(|built| built.number).collect();
+        let built: Vec<Option<u32>> =
+            tables.iter().map(|table| self.old.built.get(table).map(|built| built.number)).collect();
+        let mut taken: HashSet<u32> = built.iter().copied().flatten().collect();
         // Tables may be equal only now; the first of them is the one that is built.
         let mut first = HashMap::new();
         let first: Vec<usize> = (0..).zip(tables).map(|(index, table)| *first.entry(table).or_insert(index)).collect();
@@ -472,10 +473,7 @@ impl Planner<'_> {
             let was = owner.policy[now];
             for (table, header) in [(workload.egress, was.egress_table), (workload.ingress, was.ingress_table)] {
                 let table = first[table];
-                if numbers.contains_key(&table)
-                    || self.old.built.contains_key(&tables[table])
-                    || !self.old.tables.contains_key(&header)
-                {
+                if numbers.contains_key(&table) || built[table].is_some() || !self.old.tables.contains_key(&header) {
                     continue;
                 }
                 let number = image.block(header).map_or(0, |header| header.u32_at(3));

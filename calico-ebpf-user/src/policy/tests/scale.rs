@@ -1,1 +1,195 @@
-//! Size.
+//! A big cluster: how long compiling and planning take is printed (`--nocapture`); how much is written is checked.
+
+use std::time::{Duration, Instant};
+
+use super::{LIMITS, NODE, expected, host, origin};
+use crate::{
+    policy::{
+        compile::compile,
+        compiled::Compiled,
+        flow::Flow,
+        maps::Maps,
+        store::Store,
+        write::{Limits, Plan, Write},
+    },
+    resources::{
+        model::{
+            EntityRule, Labels, Policy, PolicyKind, PortMatch, Profile, ResourceSet, Rule, RuleAction, WorkloadEndpoint,
+        },
+        selector::Selector,
+    },
+};
+
+const WORKLOADS: u32 = 10_000;
+const POLICIES: u32 = 1_000;
+const RULES: u32 = 10;
+const LOCAL: u32 = 250;
+const APPS: u32 = 200;
+
+/// `selects`: of the application with this number, the selector of its policies.
+fn cluster(selects: impl Fn(u32) -> String, unique_labels: bool) -> ResourceSet {
+    let workload = |number: u32| {
+        let mut labels = Labels::from([
+            ("projectcalico.org/namespace".to_owned(), format!("ns{}", number % 20)),
+            ("app".to_owned(), format!("app{}", number % APPS)),
+        ]);
+        if unique_labels {
+            labels.insert("pod".to_owned(), format!("pod{number}"));
+        }
+        let [_, a, b, c] = number.to_be_bytes();
+        WorkloadEndpoint {
+            namespace: format!("ns{}", number % 20),
+            name: format!("w{number}"),
+            node: if number < LOCAL { NODE } else { "n2" }.to_owned(),
+            orchestrator: "k8s".to_owned(),
+            pod: None,
+            interface: format!("cali{number}"),
+            addresses: vec![
+                [10, a, b, c].into(),
+                std::net::Ipv6Addr::from(0xfd00_u128 << 112 | u128::from(number)).into(),
+            ],
+            mac: None,
+            profiles: vec!["allow".to_owned()],
+            ports: Vec::new(),
+            allow_spoofed_source_prefixes: Vec::new(),
+            labels,
+            origin: origin(),
+        }
+    };
+    let rule = |policy: u32, number: u32| {
+        let peer = EntityRule {
+            nets: if number == 9 {
+                vec![format!("172.{}.{}.0/24", policy % 16 + 16, policy / 16).parse().unwrap()]
+            } else {
+                Vec::new()
+            },
+            selector: (number != 9)
+                .then(|| Selector::parse(&format!("app == 'app{}'", (policy * 7 + number * 31) % APPS)).unwrap()),
+            ..EntityRule::default()
+        };
+        let port = 1000 + (policy * RULES + number) as u16;
+        Rule {
+            action: RuleAction::Allow,
+            ip_version: None,
+            protocol: Some(6),
+            not_protocol: None,
+            icmp: None,
+            not_icmp: None,
+            source: peer,
+            destination: EntityRule { ports: vec![PortMatch::Range(port, port + 3)], ..EntityRule::default() },
+            origin: origin(),
+        }
+    };
+    let policy = |number: u32| Policy {
+        kind: PolicyKind::Global,
+        namespace: None,
+        name: format!("p{number}"),
+        tier: "default".to_owned(),
+        order: Some(f64::from(number % 100)),
+        selector: Selector::parse(&selects(number)).unwrap(),
+        applies_ingress: true,
+        applies_egress: false,
+        ingress: (0..RULES).map(|rule_number| rule(number, rule_number)).collect(),
+        egress: Vec::new(),
+        origin: origin(),
+    };
+    let allow = |_| Rule {
+        action: RuleAction::Allow,
+        ip_version: None,
+        protocol: None,
+        not_protocol: None,
+        icmp: None,
+        not_icmp: None,
+        source: EntityRule::default(),
+        destination: EntityRule::default(),
+        origin: origin(),
+    };
+    ResourceSet {
+        workloads: (0..WORKLOADS).map(workload).collect(),
+        policies: (0..POLICIES).map(policy).collect(),
+        profiles: vec![Profile {
+            name: "allow".to_owned(),
+            ingress: vec![allow(())],
+            egress: vec![allow(())],
+            labels_to_apply: Labels::new(),
+            origin: None,
+        }],
+        ..ResourceSet::default()
+    }
+}
+
+fn timed<T>(what: &str, run: impl FnOnce() -> T) -> T {
+    let start = Instant::now();
+    let result = run();
+    let took: Duration = start.elapsed();
+    eprintln!("  {what}: {took:.1?}");
+    result
+}
+
+fn plan(store: &Store, compiled: &Compiled, what: &str) -> Plan {
+    let plan = timed(what, || store.plan(compiled, &host()).unwrap());
+    let bytes: usize =
+        plan.prepare.iter().map(|w| if let Write::Blocks { blocks, .. } = w { blocks.len() * 64 } else { 0 }).sum();
+    eprintln!("    {} + {} writes, {} KiB of tables", plan.prepare.len(), plan.retire.len(), bytes / 1024);
+    plan
+}
+
+/// Loads the cluster, changes one label, one rule, nothing; then another process takes over.
+fn run(title: &str, mut set: ResourceSet, few: usize) {
+    eprintln!("{title}");
+    let limits = Limits { blocks: 1 << 20, ..LIMITS };
+    let compiled = timed("compile", || compile(&set, NODE));
+    let rules: usize = compiled.tables.iter().map(|table| table.rules.len()).sum();
+    eprintln!("    {} tables, {rules} rules, {} conditions", compiled.tables.len(), compiled.conditions.len());
+    let first = plan(&Store::empty(limits), &compiled, "first plan");
+    eprintln!("    {:.1} MiB of the arena", f64::from(first.next.used_blocks()) / 16384.0);
+    let mut maps = Maps::default();
+    maps.execute(&first);
+    let nothing = plan(&first.next, &compiled, "plan without a change");
+    assert!(nothing.is_empty());
+
+    set.workloads[5000].labels.insert("app".to_owned(), "app7".to_owned());
+    let label = plan(&first.next, &timed("compile", || compile(&set, NODE)), "one remote label");
+    assert!(label.prepare.len() <= few, "{}", label.prepare.len());
+    maps.execute(&label);
+
+    let start = Instant::now();
+    let adopted = Store::adopt(limits, &maps.state());
+    eprintln!("  adopt: {:.1?}", start.elapsed());
+    let again = plan(&adopted, &compile(&set, NODE), "plan after adopting");
+    assert!(again.is_empty());
+
+    set.policies[10].ingress[3].action = RuleAction::Deny;
+    let rule = plan(&again.next, &compile(&set, NODE), "one rule");
+    maps.execute(&rule);
+
+    let port = |policy: u32, rule: u32| 1000 + (policy * RULES + rule) as u16;
+    for number in 0..8 {
+        let flow = Flow {
+            source: set.workloads[300 + 477 * number].addresses[number % 2],
+            destination: set.workloads[number].addresses[number % 2],
+            protocol: 6,
+            source_port: 49152,
+            destination_port: port(number as u32, (number % 10) as u32),
+        };
+        assert_eq!(maps.judge(&flow), expected(&set, &flow));
+    }
+}
+
+#[test]
+fn policies_of_applications() {
+    let selects = |policy| format!("app == 'app{}'", policy % APPS);
+    // For each of the local applications a new table at most.
+    run("policies select one application each", cluster(selects, false), 1 + 2 * LOCAL as usize);
+}
+
+#[test]
+fn unique_labels() {
+    let selects = |policy| format!("app == 'app{}'", policy % APPS);
+    run("the same, no two workloads with the same labels", cluster(selects, true), 1 + 2 * LOCAL as usize);
+}
+
+#[test]
+fn policies_of_everything() {
+    run("all policies select everything", cluster(|_| "all()".to_owned(), false), 1 + 2 * LOCAL as usize);
+}
