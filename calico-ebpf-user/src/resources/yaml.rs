@@ -11,8 +11,12 @@ use super::source::Position;
 
 /// How deep collections may nest, aliases resolved.
 const MAX_DEPTH: usize = 64;
-/// How many nodes a document may have, aliases resolved. Ten thousand workloads in one `List` have about half a million.
-const MAX_NODES: usize = 2_000_000;
+/// How many nodes a document may have. Ten thousand workloads in one `List` have about 400,000.
+const MAX_NODES: usize = 1_000_000;
+/// How many nodes all documents of a file may have.
+const MAX_NODES_OF_FILE: usize = 3_000_000;
+/// How many documents a file may have, empty ones included.
+const MAX_DOCUMENTS: usize = 250_000;
 /// How many nodes aliases may add to a document.
 const MAX_ALIASED: usize = 100_000;
 
@@ -164,8 +168,10 @@ pub(super) fn documents(text: &str, mut document: impl FnMut(Result<Node, YamlEr
         block_nesting_limit: MAX_DEPTH,
     };
     let mut parser = Parser::new_from_str_with_options(text, options);
+    let mut nodes_left = MAX_NODES_OF_FILE;
+    let mut seen = 0;
     loop {
-        let mut builder = Builder::default();
+        let mut builder = Builder { nodes_left: nodes_left.min(MAX_NODES), ..Builder::default() };
         let result = loop {
             match parser.next_event() {
                 None => return,
@@ -175,6 +181,14 @@ pub(super) fn documents(text: &str, mut document: impl FnMut(Result<Node, YamlEr
                 }
                 Some(Ok((Event::StreamEnd, _))) => return,
                 Some(Ok((Event::DocumentEnd, _))) => break Ok(builder.root.take()),
+                Some(Ok((Event::DocumentStart(..), span))) => {
+                    seen += 1;
+                    if seen > MAX_DOCUMENTS {
+                        let message = format!("more than {MAX_DOCUMENTS} documents in one file: split it");
+                        document(Err(YamlError { at: position(span.start), message }));
+                        return;
+                    }
+                }
                 Some(Ok((event, span))) => {
                     if let Err(error) = builder.event(event, span) {
                         break Err(error);
@@ -189,7 +203,10 @@ pub(super) fn documents(text: &str, mut document: impl FnMut(Result<Node, YamlEr
             Ok(None) => true,
             Err(error) => document(Err(error)),
         };
-        if !go_on || (failed && !matches!(parser.proceed_next_document(), Ok(true))) {
+        nodes_left = nodes_left.saturating_sub(builder.nodes);
+        // What is too large is not even looked through for more documents.
+        let exhausted = builder.nodes > builder.nodes_left;
+        if !go_on || exhausted || (failed && !matches!(parser.proceed_next_document(), Ok(true))) {
             return;
         }
     }
@@ -213,6 +230,8 @@ struct Builder {
     open: Vec<Open>,
     anchors: HashMap<usize, Anchored>,
     nodes: usize,
+    /// How many nodes this document may have.
+    nodes_left: usize,
     aliased: usize,
     root: Option<Node>,
 }
@@ -300,10 +319,12 @@ impl Builder {
     /// Puts a complete node where it belongs. `depth`: of the collections in it, itself included.
     fn finished(&mut self, mut node: Node, anchor: usize, size: usize, depth: usize) -> Result<(), YamlError> {
         self.nodes += 1;
-        if self.nodes > MAX_NODES {
+        if self.nodes > self.nodes_left {
             return Err(YamlError {
                 at: node.at,
-                message: format!("more than {MAX_NODES} values in one document: split it"),
+                message: format!(
+                    "more than {MAX_NODES} values in one document, or {MAX_NODES_OF_FILE} in one file: split it"
+                ),
             });
         }
         if self.open.len() + depth > MAX_DEPTH {
