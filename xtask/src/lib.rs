@@ -11,3 +11,4 @@ pub mod demo;
 pub mod lab;
 pub mod project;
 pub mod setup;
+pub mod vm;

@@ -11,7 +11,7 @@ fn links(world: &World, interface: &str) -> Vec<String> {
     let output = world.lab.host.command("bpftool").args(["-j", "link"]).output();
     let links: serde_json::Value = serde_json::from_slice(&output.expect("bpftool").stdout).unwrap_or_default();
     let links = links.as_array().cloned().unwrap_or_default();
-    let ours = links.iter().filter(|link| link["ifindex"].to_string() == index || link["devname"] == interface);
+    let ours = links.iter().filter(|link| link["ifindex"] == index || link["devname"] == interface);
     ours.map(|link| link["id"].to_string()).collect()
 }
 

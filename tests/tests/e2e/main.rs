@@ -6,6 +6,7 @@ mod commands;
 mod demo;
 mod flood;
 mod instances;
+mod kernel;
 mod neighbours;
 mod purge;
 mod reach;

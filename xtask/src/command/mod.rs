@@ -7,7 +7,7 @@ mod test;
 
 use anyhow::Context as _;
 
-use crate::{bench, cargo, project, setup};
+use crate::{bench, cargo, project, setup, vm};
 
 const USAGE: &str = "\
 usage: cargo xtask COMMAND
@@ -18,6 +18,7 @@ usage: cargo xtask COMMAND
   test [FILTER]        all tests, or those whose name contains FILTER
   lint                 formatting, clippy, documentation, licences
   lab                  a lab to play with, until Ctrl-C
+  vm [KERNEL...]       the end-to-end tests under other kernels
   bench                how fast it is
 
 Every command first looks for what it needs and installs what is missing.";
@@ -37,6 +38,7 @@ pub fn dispatch(arguments: &[String]) -> anyhow::Result<()> {
         "lint" => lint::run(),
         "lab" => lab::run(),
         "bench" => bench::run(rest),
+        "vm" => machines(rest),
         "help" | "-h" | "--help" => {
             println!("{USAGE}");
             Ok(())
@@ -50,6 +52,11 @@ fn build() -> anyhow::Result<()> {
     build_program()?;
     println!("{}", project::target().join("release/calico-ebpf").display());
     Ok(())
+}
+
+fn machines(kernels: &[String]) -> anyhow::Result<()> {
+    setup::ensure(setup::Purpose::Test)?;
+    vm::run(kernels)
 }
 
 /// Builds the program with the BPF object inside. The set-up has been made.

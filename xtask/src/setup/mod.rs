@@ -15,6 +15,7 @@ use anyhow::bail;
 
 use crate::project;
 
+pub use toolchain::STATIC_TARGET;
 pub use tools::find_program;
 
 /// The toolchain that everything but xtask is built with.

@@ -6,7 +6,7 @@ use super::{Purpose, TOOLCHAIN, say};
 use crate::cargo;
 
 /// The target of the static binary that the virtual machines run.
-pub(super) const STATIC_TARGET: &str = "x86_64-unknown-linux-musl";
+pub const STATIC_TARGET: &str = "x86_64-unknown-linux-musl";
 
 pub(super) fn ensure(purpose: Purpose) -> anyhow::Result<()> {
     let with_static = purpose >= Purpose::Test && cfg!(target_arch = "x86_64");

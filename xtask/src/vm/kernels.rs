@@ -1,0 +1,175 @@
+//! Debian's kernels, out of its packages, without touching this system's packages.
+
+use std::{
+    fmt, fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::Context as _;
+
+use super::quiet;
+use crate::{cargo, project};
+
+/// A series of kernels, and what is true under it: so that a silent fallback fails.
+pub(super) struct Kernel {
+    /// Its name here.
+    pub(super) series: &'static str,
+    /// Debian's suite that has it.
+    suite: &'static str,
+    /// Whether it comes from the security archive.
+    security: bool,
+    /// Whether the suite may be gone.
+    pub(super) optional: bool,
+    /// What the guest has to say.
+    pub(super) facts: &'static [&'static str],
+}
+
+/// TCX came with 6.6: 6.1 and 6.12 are on either side.
+pub(super) const KERNELS: &[Kernel] = &[
+    Kernel { series: "5.10", suite: "bullseye-security", security: true, optional: true, facts: &["attach clsact"] },
+    Kernel { series: "6.1", suite: "bookworm-security", security: true, optional: false, facts: &["attach clsact"] },
+    Kernel { series: "6.12", suite: "trixie-security", security: true, optional: false, facts: &["attach tcx"] },
+    Kernel { series: "newest", suite: "trixie-backports", security: false, optional: false, facts: &["attach tcx"] },
+];
+
+/// What to do where no mirror is known.
+pub(super) const NO_MIRROR: &str =
+    "no Debian mirror is known here: let DEBIAN_MIRROR name one, like http://HOST/debian (debian-security beside it)";
+
+/// A kernel on disk.
+pub(super) struct Files {
+    /// The image to boot.
+    pub(super) kernel: PathBuf,
+    /// `lib/modules/RELEASE`.
+    pub(super) modules: PathBuf,
+    /// RELEASE.
+    pub(super) release: String,
+}
+
+/// It could not be fetched.
+#[derive(Debug)]
+pub(super) struct Unavailable(String);
+
+impl fmt::Display for Unavailable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the kernel cannot be fetched: {}", self.0)
+    }
+}
+
+impl std::error::Error for Unavailable {}
+
+/// The Debian mirror of this system, or the one that `DEBIAN_MIRROR` names.
+pub(super) fn mirror() -> Option<String> {
+    if let Ok(mirror) = std::env::var("DEBIAN_MIRROR") {
+        return Some(mirror.trim_end_matches('/').to_owned());
+    }
+    let parts = fs::read_dir("/etc/apt/sources.list.d").into_iter().flatten().flatten().map(|entry| entry.path());
+    let files = parts.chain([PathBuf::from("/etc/apt/sources.list")]);
+    let texts: Vec<_> = files.filter_map(|file| fs::read_to_string(file).ok()).collect();
+    let words = texts.iter().flat_map(|text| text.lines()).filter(|line| !line.trim_start().starts_with('#'));
+    let mut uris = words.flat_map(str::split_whitespace).map(|word| word.trim_end_matches('/'));
+    uris.find(|word| word.starts_with("http") && word.ends_with("/debian")).map(str::to_owned)
+}
+
+/// Fetches and unpacks a kernel, once.
+pub(super) fn fetch(kernel: &Kernel) -> anyhow::Result<Files> {
+    let directory = project::target().join("vm/kernels").join(kernel.series);
+    let root = directory.join("root");
+    if let Ok(files) = files(&root) {
+        return Ok(files);
+    }
+    let fetched = download(kernel, &directory, &root);
+    fetched.map_err(|error| Unavailable(format!("{error:#}")))?;
+    files(&root)
+}
+
+fn download(kernel: &Kernel, directory: &Path, root: &Path) -> anyhow::Result<()> {
+    let _leftovers = fs::remove_dir_all(directory);
+    for name in ["lists/partial", "cache/archives/partial", "root", "debs"] {
+        fs::create_dir_all(directory.join(name))?;
+    }
+    let mirror = mirror().context(NO_MIRROR)?;
+    let archive = if kernel.security { format!("{mirror}-security") } else { mirror };
+    let keyring = "/usr/share/keyrings/debian-archive-keyring.gpg";
+    fs::write(
+        directory.join("sources.list"),
+        format!("deb [arch=amd64 signed-by={keyring}] {archive} {} main\n", kernel.suite),
+    )?;
+    fs::write(directory.join("status"), "")?;
+    eprintln!("vm: fetching Linux {} of Debian's {}", kernel.series, kernel.suite);
+    quiet(apt("apt-get", directory).args(["-q", "update"]))?;
+    let listed = cargo::output(apt("apt-cache", directory).args([
+        "depends",
+        "--recurse",
+        "--no-recommends",
+        "--no-suggests",
+        "--no-conflicts",
+        "--no-breaks",
+        "--no-replaces",
+        "--no-enhances",
+        "linux-image-cloud-amd64",
+    ]))?;
+    let packages: Vec<_> = listed.lines().filter(|name| has_files(name)).collect();
+    anyhow::ensure!(!packages.is_empty(), "{} has no kernel:\n{listed}", kernel.suite);
+    quiet(apt("apt-get", directory).args(["-q", "download"]).args(&packages).current_dir(directory.join("debs")))?;
+    for deb in fs::read_dir(directory.join("debs"))?.flatten() {
+        quiet(Command::new("dpkg-deb").arg("-x").arg(deb.path()).arg(root))?;
+    }
+    fs::remove_dir_all(directory.join("debs"))?;
+    let modules = files(root)?.modules;
+    let packed = Command::new("find").arg(&modules).args(["-name", "*.ko.xz", "-exec", "unxz", "{}", "+"]).status()?;
+    anyhow::ensure!(packed.success(), "cannot unpack the modules");
+    Ok(())
+}
+
+/// The packages that hold an image or modules; up to 6.12 one, later two of another name.
+fn has_files(name: &str) -> bool {
+    ["linux-image-", "linux-binary-", "linux-modules-"].iter().any(|prefix| {
+        let rest = name.strip_prefix(prefix);
+        rest.is_some_and(|rest| rest.starts_with(|digit: char| digit.is_ascii_digit()) && rest.ends_with("cloud-amd64"))
+    })
+}
+
+/// apt with its own lists, which knows nothing of this system's packages.
+fn apt(program: &str, directory: &Path) -> Command {
+    let mut command = Command::new(program);
+    let mut set = |name: &str, value: PathBuf| {
+        command.arg("-o").arg(format!("{name}={}", value.display()));
+    };
+    set("Dir::Etc::SourceList", directory.join("sources.list"));
+    set("Dir::Etc::SourceParts", "/dev/null".into());
+    set("Dir::State::Lists", directory.join("lists"));
+    set("Dir::State::Status", directory.join("status"));
+    set("Dir::Cache", directory.join("cache"));
+    // The lists may belong to root; nothing secret is in them.
+    set("APT::Sandbox::User", "root".into());
+    command
+}
+
+fn files(root: &Path) -> anyhow::Result<Files> {
+    let boot = fs::read_dir(root.join("boot")).context("no kernel")?.flatten();
+    let kernel = boot.map(|entry| entry.path()).find(|path| name(path).starts_with("vmlinuz-")).context("no kernel")?;
+    let release = name(&kernel).trim_start_matches("vmlinuz-").to_owned();
+    let places = [root.join("lib/modules"), root.join("usr/lib/modules")];
+    let modules = places.iter().map(|place| place.join(&release)).find(|path| path.is_dir()).context("no modules")?;
+    Ok(Files { kernel, modules, release })
+}
+
+fn name(path: &Path) -> String {
+    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::has_files;
+
+    #[test]
+    fn packages_with_files() {
+        assert!(has_files("linux-image-5.10.0-46-cloud-amd64"));
+        assert!(has_files("linux-modules-7.2.13+deb14-cloud-amd64"));
+        assert!(!has_files("linux-image-cloud-amd64"));
+        assert!(!has_files("  Depends: linux-image-6.1.0-56-cloud-amd64"));
+        assert!(!has_files("linux-base"));
+    }
+}

@@ -1,0 +1,145 @@
+//! `cargo xtask vm`: the end-to-end tests under other kernels, in virtual machines.
+//!
+//! Each kernel is one that Debian ships, taken from its packages and kept in the target directory; the machine is QEMU
+//! without hardware help (nested virtual machines would be slower than that, or stop); user space is busybox, the host's
+//! own `ip`, `nft`, `bpftool` and `ping`, and static builds of the program and of the tests.
+
+mod guest;
+mod kernels;
+mod qemu;
+
+use std::{path::PathBuf, process::Command, time::Instant};
+
+use anyhow::{Context as _, bail, ensure};
+use serde_json::Value;
+
+use crate::{cargo, project, setup};
+use kernels::{KERNELS, Kernel};
+
+/// What runs on every kernel: each program loads, traffic passes, is denied, follows a reload, outlives the process.
+const TESTS: &[&str] = &[
+    "kernel::",
+    "reach::policy_holds_for_both_families",
+    "reach::replies_follow",
+    "neighbours::",
+    "reload::a_new_deny_cuts",
+    "restart::kill_and_restart_under_load",
+    "closed::filters_deleted_by_hand",
+    "purge::nothing_is_left",
+];
+
+/// Runs the tests under the named series, or all.
+///
+/// # Errors
+/// A kernel cannot be had, or a test fails under one.
+pub fn run(arguments: &[String]) -> anyhow::Result<()> {
+    ensure!(cfg!(target_arch = "x86_64"), "the virtual machines are x86_64: there is nothing to run them with here");
+    let chosen: Vec<_> = match arguments {
+        [] => KERNELS.iter().collect(),
+        names => names.iter().map(|name| find(name)).collect::<anyhow::Result<_>>()?,
+    };
+    let binaries = build()?;
+    let mut failures = Vec::new();
+    for kernel in chosen {
+        let start = Instant::now();
+        let outcome = boot(kernel, &binaries);
+        let seconds = start.elapsed().as_secs();
+        match outcome {
+            Ok(report) => println!("vm: {} ok, {report}, {seconds} s", kernel.series),
+            Err(error) if kernel.optional && error.is::<kernels::Unavailable>() => {
+                println!("vm: {}: {error}", kernel.series);
+            }
+            Err(error) => {
+                println!("vm: {} FAILED after {seconds} s: {error:#}", kernel.series);
+                failures.push(kernel.series);
+            }
+        }
+    }
+    ensure!(failures.is_empty(), "failed under {}", failures.join(", "));
+    Ok(())
+}
+
+/// Static builds for the guests.
+struct Binaries {
+    program: PathBuf,
+    tests: PathBuf,
+}
+
+fn find(name: &str) -> anyhow::Result<&'static Kernel> {
+    let known: Vec<_> = KERNELS.iter().map(|kernel| kernel.series).collect();
+    let found = KERNELS.iter().find(|kernel| kernel.series == name);
+    found.with_context(|| format!("no kernel {name}; there are {}", known.join(", ")))
+}
+
+fn build() -> anyhow::Result<Binaries> {
+    let target = ["--release", "--target", setup::STATIC_TARGET];
+    let mut program = cargo::pinned("build");
+    program.args(target).args(["--package", "calico-ebpf-user"]).env_remove("AYA_BUILD_SKIP");
+    cargo::run(&mut program).context("the static program does not build")?;
+    let mut tests = cargo::pinned("test");
+    tests.args(target).args([
+        "--package",
+        "calico-ebpf-tests",
+        "--test",
+        "e2e",
+        "--no-run",
+        "--message-format",
+        "json",
+    ]);
+    let messages = cargo::output(tests.env_remove("AYA_BUILD_SKIP")).context("the static tests do not build")?;
+    let messages = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let mut executables = messages.filter(|message| message["target"]["name"] == "e2e");
+    let tests = executables.find_map(|message| message["executable"].as_str().map(PathBuf::from));
+    Ok(Binaries {
+        program: project::target().join(setup::STATIC_TARGET).join("release/calico-ebpf"),
+        tests: tests.context("cargo does not say where the tests are")?,
+    })
+}
+
+/// One kernel: its tests, and whether the facts are those of the table.
+fn boot(kernel: &Kernel, binaries: &Binaries) -> anyhow::Result<String> {
+    let files = kernels::fetch(kernel)?;
+    let image = guest::image(kernel, &files, &binaries.program, &binaries.tests, TESTS)?;
+    let log = project::target().join("vm").join(format!("{}.log", kernel.series));
+    let text = qemu::boot(&files.kernel, &image, &log)?;
+    let _space = std::fs::remove_file(&image);
+    let code = text.lines().find_map(|line| line.trim().strip_prefix(guest::EXIT));
+    match code.map(str::trim) {
+        Some("0") => {}
+        Some(code) => bail!("the tests failed with {code}; see {}\n{}", log.display(), failed(&text)),
+        None => bail!("no verdict; see {}", log.display()),
+    }
+    let facts: Vec<_> = text.lines().filter_map(|line| line.trim().strip_prefix("fact: ")).collect();
+    for expected in kernel.facts {
+        ensure!(facts.contains(expected), "{expected} is expected of this kernel, the guest says {facts:?}");
+    }
+    let summary = text.lines().find(|line| line.contains("test result:")).unwrap_or_default();
+    let passed = summary.split_whitespace().nth(3).unwrap_or("?");
+    ensure!(passed.parse::<u32>().is_ok_and(|count| count as usize >= TESTS.len()), "only {passed} tests ran");
+    Ok(format!("{passed} tests, {}", facts.join(", ")))
+}
+
+/// The lines that say what failed.
+fn failed(text: &str) -> String {
+    let lines = text.lines().filter(|line| line.contains("FAILED") || line.contains("panicked"));
+    lines.take(10).collect::<Vec<_>>().join("\n")
+}
+
+/// Says why the virtual machines cannot be run here, if so.
+#[must_use]
+pub fn obstacle() -> Option<String> {
+    if !cfg!(target_arch = "x86_64") {
+        return Some("this is not x86_64".into());
+    }
+    let missing = ["qemu-system-x86_64", "busybox", "cpio", "dpkg-deb", "apt-get", "dash"];
+    let missing: Vec<_> = missing.into_iter().filter(|name| setup::find_program(name).is_none()).collect();
+    if !missing.is_empty() {
+        return Some(format!("{} missing", missing.join(", ")));
+    }
+    kernels::mirror().is_none().then(|| kernels::NO_MIRROR.to_owned())
+}
+
+/// Runs a command whose output nobody wants to see.
+fn quiet(command: &mut Command) -> anyhow::Result<()> {
+    cargo::output(command).map(drop)
+}
