@@ -7,7 +7,7 @@ use calico_ebpf_tests::{Protocol::Tcp, World, eventually, resources};
 /// The identifiers of the links on `interface` that bpftool shows.
 fn links(world: &World, interface: &str) -> Vec<String> {
     let index = world.lab.host.ip(&format!("-o link show dev {interface}")).expect("an interface");
-    let index = index.split(':').next().expect("an index").to_owned();
+    let index: u64 = index.split(':').next().and_then(|index| index.parse().ok()).expect("an index");
     let output = world.lab.host.command("bpftool").args(["-j", "link"]).output();
     let links: serde_json::Value = serde_json::from_slice(&output.expect("bpftool").stdout).unwrap_or_default();
     let links = links.as_array().cloned().unwrap_or_default();
