@@ -72,6 +72,8 @@ pub(super) enum Command {
     Run(Run),
     /// Check the files offline, without root
     Validate(Validate),
+    /// Judge a flow offline, without root: what decides at both ends
+    Explain(Explain),
     /// What is in force, and whether the last files were accepted
     Status,
     /// The local workloads, their interfaces and addresses
@@ -124,6 +126,46 @@ pub(super) struct Validate {
     /// Fail on warnings too
     #[arg(long)]
     pub(super) strict: bool,
+}
+
+/// `explain`.
+#[derive(Args, Clone, Debug)]
+pub struct Explain {
+    /// Files, or directories with files
+    #[arg(long, value_name = "PATH", required = true, num_args = 1.., action = ArgAction::Append)]
+    pub config: Vec<PathBuf>,
+    /// Who opens the connection: NAMESPACE/NAME of a workload, NAMESPACE/POD, an IP address, or `host`
+    #[arg(long, value_name = "WHO", required_unless_present = "queries", conflicts_with = "queries")]
+    from: Option<String>,
+    /// To whom
+    #[arg(long, value_name = "WHO", required_unless_present = "queries", conflicts_with = "queries")]
+    to: Option<String>,
+    /// A name as in policies, or a number
+    #[arg(long, value_name = "P", required_unless_present = "queries", conflicts_with = "queries")]
+    protocol: Option<String>,
+    /// The port it is opened to
+    #[arg(long, value_name = "N", conflicts_with = "queries")]
+    pub port: Option<u16>,
+    /// The port it is opened from [default: 49152]
+    #[arg(long, value_name = "N", conflicts_with = "queries")]
+    pub source_port: Option<u16>,
+    /// [default: echo request]
+    #[arg(long, value_name = "T", conflicts_with = "queries")]
+    pub icmp_type: Option<u8>,
+    /// [default: 0]
+    #[arg(long, value_name = "C", conflicts_with = "queries", requires = "icmp_type")]
+    pub icmp_code: Option<u8>,
+    /// Many flows: a file with one JSON object a line, `-` for standard input; one answer a line comes back
+    #[arg(long, value_name = "FILE")]
+    pub queries: Option<PathBuf>,
+}
+
+impl Explain {
+    /// `--from`, `--to` and `--protocol`, unless `--queries` brings them.
+    #[must_use]
+    pub fn query(&self) -> Option<(&str, &str, &str)> {
+        Some((self.from.as_deref()?, self.to.as_deref()?, self.protocol.as_deref()?))
+    }
 }
 
 /// `rules`.

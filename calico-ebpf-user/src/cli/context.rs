@@ -38,8 +38,7 @@ impl Context {
 
     /// `--node`, or the host's name in lower case, as Calico does.
     pub(super) fn node(&self) -> String {
-        let host = || rustix::system::uname().nodename().to_string_lossy().to_lowercase();
-        self.node.clone().unwrap_or_else(host)
+        node_name(self.node.as_deref())
     }
 
     /// Opens the maps.
@@ -69,4 +68,10 @@ impl Context {
         })?;
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// The name that was given, or the host's in lower case, as Calico does.
+pub(super) fn node_name(given: Option<&str>) -> String {
+    let host = || rustix::system::uname().nodename().to_string_lossy().to_lowercase();
+    given.map_or_else(host, str::to_owned)
 }

@@ -5,6 +5,7 @@ mod confirm;
 mod conntrack;
 mod context;
 mod doctor;
+mod explain;
 mod logging;
 mod output;
 mod paths;
@@ -45,10 +46,13 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
     if let Command::Validate(validate) = &cli.command {
         return validate::run(&validate.paths, validate.strict, cli.common.output);
     }
+    if let Command::Explain(explain) = &cli.command {
+        return explain::run(explain, &context::node_name(cli.common.node.as_deref()), cli.common.output);
+    }
     let context = Context::new(cli.common)?;
     match cli.command {
         Command::Run(run) => run::run(&context, run),
-        Command::Validate(_) => unreachable!("done above"),
+        Command::Validate(_) | Command::Explain(_) => unreachable!("done above"),
         Command::Status => status::run(&context),
         Command::Workloads => workloads::run(&context),
         Command::Rules(rules) => rules::run(&context, &rules),

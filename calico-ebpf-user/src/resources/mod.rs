@@ -28,3 +28,4 @@ mod yaml;
 pub use diagnostic::{Diagnostic, Severity, SourceLine};
 pub use reader::{FileStamp, Loaded, Reader, load};
 pub use report::Report;
+pub use values::protocol as protocol_number;

@@ -68,7 +68,10 @@ pub(super) fn workload_address(text: &str) -> Result<IpAddr, String> {
 }
 
 /// A protocol by name or number, written as text.
-pub(super) fn protocol(text: &str) -> Result<u8, String> {
+///
+/// # Errors
+/// There is none of this name, or it is 0 or above 255; the text says what would be right.
+pub fn protocol(text: &str) -> Result<u8, String> {
     if let Some((_, number)) = PROTOCOLS.iter().find(|(name, _)| *name == text) {
         return Ok(*number);
     }

@@ -147,17 +147,15 @@ fn apt(program: &str, directory: &Path) -> Command {
     command
 }
 
+/// Up to 6.12 the image is in `/boot`, later with its modules; these are in `/lib` or in `/usr/lib`.
 fn files(root: &Path) -> anyhow::Result<Files> {
-    let boot = fs::read_dir(root.join("boot")).context("no kernel")?.flatten();
-    let kernel = boot.map(|entry| entry.path()).find(|path| name(path).starts_with("vmlinuz-")).context("no kernel")?;
-    let release = name(&kernel).trim_start_matches("vmlinuz-").to_owned();
-    let places = [root.join("lib/modules"), root.join("usr/lib/modules")];
-    let modules = places.iter().map(|place| place.join(&release)).find(|path| path.is_dir()).context("no modules")?;
+    let places = ["lib/modules", "usr/lib/modules"].map(|place| root.join(place));
+    let releases = places.iter().filter_map(|place| fs::read_dir(place).ok()).flatten().flatten();
+    let modules = releases.map(|entry| entry.path()).find(|path| path.join("kernel").is_dir()).context("no modules")?;
+    let release = modules.file_name().map(|name| name.to_string_lossy().into_owned()).context("no modules")?;
+    let images = [root.join("boot").join(format!("vmlinuz-{release}")), modules.join("vmlinuz")];
+    let kernel = images.into_iter().find(|image| image.exists()).context("no kernel image")?;
     Ok(Files { kernel, modules, release })
-}
-
-fn name(path: &Path) -> String {
-    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
 #[cfg(test)]

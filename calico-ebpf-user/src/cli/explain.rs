@@ -1,0 +1,334 @@
+//! `explain`: judges flows offline, by tables compiled and judged as in the kernel.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::{BufRead as _, BufReader, Read},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    process::ExitCode,
+};
+
+use anyhow::{Context as _, anyhow, bail, ensure};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    args::{self, Format},
+    output,
+};
+use crate::{
+    dataplane::preview::ROOM,
+    observe::inventory::Who,
+    policy::{
+        compile::compile,
+        compiled::RuleName,
+        flow::{EndVerdict, Flow, Verdict},
+        maps::Maps,
+        store::Store,
+    },
+    resources::{
+        self, Severity,
+        model::{EndpointToHostAction, ResourceSet, WorkloadEndpoint},
+    },
+};
+
+const ICMP: u8 = 1;
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+const ICMPV6: u8 = 58;
+const SCTP: u8 = 132;
+const UDP_LITE: u8 = 136;
+/// What a client's port usually is: the first that is given out to clients.
+const SOURCE_PORT: u16 = 49152;
+
+/// A question, as a line of `--queries` or as options.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Query {
+    from: String,
+    to: String,
+    protocol: serde_json::Value,
+    port: Option<u16>,
+    source_port: Option<u16>,
+    icmp_type: Option<u8>,
+    icmp_code: Option<u8>,
+}
+
+/// An answer.
+#[derive(Serialize)]
+struct Answer {
+    verdict: &'static str,
+    source: Option<End>,
+    destination: Option<End>,
+}
+
+/// What decided at one end; what did not decide is null.
+#[derive(Serialize)]
+struct End {
+    endpoint: String,
+    verdict: &'static str,
+    reason: String,
+    tier: Option<String>,
+    kind: Option<String>,
+    namespace: Option<String>,
+    policy: Option<String>,
+    rule: Option<u32>,
+}
+
+pub(super) fn run(arguments: &args::Explain, node: &str, format: Format) -> anyhow::Result<ExitCode> {
+    let loaded = resources::load(&arguments.config);
+    for diagnostic in &loaded.diagnostics {
+        if diagnostic.severity != Severity::Notice {
+            output::complain(&diagnostic.render());
+        }
+    }
+    ensure!(!loaded.has_errors(), "the files are refused");
+    let mut judge = Judge { set: &loaded.set, node, maps: BTreeMap::new() };
+    match (&arguments.queries, arguments.query()) {
+        (Some(file), _) if file.as_os_str() == "-" => answer_lines(&mut judge, std::io::stdin().lock()),
+        (Some(file), _) => {
+            let lines = std::fs::File::open(file).with_context(|| format!("cannot read {}", file.display()))?;
+            answer_lines(&mut judge, lines)
+        }
+        (None, Some((from, to, protocol))) => {
+            let query = Query {
+                from: from.to_owned(),
+                to: to.to_owned(),
+                protocol: protocol.into(),
+                port: arguments.port,
+                source_port: arguments.source_port,
+                icmp_type: arguments.icmp_type,
+                icmp_code: arguments.icmp_code,
+            };
+            let question = match Question::new(&query) {
+                Ok(question) => question,
+                Err(error) => {
+                    output::complain(&format!("error: {error:#}"));
+                    return Ok(ExitCode::from(2));
+                }
+            };
+            output::result(format, &judge.answer(&question)?, render)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        (None, None) => bail!("--from, --to and --protocol are needed, or --queries"),
+    }
+}
+
+/// Answers each line with a line; one that cannot be judged gets its error in its place.
+fn answer_lines(judge: &mut Judge<'_>, lines: impl Read) -> anyhow::Result<ExitCode> {
+    let mut failed = false;
+    for line in BufReader::new(lines).lines() {
+        let line = line.context("cannot read the queries")?;
+        if line.trim().is_empty() {
+            continue;
+        }
+        let query = serde_json::from_str(&line).map_err(anyhow::Error::from);
+        let answer = query.and_then(|query| Question::new(&query)).and_then(|question| judge.answer(&question));
+        let text = match answer {
+            Ok(answer) => serde_json::to_string(&answer)?,
+            Err(error) => {
+                failed = true;
+                serde_json::json!({"error": format!("{error:#}")}).to_string()
+            }
+        };
+        output::print(&format!("{text}\n"))?;
+    }
+    Ok(ExitCode::from(u8::from(failed)))
+}
+
+/// A question that makes sense, whoever the names are.
+struct Question {
+    from: Who,
+    to: Who,
+    protocol: u8,
+    port: Option<u16>,
+    source_port: u16,
+    icmp: (Option<u8>, u8),
+}
+
+impl Question {
+    fn new(query: &Query) -> anyhow::Result<Self> {
+        let who = |text: &str| text.parse::<Who>().map_err(|error| anyhow!(error));
+        let protocol = match &query.protocol {
+            serde_json::Value::String(text) => text.clone(),
+            other => other.to_string(),
+        };
+        let protocol = resources::protocol_number(&protocol).map_err(|error| anyhow!(error))?;
+        let has_ports = [TCP, UDP, SCTP, UDP_LITE].contains(&protocol);
+        ensure!(!has_ports || query.port.is_some(), "a port is needed: this protocol has ports");
+        ensure!(has_ports || query.port.is_none(), "this protocol has no ports");
+        Ok(Self {
+            from: who(&query.from)?,
+            to: who(&query.to)?,
+            protocol,
+            port: query.port,
+            source_port: if has_ports { query.source_port.unwrap_or(SOURCE_PORT) } else { 0 },
+            icmp: (query.icmp_type, query.icmp_code.unwrap_or(0)),
+        })
+    }
+
+    /// The fields that rules look at, `type << 8 | code` for ICMP.
+    fn flow(&self, source: IpAddr, destination: IpAddr) -> Flow {
+        let echo = match self.protocol {
+            ICMP => Some(8),
+            ICMPV6 => Some(128),
+            _ => None,
+        };
+        let (kind, code) = self.icmp;
+        let port = echo.map_or(self.port.unwrap_or(0), |echo| u16::from_be_bytes([kind.unwrap_or(echo), code]));
+        Flow { source, destination, protocol: self.protocol, source_port: self.source_port, destination_port: port }
+    }
+}
+
+/// One end of a flow: its addresses by family, and the workload, if it is one.
+struct Party<'a> {
+    v4: Option<IpAddr>,
+    v6: Option<IpAddr>,
+    workload: Option<&'a WorkloadEndpoint>,
+    host: bool,
+}
+
+/// The resources, and the maps of the nodes that were asked about.
+struct Judge<'a> {
+    set: &'a ResourceSet,
+    node: &'a str,
+    maps: BTreeMap<&'a str, Maps>,
+}
+
+impl<'a> Judge<'a> {
+    fn answer(&mut self, question: &Question) -> anyhow::Result<Answer> {
+        let (from, to) = (self.party(&question.from)?, self.party(&question.to)?);
+        let ends = from.v4.zip(to.v4).or_else(|| from.v6.zip(to.v6));
+        let (source, destination) = ends.context("they have no address family in common")?;
+        let flow = question.flow(source, destination);
+        let mut verdict = Verdict {
+            source: self.judge(from.workload, &flow)?.source,
+            destination: self.judge(to.workload, &flow)?.destination,
+        };
+        let mut answer = if from.host && to.workload.is_some_and(|workload| workload.node == self.node) {
+            // Whatever policy says: the host always reaches its own workloads.
+            let endpoint = to.workload.map(name).unwrap_or_default();
+            Answer {
+                verdict: "allow",
+                source: None,
+                destination: Some(End::bare(endpoint, true, "host-to-own-workload")),
+            }
+        } else {
+            if to.host {
+                verdict.destination = None;
+            }
+            Answer {
+                verdict: word(verdict.allow()),
+                source: verdict.source.take().map(End::new),
+                destination: verdict.destination.take().map(End::new),
+            }
+        };
+        let own = from.workload.filter(|workload| to.host && workload.node == self.node);
+        if let Some(workload) = own.filter(|_| answer.verdict == "allow")
+            && self.to_host() == EndpointToHostAction::Drop
+        {
+            answer.verdict = word(false);
+            answer.source = Some(End::bare(name(workload), false, "endpoint-to-host"));
+        }
+        Ok(answer)
+    }
+
+    fn to_host(&self) -> EndpointToHostAction {
+        self.set.felix_for(self.node).default_endpoint_to_host_action.unwrap_or_default()
+    }
+
+    /// Both ends, as far as they live on the workload's node.
+    fn judge(&mut self, workload: Option<&'a WorkloadEndpoint>, flow: &Flow) -> anyhow::Result<Verdict> {
+        let Some(workload) = workload else { return Ok(Verdict::default()) };
+        if !self.maps.contains_key(workload.node.as_str()) {
+            let mut maps = Maps::default();
+            let plan = Store::empty(ROOM).plan(&compile(self.set, &workload.node), &BTreeSet::new())?;
+            maps.execute(&plan);
+            self.maps.insert(&workload.node, maps);
+        }
+        Ok(self.maps.get(workload.node.as_str()).map(|maps| maps.judge(flow)).unwrap_or_default())
+    }
+
+    fn party(&self, who: &Who) -> anyhow::Result<Party<'a>> {
+        let workloads = &self.set.workloads;
+        match who {
+            // Which of its addresses it would use cannot be known offline.
+            Who::Host => Ok(Party {
+                v4: Some(Ipv4Addr::UNSPECIFIED.into()),
+                v6: Some(Ipv6Addr::UNSPECIFIED.into()),
+                workload: None,
+                host: true,
+            }),
+            Who::Address(address) => Ok(Party {
+                v4: Some(*address).filter(IpAddr::is_ipv4),
+                v6: Some(*address).filter(IpAddr::is_ipv6),
+                workload: workloads.iter().find(|workload| workload.addresses.contains(address)),
+                host: false,
+            }),
+            Who::Named { namespace, name } => {
+                let mut of_namespace = workloads.iter().filter(|workload| workload.namespace == *namespace);
+                let found = of_namespace.clone().find(|workload| workload.name == *name);
+                let found = found.or_else(|| of_namespace.find(|workload| workload.pod.as_deref() == Some(name)));
+                let workload = found.with_context(|| format!("no workload {namespace}/{name}"))?;
+                let mut addresses = workload.addresses.iter().copied();
+                Ok(Party {
+                    v4: addresses.clone().find(IpAddr::is_ipv4),
+                    v6: addresses.find(IpAddr::is_ipv6),
+                    workload: Some(workload),
+                    host: false,
+                })
+            }
+        }
+    }
+}
+
+impl End {
+    fn new(end: EndVerdict) -> Self {
+        let RuleName { direction: _, reason, tier, kind, namespace, policy, rule } = end.rule;
+        let reason = serde_json::to_value(reason).ok().and_then(|text| text.as_str().map(str::to_owned));
+        Self {
+            endpoint: end.endpoint,
+            verdict: word(end.allow),
+            reason: reason.unwrap_or_default(),
+            tier,
+            kind,
+            namespace,
+            policy,
+            rule,
+        }
+    }
+
+    fn bare(endpoint: String, allow: bool, reason: &str) -> Self {
+        let reason = reason.to_owned();
+        let verdict = word(allow);
+        Self { endpoint, verdict, reason, tier: None, kind: None, namespace: None, policy: None, rule: None }
+    }
+}
+
+fn name(workload: &WorkloadEndpoint) -> String {
+    format!("{}/{}", workload.namespace, workload.name)
+}
+
+const fn word(allow: bool) -> &'static str {
+    if allow { "allow" } else { "deny" }
+}
+
+fn render(answer: &Answer) -> String {
+    let end = |which: &str, end: &Option<End>| {
+        let Some(End { endpoint, verdict, reason, tier, kind, namespace, policy, rule }) = end else {
+            return format!("{which:<12} no policy is enforced\n");
+        };
+        let mut text = format!("{which:<12} {verdict}: {endpoint}: {reason}");
+        if let Some(tier) = tier {
+            text.push_str(&format!(", tier {tier}"));
+        }
+        if let (Some(kind), Some(policy)) = (kind, policy) {
+            let namespace = namespace.as_ref().map(|namespace| format!("{namespace}/")).unwrap_or_default();
+            text.push_str(&format!(", {kind} {namespace}{policy}"));
+        }
+        if let Some(rule) = rule {
+            text.push_str(&format!(", rule {rule}"));
+        }
+        text.push('\n');
+        text
+    };
+    format!("{}\n{}{}", answer.verdict, end("source", &answer.source), end("destination", &answer.destination))
+}
