@@ -1,6 +1,7 @@
 //! `--dry-run`: what `run` would do, found out without touching anything.
 
 use anyhow::Context as _;
+use calico_ebpf_common::abi::role;
 
 use super::{Options, desired::desired, sources::Sources};
 use crate::{
@@ -40,7 +41,15 @@ pub fn steps(options: &Options) -> anyhow::Result<Vec<String>> {
         steps.push(format!("{}: make the maps, load the programs", instance.pin_dir().display()));
     }
     if let Uplinks::Named(names) = &desired.uplinks {
-        steps.extend(names.iter().map(|name| format!("uplink {name}: filters in both directions")));
+        let there = view.as_ref().map_or_else(|| Ok(Vec::new()), View::interfaces)?;
+        let is_uplink = |index| there.iter().any(|(known, entry)| *known == index && entry.role == role::UPLINK);
+        for name in names {
+            match interfaces::index(name) {
+                None => steps.push(format!("uplink {name}: wait for the interface")),
+                Some(index) if is_uplink(index) => {}
+                Some(_) => steps.push(format!("uplink {name}: filters in both directions")),
+            }
+        }
     }
     for workload in &desired.workloads {
         let DesiredWorkload { name, interface, .. } = workload;

@@ -212,10 +212,9 @@ impl Engine {
             for error in errors.iter().take(LOGGED_ERRORS) {
                 tracing::error!("{error}");
             }
+            let (all, logged) = (errors.len(), errors.len().min(LOGGED_ERRORS));
             tracing::error!(
-                errors = errors.len(),
-                "the files were refused: what was in force stays in force ({} of the errors are above)",
-                errors.len().min(LOGGED_ERRORS)
+                "the files were refused, what was in force stays in force: {all} errors, {logged} of them above"
             );
             self.failed_loads += 1;
         }

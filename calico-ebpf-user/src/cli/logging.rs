@@ -8,7 +8,9 @@ use super::args::{Common, LogFormat};
 
 /// Starts logging as the options say. `--log-level` was parsed before; what cannot be parsed again logs `info`.
 pub(super) fn start(common: &Common) {
-    let filter = EnvFilter::try_new(&common.log_level).unwrap_or_else(|_| EnvFilter::new("info"));
+    // What the libraries say of each step of loading is only for who asks for them by name.
+    let filter = format!("aya=warn,aya_obj=warn,netlink_proto=warn,{}", common.log_level);
+    let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
     let started = match common.log_format {
         LogFormat::Text => {

@@ -51,7 +51,6 @@ fn render(workloads: &[WorkloadRules], host: bool) -> String {
         if i > 0 {
             text.push('\n');
         }
-        let interface = if interface.is_empty() { "no interface yet" } else { interface };
         // Writing to a `String` cannot fail.
         let _ = writeln!(text, "{endpoint} ({interface})");
         for (direction, rules) in [("egress", egress), ("ingress", ingress)] {

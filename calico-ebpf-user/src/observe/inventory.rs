@@ -4,7 +4,6 @@ use std::{collections::HashMap, net::IpAddr, str::FromStr};
 
 use calico_ebpf_common::abi::{self, PolicyRef};
 
-use super::interfaces;
 use crate::{
     dataplane::{self, view::View},
     policy::compiled::RuleName,
@@ -19,7 +18,7 @@ pub struct Local {
     pub endpoint: String,
     /// Name of its pod.
     pub pod: Option<String>,
-    /// Host side of its veth or tap; empty while there is none.
+    /// Host side of its veth or tap, as configured.
     pub interface: String,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
@@ -49,7 +48,7 @@ pub fn workloads(view: &View) -> dataplane::Result<Vec<Local>> {
                 slot,
                 endpoint: owner.endpoint,
                 pod: owner.pod,
-                interface: interfaces::name(workload.ifindex).unwrap_or(owner.interface),
+                interface: owner.interface,
                 addresses,
                 workload,
                 policy: *workload.policy(generation),
