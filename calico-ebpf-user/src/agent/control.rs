@@ -102,6 +102,13 @@ pub fn socket(instance: &Instance) -> PathBuf {
     Path::new(RUN_DIR).join(format!("{}.sock", instance.name()))
 }
 
+/// Removes the socket of a process that was killed, and the directory with the last one.
+pub fn remove(instance: &Instance) {
+    // Neither need be there.
+    let _ = fs::remove_file(socket(instance));
+    let _ = fs::remove_dir(RUN_DIR);
+}
+
 fn bind(path: &Path) -> io::Result<UnixListener> {
     fs::create_dir_all(RUN_DIR)?;
     match fs::remove_file(path) {

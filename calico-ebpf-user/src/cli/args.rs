@@ -8,7 +8,7 @@ use crate::dataplane::instance::DEFAULT_PIN_DIR;
 
 /// The Calico data path in eBPF: policy and routes for the workloads of this host, from YAML files.
 #[derive(Debug, Parser)]
-#[command(name = "calico-ebpf", version, propagate_version = true, max_term_width = 100)]
+#[command(name = "calico-ebpf", version, propagate_version = true, args_override_self = true, max_term_width = 100)]
 pub(super) struct Cli {
     /// What to do.
     #[command(subcommand)]

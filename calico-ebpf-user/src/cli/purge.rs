@@ -3,10 +3,15 @@
 use std::process::ExitCode;
 
 use super::{context::Context, output};
-use crate::dataplane::purge::{self, Purged};
+use crate::{
+    agent::control,
+    dataplane::purge::{self, Purged},
+};
 
 pub(super) fn run(context: &Context) -> anyhow::Result<ExitCode> {
     let purged = purge::purge(&context.instance)?;
+    // What a killed process left: nobody listens there, or the instance would have been locked.
+    control::remove(&context.instance);
     output::result(context.format, &purged, render)?;
     Ok(if purged.faults.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(1) })
 }

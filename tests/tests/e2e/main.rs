@@ -1,5 +1,6 @@
 //! The real program, real packets: as root, with `calico-ebpf` built.
 
+mod agent;
 mod churn;
 mod closed;
 mod commands;
