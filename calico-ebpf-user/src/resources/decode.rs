@@ -133,14 +133,15 @@ impl<'s> Decoder<'s> {
         severity: Severity,
         at: Position,
         width: usize,
-        field: Option<String>,
+        field: Option<&str>,
         message: impl Into<String>,
     ) {
         if self.is_full() {
             return;
         }
-        let again =
-            |d: &Diagnostic| (d.line, d.column, &d.field) == (at.line, at.column, &field) && d.severity == severity;
+        let again = |d: &Diagnostic| {
+            (d.line, d.column, d.field.as_deref()) == (at.line, at.column, field) && d.severity == severity
+        };
         if self.diagnostics.iter().rev().take(20).any(again) {
             return;
         }
@@ -149,13 +150,13 @@ impl<'s> Decoder<'s> {
             message.push_str(" (and more: the rest of this file is not looked at)");
         }
         let resource = self.resource.as_deref();
-        self.diagnostics.push(self.source.diagnostic(severity, at, width, resource, field, message));
+        self.diagnostics.push(self.source.diagnostic(severity, at, width, resource, field, &message));
     }
 
     /// An error at a place.
     pub(super) fn error_at(&mut self, at: Position, width: usize, path: &FieldPath<'_>, message: impl Into<String>) {
         let field = path.to_string();
-        self.report(Severity::Error, at, width, (!field.is_empty()).then_some(field), message);
+        self.report(Severity::Error, at, width, (!field.is_empty()).then_some(field.as_str()), message);
     }
 
     /// An error about a value.
@@ -248,7 +249,7 @@ impl<'s> Decoder<'s> {
             }
         };
         let width = self.word_at(at);
-        self.report(Severity::Warning, at, width, Some(first), message);
+        self.report(Severity::Warning, at, width, Some(&first), message);
     }
 
     /// Says which keys stand twice in a mapping, anywhere in the tree.

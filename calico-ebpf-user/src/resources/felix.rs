@@ -22,7 +22,7 @@ pub(super) fn configuration(decoder: &mut Decoder<'_>, document: &Document<'_>) 
         let metadata = root.field("metadata");
         let field = metadata.field("name").to_string();
         let message = "no node reads a FelixConfiguration of this name: call it \"default\" or \"node.NODENAME\"";
-        decoder.report(Severity::Warning, document.metadata.name_at, name.len(), Some(field), message);
+        decoder.report(Severity::Warning, document.metadata.name_at, name.len(), Some(&field), message);
     }
     let spec = match document.fields.get("spec") {
         Some(spec) => decoder.fields(spec, &path, PARAMETERS)?,

@@ -203,6 +203,6 @@ fn broken(path: Arc<Path>, text: &str, offset: usize, message: &str) -> ParsedFi
         column: u32::try_from(before[line_start..].chars().count() + 1).unwrap_or(u32::MAX),
     };
     let source = SourceText::new(path, text.to_owned());
-    let diagnostic = source.diagnostic(Severity::Error, at, 1, None, None, message.to_owned());
+    let diagnostic = source.diagnostic(Severity::Error, at, 1, None, None, message);
     ParsedFile { source, resources: Vec::new(), diagnostics: vec![diagnostic], documents: 1, exact: false }
 }

@@ -36,7 +36,7 @@ pub(super) fn check(files: &[Arc<ParsedFile>], complete: bool) -> (ResourceSet, 
                     if first.identity.name == identity.name { "" } else { ", with and without its tier in the name" };
                 let message =
                     format!("the same resource stands at {first} already{also}: remove or rename one of them");
-                findings.push(place.finding(Severity::Error, identity.metadata_at, "metadata.name", message));
+                findings.push(place.finding(Severity::Error, identity.metadata_at, "metadata.name", &message));
                 continue;
             }
             names.insert(key, place);
@@ -80,13 +80,13 @@ struct Place<'a> {
 }
 
 impl Place<'_> {
-    fn finding(&self, severity: Severity, at: Position, field: &str, message: String) -> Diagnostic {
+    fn finding(&self, severity: Severity, at: Position, field: &str, message: &str) -> Diagnostic {
         let width = self
             .source
             .rest_of_line(at)
             .map_or(1, |rest| rest.chars().take_while(|c| !c.is_whitespace() && !",{[]}".contains(*c)).count());
         let label = self.identity.label();
-        self.source.diagnostic(severity, at, width, Some(&label), Some(field.to_owned()), message)
+        self.source.diagnostic(severity, at, width, Some(&label), Some(field), message)
     }
 }
 
@@ -111,7 +111,7 @@ fn check_workloads(workloads: &[(Place<'_>, &ParsedWorkload)], findings: &mut Ve
                     endpoint.interface,
                     owner.identity.label(),
                 );
-                findings.push(place.finding(Severity::Error, workload.interface_at, "spec.interfaceName", message));
+                findings.push(place.finding(Severity::Error, workload.interface_at, "spec.interfaceName", &message));
             }
             None => {
                 interfaces.insert((node, &endpoint.interface), *place);
@@ -125,7 +125,7 @@ fn check_workloads(workloads: &[(Place<'_>, &ParsedWorkload)], findings: &mut Ve
                     "{address} is an address of {} on node {node} already ({owner}): each workload has its own",
                     owner.identity.label(),
                 );
-                findings.push(place.finding(Severity::Error, *at, "spec.ipNetworks", message));
+                findings.push(place.finding(Severity::Error, *at, "spec.ipNetworks", &message));
                 continue;
             }
             if let Some((other, owner)) = owners.first() {
@@ -134,7 +134,7 @@ fn check_workloads(workloads: &[(Place<'_>, &ParsedWorkload)], findings: &mut Ve
                         "{address} is also an address of {} on node {other} ({owner}): where both run, one gets the traffic",
                         owner.identity.label(),
                     );
-                    place.finding(Severity::Warning, *at, "spec.ipNetworks", message)
+                    place.finding(Severity::Warning, *at, "spec.ipNetworks", &message)
                 });
             }
             owners.push((node, *place));
@@ -167,7 +167,7 @@ fn missing_profiles(set: &ResourceSet, workloads: &[(Place<'_>, &ParsedWorkload)
         "the {noun} {} {verb} not exist: a workload that lists a missing profile is denied what no policy decides",
         listed.join(", ")
     );
-    Some(place.finding(Severity::Warning, at, "spec.profiles", message))
+    Some(place.finding(Severity::Warning, at, "spec.profiles", &message))
 }
 
 /// Calico's manifests for Kubernetes allow workloads to reach their host by an environment variable; files do not show it.
@@ -182,7 +182,6 @@ fn endpoint_to_host_notice(set: &ResourceSet, workloads: &[(Place<'_>, &ParsedWo
     })?;
     let message = "workloads cannot reach their own host (Drop), since no FelixConfiguration sets \
                    defaultEndpointToHostAction; Calico's manifests for Kubernetes set ACCEPT by environment: \
-                   set \"defaultEndpointToHostAction: Accept\" in FelixConfiguration \"default\" to have the same here"
-        .to_owned();
+                   set \"defaultEndpointToHostAction: Accept\" in FelixConfiguration \"default\" to have the same here";
     Some(place.finding(Severity::Notice, place.identity.name_at, "spec.orchestrator", message))
 }

@@ -64,8 +64,8 @@ impl SourceText {
         at: Position,
         width: usize,
         resource: Option<&str>,
-        field: Option<String>,
-        message: String,
+        field: Option<&str>,
+        message: &str,
     ) -> Diagnostic {
         Diagnostic {
             severity,
@@ -73,8 +73,8 @@ impl SourceText {
             line: at.line,
             column: at.column,
             resource: resource.map(clean),
-            field: field.as_deref().map(clean),
-            message: clean(&message),
+            field: field.map(clean),
+            message: clean(message),
             source_line: self.line(at.line).map(|line| shown(line, at.column, width)),
         }
     }

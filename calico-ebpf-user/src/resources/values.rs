@@ -149,7 +149,7 @@ pub(super) fn mac(text: &str) -> Result<[u8; 6], String> {
         .collect::<Option<_>>()
         .ok_or_else(wrong)?;
     let mut mac = [0; 6];
-    for (byte, pair) in mac.iter_mut().zip(digits.chunks_exact(2)) {
+    for (byte, pair) in mac.iter_mut().zip(digits.as_chunks::<2>().0) {
         *byte = pair[0] << 4 | pair[1];
     }
     if mac[0] & 1 == 1 || mac == [0; 6] {
