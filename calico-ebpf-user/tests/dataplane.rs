@@ -1,89 +1,23 @@
 //! Loading, attaching, routes, takeover and purge on the real kernel, in network namespaces of their own. Needs root.
 #![expect(clippy::expect_used, reason = "a test that cannot go on has failed")]
 
-use std::{
-    net::IpAddr,
-    path::PathBuf,
-    process::Command,
-    sync::atomic::{AtomicU32, Ordering},
-};
+mod lab;
+
+use std::{net::IpAddr, path::PathBuf, process::Command};
 
 use aya::programs::{SchedClassifier, TcAttachType};
 use calico_ebpf_common::abi::{AddressEntry, Stamped, workload_flags};
 use calico_ebpf_user::{
     dataplane::{
-        AttachMode, Attachment, Dataplane, DataplaneError, Desired, DesiredWorkload, Instance, LinkState, Options,
-        Uplinks, netns, purge::purge, view::View,
+        AttachMode, Attachment, Dataplane, DataplaneError, Desired, DesiredWorkload, LinkState, Options, Uplinks,
+        purge::purge,
     },
     policy::{
         store::Store,
         write::{Changes, Limits, Plan, Write},
     },
 };
-
-static NEXT: AtomicU32 = AtomicU32::new(0);
-
-/// A host and a workload, each a network namespace; the calling thread is in the host's.
-struct Lab {
-    name: String,
-    instance: Instance,
-}
-
-impl Lab {
-    fn new() -> Self {
-        let name = format!("dp-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let lab = Self { instance: Instance::new(format!("/sys/fs/bpf/{name}")), name };
-        for namespace in [lab.host(), lab.pod()] {
-            run(&["ip", "netns", "add", &namespace]);
-        }
-        netns::enter(&lab.host()).expect("the namespace was just made");
-        run(&["ip", "link", "set", "lo", "up"]);
-        run(&["sysctl", "-qw", "net.ipv4.ip_forward=0", "net.ipv6.conf.all.forwarding=0"]);
-        lab
-    }
-
-    fn host(&self) -> String {
-        format!("{}-h", self.name)
-    }
-
-    fn pod(&self) -> String {
-        format!("{}-p", self.name)
-    }
-
-    fn add_interface(&self, interface: &str) {
-        run(&["ip", "link", "add", interface, "type", "veth", "peer", "name", interface, "netns", &self.pod()]);
-        run(&["ip", "link", "set", interface, "up"]);
-        run(&["ip", "-n", &self.pod(), "link", "set", interface, "up"]);
-    }
-
-    fn open(&self, attach: AttachMode) -> Dataplane {
-        let options = Options { conns: 4096, attach, ..Options::new(self.instance.clone()) };
-        Dataplane::open(&options).expect("a data path")
-    }
-
-    fn view(&self) -> View {
-        View::open(&self.instance).expect("may look").expect("is installed")
-    }
-}
-
-impl Drop for Lab {
-    fn drop(&mut self) {
-        if let Err(error) = purge(&self.instance) {
-            eprintln!("{}: {error}", self.name);
-        }
-        for namespace in [self.host(), self.pod()] {
-            let _ = Command::new("ip").args(["netns", "del", &namespace]).status();
-        }
-    }
-}
-
-/// Runs a command in the namespace of the thread; its output.
-fn run(command: &[&str]) -> String {
-    let output = Command::new(command[0]).args(&command[1..]).output().expect("the command exists");
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    assert!(output.status.success(), "{command:?}: {}", text(&output.stderr));
-    text(&output.stdout)
-}
+use lab::{Lab, run};
 
 fn ip(text: &str) -> IpAddr {
     text.parse().expect("an address")

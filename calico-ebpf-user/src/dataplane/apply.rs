@@ -20,7 +20,7 @@ use super::{
     load::{self, Programs},
     netlink::{Hook, LinkTable, Netlink, Route},
     sys, sysctl,
-    tables::{ConnLimits, Owner, Tables, timeouts},
+    tables::{ConnLimits, Owner, Snapshot, Tables, timeouts},
     tc::{Expected, Hooks},
     view::View,
 };
@@ -34,6 +34,8 @@ use crate::{
 
 /// How long the guard's table is believed to be there without looking.
 const GUARD_CHECK: Duration = Duration::from_secs(60);
+/// How long the sysctls of workloads' interfaces are believed to be right without looking: nothing tells of changes.
+const SYSCTL_CHECK: Duration = Duration::from_secs(60);
 
 /// The loaded data path. Dropping it leaves everything in place and working.
 #[derive(Debug)]
@@ -52,6 +54,9 @@ pub struct Dataplane {
     /// Addresses of workloads with their interfaces, now and formerly: whose routes are ours.
     owned: BTreeSet<(IpAddr, u32)>,
     guard: Option<(String, Instant)>,
+    /// Interfaces and slots whose sysctls have been seen to since all were last looked at.
+    settled: BTreeSet<(u32, u32)>,
+    sysctls_checked: Option<Instant>,
     /// Dropped last: the instance is ours as long as anything of the above lives.
     _lock: Lock,
 }
@@ -98,6 +103,8 @@ impl Dataplane {
             expected: Expected::new(),
             owned,
             guard: None,
+            settled: BTreeSet::new(),
+            sysctls_checked: None,
             _lock: lock,
         })
     }
@@ -116,7 +123,15 @@ impl Dataplane {
         if self.tables.generation()? == 0 && self.tables.owners().is_empty() {
             return Ok(Store::empty(self.tables.limits()));
         }
-        Ok(Store::adopt(self.tables.limits(), &self.tables.snapshot()?.state()))
+        Ok(Store::adopt(self.tables.limits(), &self.snapshot()?.state()))
+    }
+
+    /// What the maps hold now.
+    ///
+    /// # Errors
+    /// If they cannot be read.
+    pub fn snapshot(&self) -> Result<Snapshot> {
+        self.tables.snapshot()
     }
 
     /// Looks at the host: what the policy store needs to know of it.
@@ -132,31 +147,31 @@ impl Dataplane {
     /// Brings the kernel to what is desired; start, reload, link events and resync are all this call. Without a plan only
     /// links, routes and what belongs to them are seen to.
     ///
-    /// In this order: filters on new interfaces (they drop), prepare, commit, interfaces made active, dropping programs
-    /// where a workload is gone, routes, grace period, retire. Idempotent.
+    /// In this order: prepare and commit (a new policy waits for nothing else), filters on new interfaces (they drop until
+    /// told whose they are), interfaces made active, dropping programs where a workload is gone, routes, grace period,
+    /// retire. Idempotent.
     ///
     /// # Errors
     /// If the policy could not be put in force: the generation before stays, whole. What fails besides is in
     /// [`Applied::faults`].
     pub fn apply(&mut self, plan: Option<&Plan>, desired: &Desired) -> Result<Applied> {
-        let mut applied = Applied::default();
-        let uplinks = self.uplinks(desired, &mut applied)?;
-        let found = self.find(desired)?;
-        let links = self.plan_links(desired, &uplinks, &found);
-        self.note(desired, &uplinks, &found)?;
-        // Forwarding first: an uplink that learns by router advertisement has to know before.
-        self.sysctls(desired, &uplinks, &found, &mut applied);
-        let failed = self.execute_links(&links.before, &mut applied);
-
         let plan = plan.filter(|plan| !plan.is_empty());
         if let Some(plan) = plan {
             self.tables.write(&plan.prepare)?;
             self.tables.commit(plan.generation)?;
         }
+        let mut applied = Applied::default();
+        let found = self.find(desired)?;
+        let uplinks = self.uplinks(desired, &found.links, &mut applied)?;
+        let links = self.plan_links(desired, &uplinks, &found);
+        self.note(desired, &uplinks, &found)?;
+        // Forwarding first: an uplink that learns by router advertisement has to know before.
+        self.sysctls(desired, &uplinks, &found, &mut applied);
+        self.tables.set_uplinks(&uplinks)?;
+        let failed = self.execute_links(&links.before, &mut applied);
+        self.owners(desired)?;
         let after = links.after.iter().filter(|action| !activates(action, &failed));
         self.execute_links(&after.cloned().collect::<Vec<_>>(), &mut applied);
-        self.tables.set_uplinks(&uplinks)?;
-        self.owners(desired)?;
         let limits = ConnLimits::new(self.conn_limit, desired.workloads.len());
         self.tables.set_root(&limits, &timeouts(self.hz), None)?;
         self.remember_expected(desired, &uplinks, &found, &failed);
@@ -178,14 +193,15 @@ impl Dataplane {
     /// If netlink fails.
     pub fn preview(&mut self, plan: Option<&Plan>, desired: &Desired) -> Result<Vec<String>> {
         let mut applied = Applied::default();
-        let uplinks = self.uplinks(desired, &mut applied)?;
         let found = self.find(desired)?;
+        let uplinks = self.uplinks(desired, &found.links, &mut applied)?;
         let links = self.plan_links(desired, &uplinks, &found);
-        let mut steps: Vec<String> = links.before.iter().map(ToString::to_string).collect();
+        let mut steps = Vec::new();
         if let Some(plan) = plan.filter(|plan| !plan.is_empty()) {
             steps.extend(plan.prepare.iter().map(ToString::to_string));
             steps.push(format!("generation {}: put in force", plan.generation));
         }
+        steps.extend(links.before.iter().map(ToString::to_string));
         steps.extend(links.after.iter().map(ToString::to_string));
         let (routes, _) = self.plan_routes(desired, &found, &BTreeSet::new())?;
         steps.extend(routes.iter().map(ToString::to_string));
@@ -237,9 +253,7 @@ impl Dataplane {
     }
 
     /// Indices of the uplinks that exist.
-    fn uplinks(&mut self, desired: &Desired, applied: &mut Applied) -> Result<Vec<u32>> {
-        let links = self.netlink.links().map_err(DataplaneError::io("list the interfaces"))?;
-        let links = LinkTable::new(links);
+    fn uplinks(&mut self, desired: &Desired, links: &LinkTable, applied: &mut Applied) -> Result<Vec<u32>> {
         let mut uplinks: Vec<u32> = match &desired.uplinks {
             Uplinks::Named(interfaces) => {
                 interfaces.iter().filter_map(|name| links.by_name(name)).map(|link| link.index).collect()
@@ -320,10 +334,14 @@ impl Dataplane {
             match self.execute_link(action) {
                 Ok(()) => applied.changes += 1,
                 Err(error) => {
-                    applied.faults.push(format!("{action}: {error}"));
                     if let LinkAction::Attach { ifindex, .. } = action {
                         failed.insert(*ifindex);
+                        // It has vanished since it was listed: no fault, and a notification is on its way.
+                        if !self.netlink.exists(*ifindex) {
+                            continue;
+                        }
                     }
+                    applied.faults.push(format!("{action}: {error}"));
                 }
             }
         }
@@ -389,8 +407,14 @@ impl Dataplane {
                 applied.faults.push(error.to_string());
             }
         }
+        let full = self.sysctls_checked.is_none_or(|at| at.elapsed() >= SYSCTL_CHECK);
+        if full {
+            self.sysctls_checked = Some(Instant::now());
+            self.settled.clear();
+        }
         for workload in &desired.workloads {
-            if found.links.by_name(&workload.interface).is_none() {
+            let Some(link) = found.links.by_name(&workload.interface) else { continue };
+            if !self.settled.insert((link.index, workload.slot)) {
                 continue;
             }
             let v6 = workload.addresses.iter().any(IpAddr::is_ipv6);
@@ -511,6 +535,9 @@ impl Dataplane {
                 Err(error) => {
                     if let RouteAction::Add(route) | RouteAction::Replace(route) = action {
                         missing.insert((route.address, route.ifindex));
+                        if !self.netlink.exists(route.ifindex) {
+                            continue;
+                        }
                     }
                     applied.faults.push(format!("{action}: {}", explain_route_error(&error)));
                 }

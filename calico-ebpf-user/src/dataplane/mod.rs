@@ -32,6 +32,7 @@ pub use desired::{
 };
 pub use error::{DataplaneError, Result};
 pub use instance::{Instance, Lock};
+pub use tables::Snapshot;
 
 /// How the data path is loaded.
 #[derive(Clone, Debug)]

@@ -108,6 +108,14 @@ impl Netlink {
             .collect())
     }
 
+    /// Whether an interface is (still) there.
+    pub(crate) fn exists(&mut self, index: u32) -> bool {
+        let mut link = LinkMessage::default();
+        link.header.index = index;
+        let answer = self.request(&RouteNetlinkMessage::GetLink(link), NLM_F_REQUEST);
+        !answer.is_err_and(|error| error.raw_os_error() == Some(libc::ENODEV))
+    }
+
     /// The MAC address of an interface in another network namespace that has an id here.
     pub(crate) fn foreign_mac(&mut self, netns: i32, index: u32) -> io::Result<Option<[u8; 6]>> {
         let mut link = LinkMessage::default();

@@ -358,7 +358,7 @@ impl Tables {
 
 /// What the maps hold: the owner of what [`KernelState`] borrows.
 #[derive(Clone, Debug)]
-pub(crate) struct Snapshot {
+pub struct Snapshot {
     root: Root,
     blocks: Vec<Block>,
     workloads: Vec<Workload>,
@@ -370,7 +370,8 @@ pub(crate) struct Snapshot {
 
 impl Snapshot {
     /// For [`crate::policy::store::Store::adopt`].
-    pub(crate) fn state(&self) -> KernelState<'_> {
+    #[must_use]
+    pub fn state(&self) -> KernelState<'_> {
         KernelState {
             root: &self.root,
             blocks: &self.blocks,
