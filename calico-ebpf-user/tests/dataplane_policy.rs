@@ -95,7 +95,7 @@ fn the_maps_hold_what_the_store_thinks() {
     let lab = Lab::new();
     lab.add_interface("cali1");
     lab.add_interface("cali2");
-    let allow = "{types: [Ingress, Egress], selector: all(), ingress: [{action: Allow, protocol: TCP, destination: {ports: [80, '8000:8100']}, source: {selector: role == 'b'}}], egress: [{action: Allow, destination: {nets: [10.0.0.0/8, 'fd00::/8']}}]}";
+    let allow = "{types: [Ingress, Egress], selector: all(), ingress: [{action: Allow, protocol: TCP, destination: {ports: [80, '8000:8100']}, source: {selector: role == 'b'}}], egress: [{action: Allow, destination: {nets: [10.0.0.0/8]}}, {action: Allow, destination: {nets: ['fd00::/8']}}]}";
     let one = workload("a", "cali1", NODE, "10.1.0.1/32, 'fd00::1/128'", "a");
     let two = workload("b", "cali2", NODE, "10.1.0.2/32, 'fd00::2/128'", "b");
     let far = workload("c", "cali3", "there", "10.1.0.3/32", "b");

@@ -16,7 +16,7 @@ use super::{
     guard,
     info::{Info, SavedSysctl},
     instance::{Instance, Lock},
-    links::{Found, LinkAction, LinkPlan, Wanted, reconcile},
+    links::{Found, LinkAction, Runtime, Wanted, reconcile},
     load::{self, Programs},
     netlink::{Hook, LinkTable, Netlink, Route},
     sys, sysctl,
@@ -147,9 +147,8 @@ impl Dataplane {
     /// Brings the kernel to what is desired; start, reload, link events and resync are all this call. Without a plan only
     /// links, routes and what belongs to them are seen to.
     ///
-    /// In this order: prepare and commit (a new policy waits for nothing else), filters on new interfaces (they drop until
-    /// told whose they are), interfaces made active, dropping programs where a workload is gone, routes, grace period,
-    /// retire. Idempotent.
+    /// In this order: prepare and commit (a new policy waits for nothing else), slots made active and filters on their
+    /// interfaces, dropping programs where a workload is gone, routes, grace period, retire. Idempotent.
     ///
     /// # Errors
     /// If the policy could not be put in force: the generation before stays, whole. What fails besides is in
@@ -168,10 +167,9 @@ impl Dataplane {
         // Forwarding first: an uplink that learns by router advertisement has to know before.
         self.sysctls(desired, &uplinks, &found, &mut applied);
         self.tables.set_uplinks(&uplinks)?;
-        let failed = self.execute_links(&links.before, &mut applied);
         self.owners(desired)?;
-        let after = links.after.iter().filter(|action| !activates(action, &failed));
-        self.execute_links(&after.cloned().collect::<Vec<_>>(), &mut applied);
+        let failed = self.execute_links(&links, &mut applied);
+        self.deactivate(desired, &found, &failed)?;
         let limits = ConnLimits::new(self.conn_limit, desired.workloads.len());
         self.tables.set_root(&limits, &timeouts(self.hz), None)?;
         self.remember_expected(desired, &uplinks, &found, &failed);
@@ -201,8 +199,7 @@ impl Dataplane {
             steps.extend(plan.prepare.iter().map(ToString::to_string));
             steps.push(format!("generation {}: put in force", plan.generation));
         }
-        steps.extend(links.before.iter().map(ToString::to_string));
-        steps.extend(links.after.iter().map(ToString::to_string));
+        steps.extend(links.iter().map(ToString::to_string));
         let (routes, _) = self.plan_routes(desired, &found, &BTreeSet::new())?;
         steps.extend(routes.iter().map(ToString::to_string));
         if let Some(plan) = plan {
@@ -314,7 +311,7 @@ impl Dataplane {
         Ok(found)
     }
 
-    fn plan_links(&self, desired: &Desired, uplinks: &[u32], found: &Found) -> LinkPlan {
+    fn plan_links(&self, desired: &Desired, uplinks: &[u32], found: &Found) -> Vec<LinkAction> {
         let programs = load::PROGRAMS.into_iter().filter_map(|name| Some((name, self.programs.id(name)?))).collect();
         let wanted = Wanted {
             workloads: &desired.workloads,
@@ -346,6 +343,17 @@ impl Dataplane {
             }
         }
         failed
+    }
+
+    /// Closes the slots whose interface has no filter: nothing is delivered there.
+    fn deactivate(&mut self, desired: &Desired, found: &Found, failed: &BTreeSet<u32>) -> Result<()> {
+        for workload in desired.workloads.iter().filter(|_| !failed.is_empty()) {
+            if let Some(link) = found.links.by_name(&workload.interface).filter(|link| failed.contains(&link.index)) {
+                self.tables.set_runtime(workload.slot, &Runtime::default())?;
+                self.tables.remove_interface(link.index)?;
+            }
+        }
+        Ok(())
     }
 
     fn execute_link(&mut self, action: &LinkAction) -> Result<()> {
@@ -623,15 +631,6 @@ impl Dataplane {
                 attachment: None::<Attachment>,
             }));
         }
-    }
-}
-
-/// Whether an action would make an interface active that has no filter.
-fn activates(action: &LinkAction, failed: &BTreeSet<u32>) -> bool {
-    match action {
-        LinkAction::SetRuntime { runtime, .. } => failed.contains(&runtime.ifindex),
-        LinkAction::SetInterface { ifindex, .. } => failed.contains(ifindex),
-        _ => false,
     }
 }
 

@@ -97,30 +97,23 @@ pub(crate) struct Wanted<'a> {
     pub(crate) programs: &'a BTreeMap<&'static str, u32>,
 }
 
-/// The two halves of a reconcile: policy goes between.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct LinkPlan {
-    /// Filters on workload interfaces and uplinks; they drop (or pass, on uplinks) until told what the interface is.
-    pub(crate) before: Vec<LinkAction>,
-    /// What makes interfaces active, and what closes those that have lost their workload.
-    pub(crate) after: Vec<LinkAction>,
-}
-
 const HOOKS: [Hook; 2] = [Hook::Ingress, Hook::Egress];
 
-/// What leads from `found` to `wanted`.
-pub(crate) fn reconcile(wanted: &Wanted<'_>, found: &Found) -> LinkPlan {
-    let mut plan = LinkPlan::default();
+/// What leads from `found` to `wanted`, in the order in which it is to be done. The policy is in the maps already.
+///
+/// A slot is made active before its filters hang, so that they police from the first packet on: an interface that had
+/// traffic before (another network plugin's) loses nothing. The route, which is what leads traffic there, comes later.
+pub(crate) fn reconcile(wanted: &Wanted<'_>, found: &Found) -> Vec<LinkAction> {
+    let mut actions = Vec::new();
     let mut kept = BTreeSet::new();
     let mut slots = BTreeSet::new();
     for workload in wanted.workloads {
         slots.insert(workload.slot);
         let Some(link) = found.links.by_name(&workload.interface) else {
-            set_runtime(&mut plan.after, found, workload.slot, Runtime::default());
+            set_runtime(&mut actions, found, workload.slot, Runtime::default());
             continue;
         };
         kept.insert(link.index);
-        attach(&mut plan.before, wanted, found, link, [names::PROG_FROM_WORKLOAD, names::PROG_TO_WORKLOAD]);
         let entry = Interface {
             role: role::WORKLOAD,
             slot: workload.slot,
@@ -129,8 +122,9 @@ pub(crate) fn reconcile(wanted: &Wanted<'_>, found: &Found) -> LinkPlan {
             ..Interface::default()
         };
         // First the slot, then who leads to it.
-        set_runtime(&mut plan.after, found, workload.slot, runtime(workload, link, found));
-        set_interface(&mut plan.after, found, link.index, entry);
+        set_runtime(&mut actions, found, workload.slot, runtime(workload, link, found));
+        set_interface(&mut actions, found, link.index, entry);
+        attach(&mut actions, wanted, found, link, [names::PROG_FROM_WORKLOAD, names::PROG_TO_WORKLOAD]);
     }
     for link in wanted.uplinks.iter().filter_map(|index| found.links.by_index(*index)) {
         if !kept.insert(link.index) {
@@ -138,17 +132,16 @@ pub(crate) fn reconcile(wanted: &Wanted<'_>, found: &Found) -> LinkPlan {
         }
         let entry =
             Interface { role: role::UPLINK, slot: NO_SLOT, mtu: link.mtu, mac: link.mac, ..Interface::default() };
-        // An uplink has to be known before its filter sees packets, and is judged at once.
-        set_interface(&mut plan.before, found, link.index, entry);
-        attach(&mut plan.before, wanted, found, link, [names::PROG_FROM_UPLINK, names::PROG_TO_UPLINK]);
+        set_interface(&mut actions, found, link.index, entry);
+        attach(&mut actions, wanted, found, link, [names::PROG_FROM_UPLINK, names::PROG_TO_UPLINK]);
     }
     for (slot, runtime) in &found.runtimes {
         if !slots.contains(slot) && *runtime != Runtime::default() {
-            plan.after.push(LinkAction::SetRuntime { slot: *slot, runtime: Runtime::default() });
+            actions.push(LinkAction::SetRuntime { slot: *slot, runtime: Runtime::default() });
         }
     }
-    orphans(&mut plan.after, wanted, found, &kept);
-    plan
+    orphans(&mut actions, wanted, found, &kept);
+    actions
 }
 
 /// Interfaces that were ours, or that `interfacePrefix` claims, and have no workload.
@@ -282,18 +275,17 @@ mod tests {
     fn converge(found: &mut Found, workloads: &[DesiredWorkload], uplinks: &[u32], prefixes: Option<&[String]>) {
         let programs = programs();
         let wanted = Wanted { workloads, uplinks, prefixes, attachment: Attachment::Tcx, programs: &programs };
-        let plan = reconcile(&wanted, found);
-        execute(found, &programs, &plan.before);
+        let actions = reconcile(&wanted, found);
+        execute(found, &programs, &actions);
         for index in uplinks {
             assert_eq!(found.interfaces[index].role, role::UPLINK);
         }
-        execute(found, &programs, &plan.after);
-        assert_eq!(reconcile(&wanted, found), LinkPlan::default(), "a second run has nothing to do");
+        assert_eq!(reconcile(&wanted, found), [], "a second run has nothing to do");
     }
 
     #[test]
-    fn an_interface_is_active_only_after_its_filter_hangs() {
-        let mut found = Found { links: LinkTable::new(vec![link(7, "cali1")]), ..Found::default() };
+    fn filters_hang_when_all_that_they_need_is_there() {
+        let found = Found { links: LinkTable::new(vec![link(7, "cali1")]), ..Found::default() };
         let programs = programs();
         let workloads = [workload(3, "cali1")];
         let wanted = Wanted {
@@ -303,13 +295,12 @@ mod tests {
             attachment: Attachment::Tcx,
             programs: &programs,
         };
-        let plan = reconcile(&wanted, &found);
-        assert!(plan.before.iter().all(|action| matches!(action, LinkAction::Attach { .. })));
-        assert_eq!(plan.before.len(), 2);
-        execute(&mut found, &programs, &plan.before);
-        execute(&mut found, &programs, &plan.after);
-        assert_eq!(found.runtimes[&3].flags, workload_flags::ACTIVE | workload_flags::PEER);
-        assert_eq!(found.interfaces[&7].slot, 3);
+        let actions = reconcile(&wanted, &found);
+        let active = workload_flags::ACTIVE | workload_flags::PEER;
+        assert!(matches!(actions[0], LinkAction::SetRuntime { slot: 3, runtime } if runtime.flags == active));
+        assert!(matches!(actions[1], LinkAction::SetInterface { ifindex: 7, entry } if entry.slot == 3));
+        assert!(actions[2..].iter().all(|action| matches!(action, LinkAction::Attach { ifindex: 7, .. })));
+        assert_eq!(actions.len(), 4);
     }
 
     #[test]
