@@ -148,7 +148,8 @@ fn what_others_take_away_is_put_back() {
         assert!(dataplane.attachments_intact());
         std::fs::remove_file(path).expect("removed");
         assert!(!dataplane.attachments_intact());
-        dataplane.apply(None, &desired(&workloads)).expect("applied");
+        let applied = dataplane.apply(None, &desired(&workloads)).expect("applied");
+        assert_eq!(applied.faults, [] as [String; 0]);
         assert!(dataplane.attachments_intact());
     }
     assert_eq!(tcx("cali1", TcAttachType::Ingress).1.len(), 1);

@@ -5,6 +5,7 @@ use std::{
     fs, io,
     os::fd::{AsFd as _, AsRawFd as _},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use aya::programs::{
@@ -131,7 +132,18 @@ fn attach_tcx(program: &mut SchedClassifier, pin: &Path, ifindex: u32, hook: Hoo
         Hook::Ingress => TcAttachType::Ingress,
         Hook::Egress => TcAttachType::Egress,
     };
-    let id = program.attach(ifindex, TcAttach::Tcx { attach_type, order: LinkOrder::first() })?;
+    let mut attempts = 0..20;
+    let id = loop {
+        match program.attach(ifindex, TcAttach::Tcx { attach_type, order: LinkOrder::first() }) {
+            // The kernel lets go of a link some time after its pin is removed, and no program hangs twice on a hook.
+            Err(ProgramError::SyscallError(error))
+                if error.io_error.raw_os_error() == Some(libc::EEXIST) && attempts.next().is_some() =>
+            {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            done => break done?,
+        }
+    };
     let link: FdLink = program.take_link(id)?.try_into()?;
     link.pin(pin).map_err(|error| ProgramError::IOError(io::Error::other(error)))?;
     Ok(())
