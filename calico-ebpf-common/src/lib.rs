@@ -7,3 +7,5 @@
 
 pub mod abi;
 pub mod judge;
+pub mod packet;
+pub mod track;

@@ -8,6 +8,8 @@ use bytemuck::{Pod, Zeroable};
 pub const CONN_VERSION: u8 = 1;
 /// No local workload.
 pub const NO_SLOT: u32 = u32::MAX;
+/// Nobody judged this end: no local workload, or the host's own traffic.
+pub const NO_RULE: u32 = u32::MAX;
 /// Keys that each account remembers as candidates for eviction.
 pub const VICTIMS: u32 = 64;
 

@@ -20,8 +20,8 @@ pub use arena::{
     TableHeader, VEC_ANY, VectorHeader,
 };
 pub use conn::{
-    ACCOUNT_HOST, ACCOUNT_TOTAL, CONN_VERSION, Conn, ConnEnd, ConnKey4, ConnKey6, Family, NO_SLOT, OpenerKind, Quota,
-    VICTIMS, account_opened_by, account_opened_to, conn_flags, tcp_state,
+    ACCOUNT_HOST, ACCOUNT_TOTAL, CONN_VERSION, Conn, ConnEnd, ConnKey4, ConnKey6, Family, NO_RULE, NO_SLOT, OpenerKind,
+    Quota, VICTIMS, account_opened_by, account_opened_to, conn_flags, tcp_state,
 };
 pub use drop_reason::{DROP_REASONS, DropReason};
 pub use fragment::FragmentKey;

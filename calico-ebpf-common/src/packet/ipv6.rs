@@ -1,0 +1,233 @@
+//! IPv6.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::{
+    Cursor, ETHERNET_BYTES, Ip, Kind, Packet, Quoted, Transport,
+    transport::{self, At, protocol},
+};
+use crate::abi::{ConnKey6, DropReason, Family};
+
+/// Length of the header.
+pub const IPV6_BYTES: usize = size_of::<Ipv6Header>();
+/// Extension headers that are looked behind.
+const MAX_EXTENSIONS: u32 = 6;
+
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
+const FRAGMENT: u8 = 44;
+const AUTHENTICATION: u8 = 51;
+const DESTINATION_OPTIONS: u8 = 60;
+const MOBILITY: u8 = 135;
+
+/// IPv6, as a type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct V6;
+
+impl Family for V6 {
+    type Addr = [u8; 16];
+    type Key = ConnKey6;
+}
+
+/// The header.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Ipv6Header {
+    /// Version, traffic class, flow label.
+    pub version: [u8; 4],
+    /// Length of what follows.
+    pub payload_length: [u8; 2],
+    /// What follows.
+    pub next_header: u8,
+    /// Hop limit.
+    pub hop_limit: u8,
+    /// Source.
+    pub source: [u8; 16],
+    /// Destination.
+    pub destination: [u8; 16],
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct ExtensionHead {
+    next_header: u8,
+    length: u8,
+    /// Of a fragment header only.
+    offset: [u8; 2],
+    /// Likewise.
+    id: [u8; 4],
+}
+
+/// Where the extension headers end.
+struct Walked {
+    next_header: u8,
+    at: u32,
+    fragment: bool,
+    later: bool,
+    id: [u8; 4],
+}
+
+#[inline(always)]
+const fn is_extension(next_header: u8) -> bool {
+    matches!(next_header, HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION_OPTIONS | MOBILITY)
+}
+
+#[inline(always)]
+fn walk<C: Cursor>(cursor: &C, next_header: u8) -> Result<Walked, DropReason> {
+    let at = (ETHERNET_BYTES + IPV6_BYTES) as u32;
+    let mut walked = Walked { next_header, at, fragment: false, later: false, id: [0; 4] };
+    for _ in 0..MAX_EXTENSIONS {
+        if !is_extension(walked.next_header) {
+            return Ok(walked);
+        }
+        // A routing header could take the packet elsewhere than where policy thinks it goes.
+        if walked.next_header == ROUTING || walked.next_header == MOBILITY {
+            return Err(DropReason::Headers);
+        }
+        let head: ExtensionHead = cursor.far(walked.at).ok_or(DropReason::Malformed)?;
+        if walked.next_header == FRAGMENT {
+            if walked.fragment {
+                return Err(DropReason::Headers);
+            }
+            let offset = u16::from_be_bytes(head.offset);
+            // A whole packet in one fragment ("atomic", RFC 6946) is no fragment.
+            walked.fragment = offset & 0xfff9 != 0;
+            walked.later = offset & 0xfff8 != 0;
+            walked.id = head.id;
+            walked.at += 8;
+            walked.next_header = head.next_header;
+            if walked.later {
+                return Ok(walked);
+            }
+            continue;
+        }
+        walked.at += if walked.next_header == AUTHENTICATION {
+            (u32::from(head.length) + 2) * 4
+        } else {
+            (u32::from(head.length) + 1) * 8
+        };
+        walked.next_header = head.next_header;
+    }
+    if is_extension(walked.next_header) { Err(DropReason::Headers) } else { Ok(walked) }
+}
+
+impl Ip for V6 {
+    const NO_CLASS: u32 = 1;
+    const ICMP: u8 = protocol::ICMPV6;
+
+    #[inline(always)]
+    fn parse<C: Cursor>(cursor: &C, length: u32) -> Result<Packet<Self>, DropReason> {
+        let header: Ipv6Header = cursor.near(ETHERNET_BYTES).ok_or(DropReason::Malformed)?;
+        let room = length.wrapping_sub((ETHERNET_BYTES + IPV6_BYTES) as u32);
+        // The jumbo payload option has a length of 0 in front: only the kernel's own super-packets ("BIG TCP") have it.
+        if header.version[0] >> 4 != 6 || u32::from(u16::from_be_bytes(header.payload_length)) > room {
+            return Err(DropReason::Malformed);
+        }
+        let mut packet = Packet {
+            source: header.source,
+            destination: header.destination,
+            protocol: header.next_header,
+            ttl: header.hop_limit,
+            kind: Kind::LaterFragment,
+            fragment: false,
+            slow: false,
+            id: [0; 4],
+            transport_at: (ETHERNET_BYTES + IPV6_BYTES) as u32,
+            transport: Transport::default(),
+        };
+        if is_extension(header.next_header) {
+            let walked = walk(cursor, header.next_header)?;
+            packet.protocol = walked.next_header;
+            packet.fragment = walked.fragment;
+            packet.slow = true;
+            packet.id = walked.id;
+            packet.transport_at = walked.at;
+            if !walked.later {
+                let at = At::Far(walked.at);
+                (packet.kind, packet.transport) = transport::parse(cursor, at, walked.next_header, protocol::ICMPV6)?;
+            }
+        } else {
+            let at = At::Near(ETHERNET_BYTES + IPV6_BYTES);
+            (packet.kind, packet.transport) = transport::parse(cursor, at, header.next_header, protocol::ICMPV6)?;
+        }
+        Ok(packet)
+    }
+
+    #[inline(always)]
+    fn quoted<C: Cursor>(cursor: &C, transport_at: u32) -> Option<Quoted<Self>> {
+        let at = transport_at + 8;
+        let header: Ipv6Header = cursor.far(at)?;
+        if header.version[0] >> 4 != 6 || is_extension(header.next_header) {
+            return None;
+        }
+        let ports =
+            transport::quoted_ports(cursor, at + IPV6_BYTES as u32, header.next_header, protocol::ICMPV6)?;
+        Some(Quoted { source: header.source, destination: header.destination, protocol: header.next_header, ports })
+    }
+
+    #[inline(always)]
+    fn key(source: &[u8; 16], destination: &[u8; 16], protocol: u8, ports: [u16; 2]) -> (ConnKey6, bool) {
+        let [from, to] = ports;
+        let (source_high, source_low) = halves(source);
+        let (destination_high, destination_low) = halves(destination);
+        let source_is_a = if source_high != destination_high {
+            source_high < destination_high
+        } else if source_low != destination_low {
+            source_low < destination_low
+        } else {
+            from <= to
+        };
+        let (from, to) = (from.to_be_bytes(), to.to_be_bytes());
+        let key = if source_is_a {
+            ConnKey6 { addr_a: *source, addr_b: *destination, port_a: from, port_b: to, protocol, reserved: [0; 3] }
+        } else {
+            ConnKey6 { addr_a: *destination, addr_b: *source, port_a: to, port_b: from, protocol, reserved: [0; 3] }
+        };
+        (key, source_is_a)
+    }
+
+    #[inline(always)]
+    fn to_victim(key: &ConnKey6) -> ConnKey6 {
+        *key
+    }
+
+    #[inline(always)]
+    fn from_victim(key: &ConnKey6) -> Option<ConnKey6> {
+        let (high, low) = halves(&key.addr_a);
+        (high != 0 || low >> 32 != 0xffff).then_some(*key)
+    }
+
+    #[inline(always)]
+    fn key_protocol(key: &ConnKey6) -> u8 {
+        key.protocol
+    }
+
+    #[inline(always)]
+    fn is_multicast(address: &[u8; 16]) -> bool {
+        address[0] == 0xff
+    }
+
+    #[inline(always)]
+    fn is_host_scope(address: &[u8; 16]) -> bool {
+        let (high, low) = halves(address);
+        high == 0 && low == 1 || is_link_local(address)
+    }
+
+    #[inline(always)]
+    fn wide(address: &[u8; 16]) -> [u8; 16] {
+        *address
+    }
+}
+
+/// `fe80::/10`.
+#[inline(always)]
+pub(super) const fn is_link_local(address: &[u8; 16]) -> bool {
+    address[0] == 0xfe && address[1] & 0xc0 == 0x80
+}
+
+/// The address as two numbers.
+#[inline(always)]
+pub(super) fn halves(address: &[u8; 16]) -> (u64, u64) {
+    let [high, low]: [[u8; 8]; 2] = bytemuck::must_cast(*address);
+    (u64::from_be_bytes(high), u64::from_be_bytes(low))
+}

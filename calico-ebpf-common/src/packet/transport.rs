@@ -1,0 +1,181 @@
+//! What is above IP: ports, TCP flags, ICMP messages.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::{Cursor, Kind};
+use crate::abi::DropReason;
+
+/// IP protocol numbers.
+pub mod protocol {
+    /// ICMP.
+    pub const ICMP: u8 = 1;
+    /// IP in IP.
+    pub const IPIP: u8 = 4;
+    /// TCP.
+    pub const TCP: u8 = 6;
+    /// UDP.
+    pub const UDP: u8 = 17;
+    /// ICMPv6.
+    pub const ICMPV6: u8 = 58;
+    /// SCTP.
+    pub const SCTP: u8 = 132;
+}
+
+/// Bits of [`Transport::tcp_flags`].
+pub mod tcp_flags {
+    /// No more data from the sender.
+    pub const FIN: u8 = 1;
+    /// Synchronise sequence numbers.
+    pub const SYN: u8 = 1 << 1;
+    /// Reset.
+    pub const RST: u8 = 1 << 2;
+    /// The acknowledgement number counts.
+    pub const ACK: u8 = 1 << 4;
+}
+
+/// What the transport header says; zero where the protocol has no such thing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Transport {
+    /// Source port; of ICMP echo the identifier.
+    pub source_port: u16,
+    /// Destination port; of ICMP echo the identifier.
+    pub destination_port: u16,
+    /// ICMP: `type << 8 | code`.
+    pub icmp: u16,
+    /// See [`tcp_flags`].
+    pub tcp_flags: u8,
+    /// Length of the header in bytes, as far as it is known.
+    pub header: u8,
+    /// TCP: sequence number.
+    pub sequence: u32,
+    /// TCP: acknowledgement number.
+    pub acknowledgement: u32,
+}
+
+impl Transport {
+    /// The ports as they stand in the connection key.
+    #[inline(always)]
+    #[must_use]
+    pub const fn key_ports(&self) -> [u16; 2] {
+        [self.source_port, self.destination_port]
+    }
+
+    /// What rules are asked about: source port, and destination port or ICMP type and code.
+    #[inline(always)]
+    #[must_use]
+    pub const fn rule_ports(&self, protocol: u8) -> [u16; 2] {
+        if protocol == protocol::ICMP || protocol == protocol::ICMPV6 {
+            [0, self.icmp]
+        } else {
+            [self.source_port, self.destination_port]
+        }
+    }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct TcpHead {
+    source_port: [u8; 2],
+    destination_port: [u8; 2],
+    sequence: [u8; 4],
+    acknowledgement: [u8; 4],
+    data_offset: u8,
+    flags: u8,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Ports {
+    source: [u8; 2],
+    destination: [u8; 2],
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct IcmpHead {
+    kind: u8,
+    code: u8,
+    checksum: [u8; 2],
+    id: [u8; 2],
+}
+
+/// Where the transport header is: right behind a header without options, or anywhere.
+#[derive(Clone, Copy)]
+pub(super) enum At {
+    Near(usize),
+    Far(u32),
+}
+
+#[inline(always)]
+fn read<C: Cursor, T: Pod>(cursor: &C, at: At) -> Result<T, DropReason> {
+    match at {
+        At::Near(offset) => cursor.near(offset),
+        At::Far(offset) => cursor.far(offset),
+    }
+    .ok_or(DropReason::Malformed)
+}
+
+/// Reads the transport header.
+#[inline(always)]
+pub(super) fn parse<C: Cursor>(cursor: &C, at: At, protocol: u8, icmp: u8) -> Result<(Kind, Transport), DropReason> {
+    let mut transport = Transport::default();
+    let mut kind = Kind::Flow;
+    if protocol == protocol::TCP {
+        let head: TcpHead = read(cursor, at)?;
+        transport.source_port = u16::from_be_bytes(head.source_port);
+        transport.destination_port = u16::from_be_bytes(head.destination_port);
+        transport.sequence = u32::from_be_bytes(head.sequence);
+        transport.acknowledgement = u32::from_be_bytes(head.acknowledgement);
+        transport.tcp_flags = head.flags;
+        transport.header = (head.data_offset >> 4) * 4;
+        if transport.header < 20 {
+            return Err(DropReason::Malformed);
+        }
+    } else if protocol == protocol::UDP || protocol == protocol::SCTP {
+        let head: Ports = read(cursor, at)?;
+        transport.source_port = u16::from_be_bytes(head.source);
+        transport.destination_port = u16::from_be_bytes(head.destination);
+        transport.header = 8;
+    } else if protocol == icmp {
+        let head: IcmpHead = read(cursor, at)?;
+        transport.icmp = u16::from(head.kind) << 8 | u16::from(head.code);
+        transport.header = 8;
+        kind = icmp_kind(icmp, head.kind);
+        if matches!(kind, Kind::Flow) {
+            let id = u16::from_be_bytes(head.id);
+            (transport.source_port, transport.destination_port) = (id, id);
+        }
+    }
+    Ok((kind, transport))
+}
+
+#[inline(always)]
+const fn icmp_kind(icmp: u8, kind: u8) -> Kind {
+    let (echo, error) = if icmp == protocol::ICMP {
+        (kind == 8 || kind == 0, matches!(kind, 3 | 4 | 11 | 12))
+    } else {
+        (kind == 128 || kind == 129, kind >= 1 && kind <= 4)
+    };
+    if echo {
+        Kind::Flow
+    } else if error {
+        Kind::IcmpError
+    } else {
+        Kind::Stateless
+    }
+}
+
+/// The ports of the packet that an ICMP error quotes. Eight bytes of its transport header are always there.
+#[inline(always)]
+pub(super) fn quoted_ports<C: Cursor>(cursor: &C, at: u32, protocol: u8, icmp: u8) -> Option<[u16; 2]> {
+    if protocol == protocol::TCP || protocol == protocol::UDP || protocol == protocol::SCTP {
+        let head: Ports = cursor.far(at)?;
+        Some([u16::from_be_bytes(head.source), u16::from_be_bytes(head.destination)])
+    } else if protocol == icmp {
+        let head: IcmpHead = cursor.far(at)?;
+        let id = u16::from_be_bytes(head.id);
+        matches!(icmp_kind(icmp, head.kind), Kind::Flow).then_some([id, id])
+    } else {
+        Some([0, 0])
+    }
+}

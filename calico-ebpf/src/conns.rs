@@ -1,0 +1,148 @@
+//! Room for connections: accounts, eviction, expiry.
+
+use core::arch::asm;
+
+use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
+use calico_ebpf_common::{
+    abi::{ACCOUNT_HOST, ACCOUNT_TOTAL, Conn, DropReason, Quota, Root, VICTIMS, conn_flags},
+    packet::{V4, V6},
+    track,
+};
+
+use crate::{
+    maps::{QUOTAS, VICTIM_KEYS},
+    tables::Tables,
+};
+
+/// Keys that the clock hand looks at for each new connection: more than one, so that it gains on what comes in.
+const HAND_STEPS: u32 = 3;
+/// Candidates for eviction that are tried before a connection is refused.
+const EVICTION_TRIES: u32 = 4;
+const EEXIST: i32 = -17;
+
+/// Enters a new connection. There may already be one, entered by another processor at the same time.
+#[inline(always)]
+pub(crate) fn open<F: Tables>(root: &Root, now: u32, key: &F::Key, conn: &Conn) -> Result<(), DropReason> {
+    turn::<F>(root, now, HAND_STEPS);
+    // SAFETY: the helper has no preconditions.
+    let at = unsafe { bpf_get_prandom_u32() } % VICTIMS;
+    make_room(root, conn.account, at)?;
+    match F::insert_conn(key, conn) {
+        Ok(()) => {}
+        Err(EEXIST) => return Ok(()),
+        Err(_) => return Err(DropReason::TableFull),
+    }
+    if !F::ring_push(key) {
+        // Without a place in the ring it would never expire.
+        F::remove_conn(key);
+        return Err(DropReason::TableFull);
+    }
+    charge(conn.account, 1, 1);
+    if let Some(victim) = VICTIM_KEYS.get_ptr_mut(conn.account * VICTIMS + at) {
+        // SAFETY: the slot is in the map. Another processor may write it at the same time: a torn key finds nothing.
+        unsafe { *victim = F::to_victim(key) };
+    }
+    Ok(())
+}
+
+/// Removes a connection; its account pays back.
+#[inline(always)]
+pub(crate) fn close<F: Tables>(key: &F::Key, account: u32, flags: u8) -> bool {
+    let removed = F::remove_conn(key);
+    if removed {
+        charge(account, -1, if flags & conn_flags::ASSURED == 0 { -1 } else { 0 });
+    }
+    removed
+}
+
+/// Turns the clock hand: takes keys from the head of the ring, closes what has expired, puts the rest back.
+/// How many were closed.
+#[inline(always)]
+pub(crate) fn turn<F: Tables>(root: &Root, now: u32, steps: u32) -> u32 {
+    let mut closed = 0;
+    for _ in 0..steps {
+        let Some(key) = F::ring_pop() else { break };
+        let Some(conn) = F::conn(&key) else { continue };
+        // SAFETY: the entry stays readable as long as the program runs.
+        let conn = unsafe { &*conn };
+        if track::is_expired(conn, F::key_protocol(&key), now, &root.timeouts) {
+            closed += u32::from(close::<F>(&key, conn.account, conn.flags));
+        } else {
+            F::ring_push(&key);
+        }
+    }
+    closed
+}
+
+/// Sees to it that the account may have one more, if need be at the price of one of its own.
+#[inline(always)]
+fn make_room(root: &Root, account: u32, at: u32) -> Result<(), DropReason> {
+    if account == ACCOUNT_HOST {
+        return Ok(());
+    }
+    let quota = QUOTAS.get(account).ok_or(DropReason::Quota)?;
+    let total = QUOTAS.get(ACCOUNT_TOTAL).ok_or(DropReason::Quota)?;
+    let crowded = total.held as i64 >= i64::from(root.conn_limit / 2) && quota.held as i64 >= i64::from(root.conn_fair_share);
+    if !crowded && (quota.unassured as i64) < i64::from(root.conn_unassured) {
+        return Ok(());
+    }
+    for i in 0..EVICTION_TRIES {
+        if evict(account, account * VICTIMS + (at + i) % VICTIMS) != 0 {
+            return Ok(());
+        }
+    }
+    Err(DropReason::Quota)
+}
+
+/// Closes the connection at a place of the map of candidates, if it is the account's and not assured.
+#[inline(never)]
+fn evict(account: u32, place: u32) -> u32 {
+    let Some(victim) = VICTIM_KEYS.get(place) else { return 0 };
+    if let Some(key) = <V4 as calico_ebpf_common::packet::Ip>::from_victim(victim) {
+        evict_key::<V4>(account, &key)
+    } else {
+        evict_key::<V6>(account, victim)
+    }
+}
+
+#[inline(always)]
+fn evict_key<F: Tables>(account: u32, key: &F::Key) -> u32 {
+    let Some(conn) = F::conn(key) else { return 0 };
+    // SAFETY: the entry stays readable as long as the program runs.
+    let (owner, flags) = unsafe { ((*conn).account, (*conn).flags) };
+    u32::from(owner == account && flags & conn_flags::ASSURED == 0 && close::<F>(key, account, flags))
+}
+
+/// The connection is assured now.
+#[inline(always)]
+pub(crate) fn assured(account: u32) {
+    charge(account, 0, -1);
+}
+
+#[inline(always)]
+fn charge(account: u32, held: i64, unassured: i64) {
+    for account in [account, ACCOUNT_TOTAL] {
+        if let Some(quota) = QUOTAS.get_ptr_mut(account) {
+            let quota: *mut Quota = quota;
+            // SAFETY: the fields are in the map's value, and aligned.
+            unsafe {
+                if held != 0 {
+                    add(&raw mut (*quota).held, held);
+                }
+                if unassured != 0 {
+                    add(&raw mut (*quota).unassured, unassured);
+                }
+            }
+        }
+    }
+}
+
+/// Adds atomically. The instruction that returns nothing: those that return the old value need Linux 5.12.
+///
+/// # Safety
+/// `at` must be a valid, aligned place in a map's value.
+#[inline(always)]
+unsafe fn add(at: *mut u64, value: i64) {
+    // SAFETY: as the caller promises.
+    unsafe { asm!("lock *(u64 *)({at} + 0) += {value}", at = in(reg) at, value = in(reg) value) };
+}

@@ -1,0 +1,145 @@
+//! The packet at hand.
+
+use core::{mem::MaybeUninit, ptr};
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::__sk_buff,
+    helpers::generated::{bpf_csum_update, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes},
+    programs::TcContext,
+};
+use bytemuck::Pod;
+use calico_ebpf_common::packet::{Cursor, ETHERNET_BYTES, IPV6_BYTES};
+
+/// `skb->pkt_type` of a frame for the receiving device's own MAC address.
+const PACKET_HOST: u32 = 0;
+const PACKET_OTHERHOST: u32 = 3;
+/// The headers that the fast path reads in place: Ethernet, IPv6, TCP.
+const HEADERS: u32 = (ETHERNET_BYTES + IPV6_BYTES + 20) as u32;
+
+/// A packet in a TC program.
+#[derive(Clone, Copy)]
+pub(crate) struct Skb(*mut __sk_buff);
+
+impl Skb {
+    #[inline(always)]
+    pub(crate) fn new(ctx: &TcContext) -> Self {
+        Self(ctx.as_ptr().cast())
+    }
+
+    #[inline(always)]
+    fn raw(&self) -> &__sk_buff {
+        // SAFETY: the context is valid as long as the program runs, and only `Skb` has it. The fields that helpers
+        // change are read again after every helper, because the compiler cannot see into helpers.
+        unsafe { &*self.0 }
+    }
+
+    /// Bytes of the frame, the Ethernet header included.
+    #[inline(always)]
+    pub(crate) fn length(&self) -> u32 {
+        self.raw().len
+    }
+
+    /// The device that the program is attached to.
+    #[inline(always)]
+    pub(crate) fn ifindex(&self) -> u32 {
+        self.raw().ifindex
+    }
+
+    /// The device that the packet came in by; 0 for what this host sends itself.
+    #[inline(always)]
+    pub(crate) fn ingress_ifindex(&self) -> u32 {
+        self.raw().ingress_ifindex
+    }
+
+    #[inline(always)]
+    pub(crate) fn is_for_host_mac(&self) -> bool {
+        self.raw().pkt_type == PACKET_HOST
+    }
+
+    #[inline(always)]
+    pub(crate) fn is_for_foreign_mac(&self) -> bool {
+        self.raw().pkt_type == PACKET_OTHERHOST
+    }
+
+    #[inline(always)]
+    pub(crate) fn is_tagged(&self) -> bool {
+        self.raw().vlan_present != 0
+    }
+
+    /// Payload of each segment of a super-packet; 0 for an ordinary one.
+    #[inline(always)]
+    pub(crate) fn gso_size(&self) -> u32 {
+        self.raw().gso_size
+    }
+
+    /// Makes sure that the headers, where the packet has them, can be read in place.
+    #[inline(always)]
+    pub(crate) fn pull_headers(&self) {
+        let skb = self.raw();
+        let linear = (skb.data_end as u64).wrapping_sub(skb.data as u64);
+        let length = self.length();
+        if linear < u64::from(HEADERS) && linear < u64::from(length) {
+            let wanted = if length < HEADERS { length } else { HEADERS };
+            // SAFETY: the context is valid. A failure leaves the packet as it was, and reading it fails later.
+            unsafe { bpf_skb_pull_data(self.0, wanted) };
+        }
+    }
+
+    /// Writes in place. `None`: beyond what is in one piece.
+    #[inline(always)]
+    pub(crate) fn put<T: Pod>(&self, offset: usize, value: T) -> Option<()> {
+        let (data, end) = (self.raw().data as usize, self.raw().data_end as usize);
+        if data + offset + size_of::<T>() > end {
+            return None;
+        }
+        // SAFETY: within the packet, as just compared; the kernel made it writable before the program started.
+        unsafe { ptr::write_unaligned((data + offset) as *mut T, value) };
+        Some(())
+    }
+
+    /// Makes the packet this very frame.
+    #[inline(always)]
+    pub(crate) fn replace<T: Pod>(&self, frame: &T) -> bool {
+        let length = size_of::<T>() as u32;
+        // SAFETY: the context is valid, and `frame` is that many bytes.
+        unsafe {
+            bpf_skb_change_tail(self.0, length, 0) == 0
+                && bpf_skb_store_bytes(self.0, 0, ptr::from_ref(frame).cast(), length, 0) == 0
+        }
+    }
+
+    /// Tells the kernel that the sum over the packet changed by this much (where it keeps one).
+    #[inline(always)]
+    pub(crate) fn sum_changed(&self, by: u32) {
+        // SAFETY: the context is valid. The error says that the kernel keeps no such sum.
+        unsafe { bpf_csum_update(self.0, by) };
+    }
+
+    #[inline(always)]
+    pub(crate) fn context(&self) -> *mut core::ffi::c_void {
+        self.0.cast()
+    }
+}
+
+impl Cursor for Skb {
+    #[inline(always)]
+    fn near<T: Pod>(&self, offset: usize) -> Option<T> {
+        let (data, end) = (self.raw().data as usize, self.raw().data_end as usize);
+        if data + offset + size_of::<T>() > end {
+            return None;
+        }
+        // SAFETY: within the packet, as just compared; `Pod` has no invalid bytes.
+        Some(unsafe { ptr::read_unaligned((data + offset) as *const T) })
+    }
+
+    #[inline(always)]
+    fn far<T: Pod>(&self, offset: u32) -> Option<T> {
+        let mut value = MaybeUninit::<T>::uninit();
+        // SAFETY: the helper writes all of `value`, or says that it did not; `Pod` has no invalid bytes.
+        unsafe {
+            (bpf_skb_load_bytes(self.0.cast(), offset, value.as_mut_ptr().cast(), size_of::<T>() as u32) == 0)
+                .then(|| value.assume_init())
+        }
+    }
+}

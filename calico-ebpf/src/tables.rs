@@ -1,0 +1,181 @@
+//! The tables of each IP version, and what they say of an address.
+
+use aya_ebpf::btf_maps::lpm_trie::Key;
+use calico_ebpf_common::{
+    abi::{AddressEntry, Conn, HOST, NO_SLOT, SpoofKey4, SpoofKey6, Workload, workload_flags},
+    packet::{IPV4_BYTES, Ip, Ipv4Header, ETHERNET_BYTES, V4, V6, ttl_decremented},
+};
+
+use crate::{
+    maps::{
+        ADDRESSES4, ADDRESSES6, CONNS4, CONNS6, NETS4, NETS6, RING4, RING6, SPOOF4, SPOOF6, WORKLOADS,
+    },
+    skb::Skb,
+};
+use calico_ebpf_common::packet::Cursor as _;
+
+const BPF_NOEXIST: u64 = 1;
+
+/// An IP version with its maps.
+pub(crate) trait Tables: Ip {
+    /// For `bpf_fib_lookup`.
+    const AF: u8;
+
+    fn conn(key: &Self::Key) -> Option<*mut Conn>;
+    /// Fails with the negative error number; -EEXIST where there is one.
+    fn insert_conn(key: &Self::Key, conn: &Conn) -> Result<(), i32>;
+    /// Whether there was one, and this call removed it.
+    fn remove_conn(key: &Self::Key) -> bool;
+    fn ring_push(key: &Self::Key) -> bool;
+    fn ring_pop() -> Option<Self::Key>;
+    fn address(address: &Self::Addr) -> Option<&'static AddressEntry>;
+    fn net(address: &Self::Addr) -> Option<&'static AddressEntry>;
+    fn may_spoof(slot: u32, address: &Self::Addr) -> bool;
+    /// One router further.
+    fn decrement_ttl(skb: &Skb) -> Option<()>;
+    /// The address as `bpf_fib_lookup` has it.
+    fn fib_address(address: &Self::Addr) -> [u32; 4];
+}
+
+impl Tables for V4 {
+    const AF: u8 = 2;
+
+    #[inline(always)]
+    fn conn(key: &Self::Key) -> Option<*mut Conn> {
+        CONNS4.get_ptr_mut(key)
+    }
+    #[inline(always)]
+    fn insert_conn(key: &Self::Key, conn: &Conn) -> Result<(), i32> {
+        CONNS4.insert(key, conn, BPF_NOEXIST)
+    }
+    #[inline(always)]
+    fn remove_conn(key: &Self::Key) -> bool {
+        CONNS4.remove(key).is_ok()
+    }
+    #[inline(always)]
+    fn ring_push(key: &Self::Key) -> bool {
+        RING4.push(key, 0).is_ok()
+    }
+    #[inline(always)]
+    fn ring_pop() -> Option<Self::Key> {
+        RING4.pop().ok().flatten()
+    }
+    #[inline(always)]
+    fn address(address: &Self::Addr) -> Option<&'static AddressEntry> {
+        // SAFETY: read within this run of the program, which the kernel's grace period covers.
+        unsafe { ADDRESSES4.get(address) }
+    }
+    #[inline(always)]
+    fn net(address: &Self::Addr) -> Option<&'static AddressEntry> {
+        NETS4.get(&Key::new(32, *address))
+    }
+    #[inline(always)]
+    fn may_spoof(slot: u32, address: &Self::Addr) -> bool {
+        SPOOF4.get(&Key::new(64, SpoofKey4 { slot: slot.to_be_bytes(), address: *address })).is_some()
+    }
+    #[inline(always)]
+    fn decrement_ttl(skb: &Skb) -> Option<()> {
+        let mut header: Ipv4Header = skb.near(ETHERNET_BYTES)?;
+        (header.ttl, header.checksum) = ttl_decremented(header.ttl, header.checksum);
+        skb.put::<[u8; 4]>(
+            ETHERNET_BYTES + 8,
+            [header.ttl, header.protocol, header.checksum[0], header.checksum[1]],
+        )
+    }
+    #[inline(always)]
+    fn fib_address(address: &Self::Addr) -> [u32; 4] {
+        [u32::from_ne_bytes(*address), 0, 0, 0]
+    }
+}
+
+const _: () = assert!(IPV4_BYTES == 20);
+
+impl Tables for V6 {
+    const AF: u8 = 10;
+
+    #[inline(always)]
+    fn conn(key: &Self::Key) -> Option<*mut Conn> {
+        CONNS6.get_ptr_mut(key)
+    }
+    #[inline(always)]
+    fn insert_conn(key: &Self::Key, conn: &Conn) -> Result<(), i32> {
+        CONNS6.insert(key, conn, BPF_NOEXIST)
+    }
+    #[inline(always)]
+    fn remove_conn(key: &Self::Key) -> bool {
+        CONNS6.remove(key).is_ok()
+    }
+    #[inline(always)]
+    fn ring_push(key: &Self::Key) -> bool {
+        RING6.push(key, 0).is_ok()
+    }
+    #[inline(always)]
+    fn ring_pop() -> Option<Self::Key> {
+        RING6.pop().ok().flatten()
+    }
+    #[inline(always)]
+    fn address(address: &Self::Addr) -> Option<&'static AddressEntry> {
+        // SAFETY: read within this run of the program, which the kernel's grace period covers.
+        unsafe { ADDRESSES6.get(address) }
+    }
+    #[inline(always)]
+    fn net(address: &Self::Addr) -> Option<&'static AddressEntry> {
+        NETS6.get(&Key::new(128, *address))
+    }
+    #[inline(always)]
+    fn may_spoof(slot: u32, address: &Self::Addr) -> bool {
+        SPOOF6.get(&Key::new(160, SpoofKey6 { slot: slot.to_be_bytes(), address: *address })).is_some()
+    }
+    #[inline(always)]
+    fn decrement_ttl(skb: &Skb) -> Option<()> {
+        const HOP_LIMIT_AT: usize = ETHERNET_BYTES + 7;
+        let hop_limit: u8 = skb.near(HOP_LIMIT_AT)?;
+        skb.put(HOP_LIMIT_AT, hop_limit.wrapping_sub(1))?;
+        // IPv6 has no checksum of its own that would make up for it. One less in the second byte of a word.
+        skb.sum_changed(!u32::from(u16::from_ne_bytes([0, 1])));
+        Some(())
+    }
+    #[inline(always)]
+    fn fib_address(address: &Self::Addr) -> [u32; 4] {
+        bytemuck::must_cast(*address)
+    }
+}
+
+/// What is known of an address.
+#[derive(Clone, Copy)]
+pub(crate) struct Located {
+    pub class: u32,
+    /// Of the local workload that owns it, or `NO_SLOT`.
+    pub slot: u32,
+    /// An address of this host.
+    pub host: bool,
+}
+
+const HOST_BIT: u64 = 1 << 24;
+
+/// Looks an address up.
+#[inline(always)]
+pub(crate) fn locate<F: Tables>(address: &F::Addr, generation: u32) -> Located {
+    let packed = locate_packed::<F>(address, generation);
+    Located { class: packed as u32 & 0xff_ffff, slot: (packed >> 32) as u32, host: packed & HOST_BIT != 0 }
+}
+
+/// One copy in the program, whose result is a plain number.
+#[inline(never)]
+fn locate_packed<F: Tables>(address: &F::Addr, generation: u32) -> u64 {
+    if let Some(entry) = F::address(address) {
+        let host = if entry.flags & HOST != 0 { HOST_BIT } else { 0 };
+        return u64::from(entry.slot(generation)) << 32 | host | u64::from(entry.class(generation) & 0xff_ffff);
+    }
+    let class = match F::net(address) {
+        Some(entry) => entry.class(generation),
+        None => F::NO_CLASS,
+    };
+    u64::from(NO_SLOT) << 32 | u64::from(class & 0xff_ffff)
+}
+
+/// The workload in a slot, if its policy is in the maps.
+#[inline(always)]
+pub(crate) fn active(slot: u32) -> Option<&'static Workload> {
+    WORKLOADS.get(slot).filter(|workload| workload.flags & workload_flags::ACTIVE != 0)
+}
