@@ -6,6 +6,13 @@ use crate::abi::{Action, Block, CHUNK_RULES, NodeRef, RuleEntry};
 pub trait Arena {
     /// Block number `index`; `None` beyond the end.
     fn block(&self, index: u32) -> Option<&Block>;
+
+    /// [`visit`]. The kernel makes a function apart of it: its verifier then looks at it once, and not at every turn of
+    /// the loop of [`judge`].
+    #[inline(always)]
+    fn visit(&self, vectors: [u32; 4], entries: u32, first: u32) -> Visit {
+        visit(self, vectors, entries, first)
+    }
 }
 
 impl Arena for [Block] {
@@ -40,6 +47,17 @@ pub struct Decision {
     pub rule: u32,
 }
 
+/// What one look at a chunk came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Visit {
+    /// A rule decides.
+    Decided(Decision),
+    /// Go on with this rule.
+    Next(u32),
+    /// No rule is left, or the table is broken.
+    Nothing,
+}
+
 /// Visits of chunks and rules in one judgement. The compiler of the tables guarantees that no packet needs more:
 /// each chunk is visited at most once, and once more for each `Pass` and `Log` on the way.
 pub const VISITS: u32 = crate::abi::MAX_CHUNKS + 64;
@@ -53,59 +71,70 @@ pub fn judge<A: Arena + ?Sized>(arena: &A, table: u32, subject: &Subject) -> Opt
     if chunks == 0 {
         return None;
     }
-    let own = arena.block(walk(arena, header.u32_at(4), subject.own_class)?)?;
-    let peer = arena.block(walk(arena, header.u32_at(5), subject.peer_class)?)?;
-    let to = arena.block(walk(arena, header.u32_at(6), protocol | u32::from(subject.destination_port))?)?;
-    let from = arena.block(walk(arena, header.u32_at(7), protocol | u32::from(subject.source_port))?)?;
-
-    // Chunks in which all four have a rule, and the first rule that still counts.
-    let mut low = own.words[0] & peer.words[0] & to.words[0] & from.words[0];
-    let mut high = own.words[1] & peer.words[1] & to.words[1] & from.words[1];
+    let vectors = [
+        walk(arena, header.u32_at(4), subject.own_class)?,
+        walk(arena, header.u32_at(5), subject.peer_class)?,
+        walk(arena, header.u32_at(6), protocol | u32::from(subject.destination_port))?,
+        walk(arena, header.u32_at(7), protocol | u32::from(subject.source_port))?,
+    ];
     let mut first = 0;
     for _ in 0..VISITS {
-        let chunk = if low != 0 {
-            low.trailing_zeros()
-        } else if high != 0 {
-            64 + high.trailing_zeros()
-        } else {
-            return None;
-        };
-        let own = arena.block(place(own, chunk))?;
-        let peer = arena.block(place(peer, chunk))?;
-        let to = arena.block(place(to, chunk))?;
-        let from = arena.block(place(from, chunk))?;
-        let start = first.max(chunk * CHUNK_RULES) - chunk * CHUNK_RULES;
-        let mut found = CHUNK_RULES;
-        for word in (0..8).rev() {
-            let bits =
-                own.words[word] & peer.words[word] & to.words[word] & from.words[word] & from_bit(start, word as u32);
-            if bits != 0 {
-                found = word as u32 * 64 + bits.trailing_zeros();
-            }
+        match arena.visit(vectors, entries, first) {
+            Visit::Decided(decision) => return Some(decision),
+            Visit::Next(next) => first = next,
+            Visit::Nothing => return None,
         }
-        if found == CHUNK_RULES {
-            // The lowest set bit is this chunk's.
-            if low != 0 {
-                low &= low - 1;
-            } else {
-                high &= high - 1;
-            }
-            continue;
-        }
-        let rule = chunk * CHUNK_RULES + found;
-        let entry = RuleEntry::decode(arena.block(entries + rule / 8)?.words[rule as usize & 7]);
-        match entry.action {
-            Action::Allow => return Some(Decision { allow: true, counter: entry.counter, rule }),
-            Action::Deny => return Some(Decision { allow: false, counter: entry.counter, rule }),
-            Action::Pass => first = u32::from(entry.next),
-            Action::Log => first = rule + 1,
-        }
-        // Forget the chunks before the one of `first`.
-        let chunk = first / CHUNK_RULES;
-        low &= from_bit(chunk, 0);
-        high &= from_bit(chunk, 1);
     }
     None
+}
+
+/// Looks for the first rule from number `first` on that is in all four vectors (given by their header blocks), but in no
+/// more than one chunk.
+#[inline(always)]
+pub fn visit<A: Arena + ?Sized>(arena: &A, vectors: [u32; 4], entries: u32, first: u32) -> Visit {
+    try_visit(arena, vectors, entries, first).unwrap_or(Visit::Nothing)
+}
+
+#[inline(always)]
+fn try_visit<A: Arena + ?Sized>(arena: &A, vectors: [u32; 4], entries: u32, first: u32) -> Option<Visit> {
+    let (own, peer) = (arena.block(vectors[0])?, arena.block(vectors[1])?);
+    let (to, from) = (arena.block(vectors[2])?, arena.block(vectors[3])?);
+    // The first chunk, from that of `first` on, in which all four have a rule.
+    let low = own.words[0] & peer.words[0] & to.words[0] & from.words[0] & from_bit(first / CHUNK_RULES, 0);
+    let high = own.words[1] & peer.words[1] & to.words[1] & from.words[1] & from_bit(first / CHUNK_RULES, 1);
+    let chunk = if low != 0 {
+        low.trailing_zeros()
+    } else if high != 0 {
+        64 + high.trailing_zeros()
+    } else {
+        return Some(Visit::Nothing);
+    };
+    let own = arena.block(place(own, chunk))?;
+    let peer = arena.block(place(peer, chunk))?;
+    let to = arena.block(place(to, chunk))?;
+    let from = arena.block(place(from, chunk))?;
+    let start = if chunk == first / CHUNK_RULES { first % CHUNK_RULES } else { 0 };
+    let mut found = CHUNK_RULES;
+    for word in (0..8).rev() {
+        let bits = own.words[word] & peer.words[word] & to.words[word] & from.words[word];
+        let bits = bits & from_bit(start, word as u32);
+        if bits != 0 {
+            found = word as u32 * 64 + bits.trailing_zeros();
+        }
+    }
+    let rule = chunk * CHUNK_RULES + found;
+    if found == CHUNK_RULES {
+        return Some(Visit::Next(rule));
+    }
+    let entry = RuleEntry::decode(arena.block(entries.wrapping_add(rule / 8))?.words[rule as usize & 7]);
+    let decided = |allow| Visit::Decided(Decision { allow, counter: entry.counter, rule });
+    Some(match entry.action {
+        Action::Allow => decided(true),
+        Action::Deny => decided(false),
+        // A rule passes on to a later one: a broken table does not turn in circles for long, see `VISITS`.
+        Action::Pass => Visit::Next(u32::from(entry.next)),
+        Action::Log => Visit::Next(rule + 1),
+    })
 }
 
 /// Follows a radix tree to the vector of `key` (24 bits).

@@ -4,13 +4,13 @@ use core::arch::asm;
 
 use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 use calico_ebpf_common::{
-    abi::{ACCOUNT_HOST, ACCOUNT_TOTAL, Conn, DropReason, Quota, Root, VICTIMS, conn_flags},
-    packet::{V4, V6},
+    abi::{ACCOUNT_HOST, ACCOUNT_TOTAL, Conn, Quota, Root, VICTIMS, conn_flags},
+    packet::{Ip as _, V4, V6},
     track,
 };
 
 use crate::{
-    maps::{QUOTAS, VICTIM_KEYS},
+    maps::{QUOTAS, ROOT, VICTIM_KEYS},
     tables::Tables,
 };
 
@@ -20,29 +20,37 @@ const HAND_STEPS: u32 = 3;
 const EVICTION_TRIES: u32 = 4;
 const EEXIST: i32 = -17;
 
+/// Results of [`open`].
+pub(crate) const OPENED: u32 = 0;
+pub(crate) const QUOTA: u32 = 1;
+pub(crate) const FULL: u32 = 2;
+
 /// Enters a new connection. There may already be one, entered by another processor at the same time.
-#[inline(always)]
-pub(crate) fn open<F: Tables>(root: &Root, now: u32, key: &F::Key, conn: &Conn) -> Result<(), DropReason> {
+#[inline(never)]
+pub(crate) fn open<F: Tables>(key: &F::Key, conn: &Conn, now: u32) -> u32 {
+    let Some(root) = ROOT.get(0) else { return FULL };
     turn::<F>(root, now, HAND_STEPS);
     // SAFETY: the helper has no preconditions.
     let at = unsafe { bpf_get_prandom_u32() } % VICTIMS;
-    make_room(root, conn.account, at)?;
+    if !make_room(root, conn.account, at) {
+        return QUOTA;
+    }
     match F::insert_conn(key, conn) {
         Ok(()) => {}
-        Err(EEXIST) => return Ok(()),
-        Err(_) => return Err(DropReason::TableFull),
+        Err(EEXIST) => return OPENED,
+        Err(_) => return FULL,
     }
     if !F::ring_push(key) {
         // Without a place in the ring it would never expire.
         F::remove_conn(key);
-        return Err(DropReason::TableFull);
+        return FULL;
     }
     charge(conn.account, 1, 1);
     if let Some(victim) = VICTIM_KEYS.get_ptr_mut(conn.account * VICTIMS + at) {
         // SAFETY: the slot is in the map. Another processor may write it at the same time: a torn key finds nothing.
         unsafe { *victim = F::to_victim(key) };
     }
-    Ok(())
+    OPENED
 }
 
 /// Removes a connection; its account pays back.
@@ -76,29 +84,29 @@ pub(crate) fn turn<F: Tables>(root: &Root, now: u32, steps: u32) -> u32 {
 
 /// Sees to it that the account may have one more, if need be at the price of one of its own.
 #[inline(always)]
-fn make_room(root: &Root, account: u32, at: u32) -> Result<(), DropReason> {
+fn make_room(root: &Root, account: u32, at: u32) -> bool {
     if account == ACCOUNT_HOST {
-        return Ok(());
+        return true;
     }
-    let quota = QUOTAS.get(account).ok_or(DropReason::Quota)?;
-    let total = QUOTAS.get(ACCOUNT_TOTAL).ok_or(DropReason::Quota)?;
-    let crowded = total.held as i64 >= i64::from(root.conn_limit / 2) && quota.held as i64 >= i64::from(root.conn_fair_share);
+    let (Some(quota), Some(total)) = (QUOTAS.get(account), QUOTAS.get(ACCOUNT_TOTAL)) else { return false };
+    let crowded =
+        total.held as i64 >= i64::from(root.conn_limit / 2) && quota.held as i64 >= i64::from(root.conn_fair_share);
     if !crowded && (quota.unassured as i64) < i64::from(root.conn_unassured) {
-        return Ok(());
+        return true;
     }
     for i in 0..EVICTION_TRIES {
         if evict(account, account * VICTIMS + (at + i) % VICTIMS) != 0 {
-            return Ok(());
+            return true;
         }
     }
-    Err(DropReason::Quota)
+    false
 }
 
 /// Closes the connection at a place of the map of candidates, if it is the account's and not assured.
 #[inline(never)]
 fn evict(account: u32, place: u32) -> u32 {
     let Some(victim) = VICTIM_KEYS.get(place) else { return 0 };
-    if let Some(key) = <V4 as calico_ebpf_common::packet::Ip>::from_victim(victim) {
+    if let Some(key) = V4::from_victim(victim) {
         evict_key::<V4>(account, &key)
     } else {
         evict_key::<V6>(account, victim)

@@ -9,12 +9,16 @@ use calico_ebpf_common::{
     packet::{ETHERNET_BYTES, Packet},
 };
 
-use crate::{established::Env, skb::Skb, tables::Tables};
+use crate::{
+    skb::Skb,
+    tables::Tables,
+    work::{Code, Env},
+};
 
 /// The next program in the chain, and behind it the stack: unlike `TC_ACT_OK`, which ends the chain.
-pub(crate) const TO_STACK: i32 = -1;
+pub(crate) const TO_STACK: Code = -1;
 /// Drop.
-pub(crate) const DROP: i32 = 2;
+pub(crate) const DROP: Code = 2;
 
 /// The length of the packet, or of the longest segment of a super-packet, without the Ethernet header.
 #[inline(always)]
@@ -35,7 +39,7 @@ fn needs_stack<F: Tables>(skb: &Skb, packet: &Packet<F>) -> bool {
 
 /// To a workload of this host.
 #[inline(always)]
-pub(crate) fn to_workload<F: Tables>(skb: &Skb, packet: &Packet<F>, workload: &Workload) -> Result<i32, DropReason> {
+pub(crate) fn to_workload<F: Tables>(skb: &Skb, packet: &Packet<F>, workload: &Workload) -> Result<Code, DropReason> {
     if workload.ifindex == 0 {
         return Err(DropReason::NoInterface);
     }
@@ -53,7 +57,7 @@ pub(crate) fn to_workload<F: Tables>(skb: &Skb, packet: &Packet<F>, workload: &W
             bpf_redirect(workload.ifindex, 0)
         }
     };
-    Ok(action as i32)
+    Ok(action)
 }
 
 #[inline(always)]
@@ -65,7 +69,7 @@ fn rewrite_macs(skb: &Skb, destination: [u8; 6], source: [u8; 6]) -> Option<()> 
 
 /// To elsewhere: by the host's routes, and if the way is an uplink, past the stack.
 #[inline(always)]
-pub(crate) fn elsewhere<F: Tables>(env: &Env, skb: &Skb, packet: &Packet<F>) -> Result<i32, DropReason> {
+pub(crate) fn elsewhere<F: Tables>(env: &Env, skb: &Skb, packet: &Packet<F>) -> Result<Code, DropReason> {
     if needs_stack(skb, packet) {
         return Ok(TO_STACK);
     }
@@ -102,14 +106,13 @@ pub(crate) fn elsewhere<F: Tables>(env: &Env, skb: &Skb, packet: &Packet<F>) -> 
     // SAFETY: all members of the union are plain numbers, and the lookup has written this one or left it as set above.
     next_hop.__bindgen_anon_1.ipv6_nh = unsafe { params.__bindgen_anon_4.ipv6_dst };
     // SAFETY: the helper is told the size of what it may read.
-    let action =
-        unsafe { bpf_redirect_neigh(out, &raw mut next_hop, size_of::<bpf_redir_neigh>() as i32, 0) };
-    Ok(action as i32)
+    let action = unsafe { bpf_redirect_neigh(out, &raw mut next_hop, size_of::<bpf_redir_neigh>() as i32, 0) };
+    Ok(action)
 }
 
 /// Back out of the interface that the packet came in by.
 #[inline(always)]
-pub(crate) fn answer(skb: &Skb) -> i32 {
+pub(crate) fn answer(skb: &Skb) -> Code {
     // SAFETY: the helper takes plain numbers.
-    unsafe { bpf_redirect(skb.ifindex(), 0) as i32 }
+    unsafe { bpf_redirect(skb.ifindex(), 0) }
 }

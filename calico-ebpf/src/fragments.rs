@@ -1,11 +1,8 @@
 //! Fragments: the first one is judged, the others follow it for as long as somebody might put them together.
 
-use calico_ebpf_common::{
-    abi::DropReason,
-    packet::Packet,
-};
+use calico_ebpf_common::{abi::DropReason, packet::Packet};
 
-use crate::{conns, established::Env, maps::FRAGMENTS, tables::Tables};
+use crate::{maps::FRAGMENTS, tables::Tables, work::Env};
 
 /// How long the others may come after the first one.
 const SECONDS: u32 = 30;
@@ -25,15 +22,4 @@ pub(crate) fn follow<F: Tables>(env: &Env, packet: &Packet<F>) -> Result<(), Dro
     // SAFETY: the value is read at once. A slot that is used again meanwhile has the time of another packet.
     let since = unsafe { FRAGMENTS.get(&packet.fragment_key(env.ifindex)) }.copied().ok_or(DropReason::Fragment)?;
     if env.now.wrapping_sub(since) > SECONDS * env.root.hz { Err(DropReason::Fragment) } else { Ok(()) }
-}
-
-/// Removes the entry of the packet's connection.
-#[inline(always)]
-pub(crate) fn forget_conn<F: Tables>(packet: &Packet<F>) {
-    let (key, _) = packet.key();
-    if let Some(conn) = F::conn(&key) {
-        // SAFETY: the entry stays readable as long as the program runs.
-        let (account, flags) = unsafe { ((*conn).account, (*conn).flags) };
-        conns::close::<F>(&key, account, flags);
-    }
 }

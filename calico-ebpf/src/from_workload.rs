@@ -1,259 +1,212 @@
 //! What a workload sends.
 
 use calico_ebpf_common::{
-    abi::{
-        DropReason, NO_SLOT, OpenerKind, Workload, account_opened_by, account_opened_to, conn_flags, host_action, role,
-        workload_flags,
-    },
+    abi::{DropReason, NO_SLOT, OpenerKind, Workload, conn_flags, host_action, workload_flags},
     packet::{
         Cursor as _, EthernetHeader, Ip as _, Kind, Packet, V4, V6,
         arp::{ARP_AT, ArpPacket, Form},
-        ether_type, nd, protocol,
+        nd, protocol,
     },
 };
 
 use crate::{
-    established::{Env, Found, Opening, find, open, related},
+    established::{Hook, NoHit, find, related},
     forward::{DROP, TO_STACK, answer, elsewhere, to_workload},
     fragments,
-    maps::{INTERFACES, WORKLOADS},
-    policy::judge_ends,
+    maps::WORKLOADS,
+    opening,
     skb::Skb,
-    tables::{Located, Tables, active, locate},
-    takeover,
+    tables::{Located, Tables, active, locate, of_interface},
+    work::{Code, Env, FOREIGN, MISS, code, leave, work},
 };
 
 /// UDP port of VXLAN: workloads may not send it, they could speak for other hosts.
 const VXLAN_PORT: u16 = 4789;
 
+/// What holds for every frame of a workload.
 #[inline(always)]
-pub(crate) fn run(skb: &Skb, env: &Env) -> Result<i32, DropReason> {
+pub(crate) fn check_frame(skb: &Skb) -> Result<(), DropReason> {
     if skb.is_tagged() {
-        return Err(DropReason::EtherType);
-    }
-    if skb.is_for_foreign_mac() {
-        return Err(DropReason::ForeignMac);
-    }
-    skb.pull_headers();
-    let ethernet: EthernetHeader = skb.near(0).ok_or(DropReason::Malformed)?;
-    match ethernet.ether_type {
-        ether_type::IPV4 => ip::<V4>(skb, env, &ethernet),
-        ether_type::IPV6 => ip::<V6>(skb, env, &ethernet),
-        ether_type::ARP => arp(skb, env, &ethernet),
-        _ => Err(DropReason::EtherType),
+        Err(DropReason::EtherType)
+    } else if skb.is_for_foreign_mac() {
+        Err(DropReason::ForeignMac)
+    } else {
+        Ok(())
     }
 }
 
+/// A packet whose connection may have an entry.
+#[inline(never)]
+pub(crate) fn established<F: Tables>(skb: &Skb) -> Code {
+    code(try_established::<F>(skb))
+}
+
 #[inline(always)]
-fn ip<F: Sender>(skb: &Skb, env: &Env, ethernet: &EthernetHeader) -> Result<i32, DropReason> {
+fn try_established<F: Tables>(skb: &Skb) -> Result<Code, DropReason> {
+    let env = Env::new(skb)?;
     let packet = F::parse(skb, skb.length())?;
-    let mut foreign = false;
-    if matches!(packet.kind, Kind::Flow) {
-        let (key, source_is_a) = packet.key();
-        match find::<F>(env, &packet, &key, source_is_a)? {
-            Found::Hit(hit) => {
-                let source = hit.source.ok_or(DropReason::NoWorkload)?;
-                check_mac(source, ethernet)?;
-                if hit.flags & conn_flags::VIA_STACK != 0 {
-                    return to_stack(env, &packet, hit.opener, hit.from_opener, hit.destination.is_none());
-                }
-                return match hit.destination {
-                    Some(destination) => {
-                        fragments::first_passed(env, &packet);
-                        to_workload(skb, &packet, destination)
-                    }
-                    None => {
-                        fragments::first_passed(env, &packet);
-                        elsewhere(env, skb, &packet)
-                    }
-                };
-            }
-            Found::Foreign => foreign = true,
-            Found::Miss => {}
-        }
+    let (key, source_is_a) = packet.key();
+    if !matches!(packet.kind, Kind::Flow) {
+        return leave(&env, &packet, &key, source_is_a, MISS);
     }
-    first::<F>(skb, env, ethernet, &packet, foreign)
-}
-
-/// A connection that takes the stack. What goes to the host itself still has to be welcome there.
-#[inline(always)]
-fn to_stack<F: Tables>(
-    env: &Env,
-    packet: &Packet<F>,
-    opener: u8,
-    from_opener: bool,
-    leaves: bool,
-) -> Result<i32, DropReason> {
-    if leaves && from_opener && opener == OpenerKind::Workload as u8 {
-        host_welcomes::<F>(env, packet, &locate::<F>(&packet.destination, env.generation))?;
+    let hit = match find::<F>(&env, Hook::FromWorkload, &packet, &key, source_is_a) {
+        Ok(hit) => hit,
+        Err(NoHit::Next(next)) => return leave(&env, &packet, &key, source_is_a, next),
+        Err(NoHit::Drop(reason)) => return Err(reason),
+    };
+    check_mac(skb, hit.source.ok_or(DropReason::NoWorkload)?)?;
+    let via_stack = hit.flags & conn_flags::VIA_STACK != 0;
+    if via_stack && hit.destination.is_none() && hit.from_opener && hit.opener == OpenerKind::Workload as u8 {
+        // It may be for the host itself, which must still want it.
+        host_welcomes::<F>(&env, &packet, &locate::<F>(&packet.destination, env.generation))?;
     }
-    fragments::first_passed(env, packet);
-    Ok(TO_STACK)
+    fragments::first_passed(&env, &packet);
+    if via_stack {
+        Ok(TO_STACK)
+    } else if let Some(destination) = hit.destination {
+        to_workload(skb, &packet, destination)
+    } else {
+        elsewhere(&env, skb, &packet)
+    }
 }
 
 /// `defaultEndpointToHostAction`, where the packet is for the host. Broadcasts and multicasts are: every socket of the
 /// host that is bound to no address gets them.
 #[inline(always)]
 fn host_welcomes<F: Tables>(env: &Env, packet: &Packet<F>, destination: &Located) -> Result<bool, DropReason> {
-    let to_host =
-        destination.host || F::is_host_scope(&packet.destination) || F::is_multicast(&packet.destination);
+    let to_host = destination.host || F::is_host_scope(&packet.destination) || F::is_multicast(&packet.destination);
     if to_host && env.root.settings(env.generation).host_action == host_action::DROP {
         return Err(DropReason::EndpointToHost);
     }
     Ok(to_host)
 }
 
-/// A packet that no connection lets pass.
+/// A packet without a connection that may be a message of the link. Ends with [`MISS`] if it is none.
+#[inline(never)]
+pub(crate) fn of_link<F: Sender>(skb: &Skb) -> Code {
+    code(try_of_link::<F>(skb))
+}
+
 #[inline(always)]
-fn first<F: Sender>(
-    skb: &Skb,
-    env: &Env,
-    ethernet: &EthernetHeader,
-    packet: &Packet<F>,
-    foreign: bool,
-) -> Result<i32, DropReason> {
-    let (slot, workload) = sender(env)?;
-    check_mac(workload, ethernet)?;
+fn try_of_link<F: Sender>(skb: &Skb) -> Result<Code, DropReason> {
+    let work = work::<F>().ok_or(DropReason::NoTable)?;
+    let env = Env::resume(skb, work)?;
+    let (slot, workload) = of_interface(env.ifindex)?;
+    check_mac(skb, workload)?;
+    Ok(F::of_link(skb, &env, &work.packet, workload, slot)?.unwrap_or(MISS))
+}
+
+/// A packet that no connection lets pass.
+#[inline(never)]
+pub(crate) fn first<F: Sender>(skb: &Skb, missed: Code) -> Code {
+    code(try_first::<F>(skb, missed))
+}
+
+#[inline(always)]
+fn try_first<F: Sender>(skb: &Skb, missed: Code) -> Result<Code, DropReason> {
+    let work = work::<F>().ok_or(DropReason::NoTable)?;
+    let env = Env::resume(skb, work)?;
+    let packet = &work.packet;
+    let (slot, workload) = of_interface(env.ifindex)?;
+    check_mac(skb, workload)?;
     let source = locate::<F>(&packet.source, env.generation);
-    if let Some(action) = F::of_link(skb, env, ethernet, packet, workload, source.slot == slot)? {
-        return Ok(action);
-    }
-    if source.slot != slot
-        && !(workload.flags & workload_flags::SPOOF != 0 && F::may_spoof(slot, &packet.source))
-    {
+    let spoofs = workload.flags & workload_flags::SPOOF != 0;
+    if source.slot != slot && !(spoofs && F::may_spoof(slot, &packet.source)) {
         return Err(DropReason::SpoofedSource);
     }
-    learn_mac(slot, workload, ethernet);
-    if foreign {
+    learn_mac(skb, slot, workload);
+    if missed == FOREIGN {
         // The address was another's when the entry was made.
-        fragments::forget_conn::<F>(packet);
+        opening::forget(work);
     }
+    let packet = &work.packet;
     if packet.protocol == protocol::IPIP
         || packet.protocol == protocol::UDP && packet.transport.destination_port == VXLAN_PORT
     {
         return Err(DropReason::Encapsulated);
     }
     if matches!(packet.kind, Kind::LaterFragment) {
-        return fragments::follow(env, packet).map(|()| TO_STACK);
+        fragments::follow(&env, packet)?;
+        return Ok(TO_STACK);
+    }
+    if matches!(packet.kind, Kind::IcmpError) && related::<F>(skb) != 0 && work.related.from == slot {
+        let conn = &work.related;
+        return match active(conn.to) {
+            Some(to) if !conn.via_stack => to_workload(skb, packet, to),
+            // From one workload of this host to elsewhere, or by the stack as the connection itself.
+            _ => Ok(TO_STACK),
+        };
     }
 
     let destination = locate::<F>(&packet.destination, env.generation);
-    if matches!(packet.kind, Kind::IcmpError) {
-        if let Some(conn) = related::<F>(env, packet, F::quoted(skb, packet.transport_at))
-            && conn.from == slot
-        {
-            return match active(conn.to) {
-                Some(to) if !conn.via_stack => to_workload(skb, packet, to),
-                None if !conn.via_stack && conn.to == NO_SLOT => elsewhere(env, skb, packet),
-                _ => Ok(TO_STACK),
-            };
-        }
+    if destination.slot != NO_SLOT && active(destination.slot).is_none() {
+        return Err(DropReason::NoInterface);
     }
-
-    let receiver = match destination.slot {
-        NO_SLOT => None,
-        slot => Some(active(slot).ok_or(DropReason::NoInterface)?),
-    };
-    let ports = packet.transport.rule_ports(packet.protocol);
-    let mut from_opener = true;
-    let mut opening = Opening {
-        kind: OpenerKind::Workload,
-        account: account_opened_by(slot),
-        flags: 0,
-        slots: [slot, destination.slot],
-        workloads: [Some(workload), receiver],
-        rules: [0; 2],
-        from_opener: true,
-    };
-    match judge_ends(
-        env.generation,
-        [Some(workload), receiver],
-        [source.class, destination.class],
-        packet.protocol,
-        ports,
-    ) {
-        Ok(rules) => opening.rules = rules,
-        Err(reason) => {
-            if !takeover::applies(env, packet) {
-                return Err(reason);
-            }
-            // It may be an answer in a connection older than this data path.
-            opening.rules = judge_ends(
-                env.generation,
-                [receiver, Some(workload)],
-                [destination.class, source.class],
-                packet.protocol,
-                [ports[1], ports[0]],
-            )
-            .map_err(|_| reason)?;
-            from_opener = false;
-        }
-    }
-    let to_host = receiver.is_none() && from_opener && host_welcomes::<F>(env, packet, &destination)?;
+    let slots = [slot, destination.slot];
+    let opening = opening::judge(&env, packet, slots, [source.class, destination.class])?;
+    let leaves = destination.slot == NO_SLOT;
+    let to_host = leaves && opening.from_opener() && host_welcomes::<F>(&env, packet, &destination)?;
     if matches!(packet.kind, Kind::Flow) && !F::is_multicast(&packet.destination) {
-        if !from_opener {
-            opening.slots = [destination.slot, slot];
-            opening.workloads = [receiver, Some(workload)];
-            opening.from_opener = false;
-            if receiver.is_none() {
-                opening.kind = OpenerKind::Outside;
-                opening.account = account_opened_to(slot);
-            } else {
-                opening.account = account_opened_by(destination.slot);
-            }
-        }
-        if receiver.is_none() {
-            // Only the stack knows whether it translates: the first packet shows.
-            opening.flags = conn_flags::VIA_STACK | if to_host { 0 } else { conn_flags::PROBING };
-        }
-        open::<F>(env, packet, &opening)?;
+        // Only the stack knows whether it translates what leaves: the first packet shows.
+        let flags = match (leaves, to_host) {
+            (false, _) => 0,
+            (true, true) => conn_flags::VIA_STACK,
+            (true, false) => conn_flags::VIA_STACK | conn_flags::PROBING,
+        };
+        opening::enter(&env, work, &opening, slots, OpenerKind::Outside, flags)?;
     }
-    fragments::first_passed(env, packet);
-    match receiver {
-        Some(receiver) => to_workload(skb, packet, receiver),
-        None => Ok(TO_STACK),
+    let packet = &work.packet;
+    fragments::first_passed(&env, packet);
+    match active(destination.slot) {
+        Some(receiver) if !leaves => to_workload(skb, packet, receiver),
+        _ => Ok(TO_STACK),
     }
 }
 
-/// The workload whose interface this is.
 #[inline(always)]
-fn sender(env: &Env) -> Result<(u32, &'static Workload), DropReason> {
-    // SAFETY: read within this run of the program, which the kernel's grace period covers.
-    let interface = unsafe { INTERFACES.get(&env.ifindex) }.ok_or(DropReason::NoWorkload)?;
-    let workload = active(interface.slot).ok_or(DropReason::NoWorkload)?;
-    if interface.role != role::WORKLOAD || workload.ifindex != env.ifindex {
-        return Err(DropReason::NoWorkload);
-    }
-    Ok((interface.slot, workload))
-}
-
-#[inline(always)]
-fn check_mac(workload: &Workload, ethernet: &EthernetHeader) -> Result<(), DropReason> {
-    if workload.flags & workload_flags::MAC_CHECK != 0 && ethernet.source != workload.mac {
+fn check_mac(skb: &Skb, workload: &Workload) -> Result<(), DropReason> {
+    if workload.flags & workload_flags::MAC_CHECK != 0 && source_mac(skb) != workload.mac {
         return Err(DropReason::SpoofedMac);
     }
     Ok(())
 }
 
-/// Remembers the MAC address of a workload that has none configured: who is to be given packets.
+/// Zero where there is none, which is nobody's.
 #[inline(always)]
-fn learn_mac(slot: u32, workload: &Workload, ethernet: &EthernetHeader) {
-    if workload.flags & workload_flags::MAC_CHECK == 0
-        && workload.mac == [0; 6]
-        && ethernet.source[0] & 1 == 0
-        && let Some(workload) = WORKLOADS.get_ptr_mut(slot)
-    {
-        // SAFETY: the slot is in the map.
-        unsafe { (*workload).mac = ethernet.source };
+fn source_mac(skb: &Skb) -> [u8; 6] {
+    match skb.near::<EthernetHeader>(0) {
+        Some(ethernet) => ethernet.source,
+        None => [0; 6],
     }
 }
 
+/// Remembers the MAC address of a workload that has none configured: who is to be given packets.
 #[inline(always)]
-fn arp(skb: &Skb, env: &Env, ethernet: &EthernetHeader) -> Result<i32, DropReason> {
-    let (slot, workload) = sender(env)?;
-    check_mac(workload, ethernet)?;
-    let arp: ArpPacket = skb.near(ARP_AT).ok_or(DropReason::Arp)?;
-    let form = arp.form(ethernet);
+fn learn_mac(skb: &Skb, slot: u32, workload: &Workload) {
+    let mac = source_mac(skb);
+    if workload.flags & workload_flags::MAC_CHECK == 0
+        && workload.mac == [0; 6]
+        && mac[0] & 1 == 0
+        && let Some(workload) = WORKLOADS.get_ptr_mut(slot)
+    {
+        // SAFETY: the slot is in the map.
+        unsafe { (*workload).mac = mac };
+    }
+}
+
+/// An ARP packet.
+#[inline(never)]
+pub(crate) fn arp(skb: &Skb) -> Code {
+    code(try_arp(skb))
+}
+
+#[inline(always)]
+fn try_arp(skb: &Skb) -> Result<Code, DropReason> {
+    let env = Env::new(skb)?;
+    let (slot, workload) = of_interface(env.ifindex)?;
+    check_mac(skb, workload)?;
+    let arp: &ArpPacket = skb.copy(ARP_AT as u32).ok_or(DropReason::Arp)?;
+    let form = arp.form(source_mac(skb));
     if matches!(form, Form::Bad) {
         return Err(DropReason::Arp);
     }
@@ -267,55 +220,54 @@ fn arp(skb: &Skb, env: &Env, ethernet: &EthernetHeader) -> Result<i32, DropReaso
         Form::Reply => Ok(TO_STACK),
         Form::Request if locate::<V4>(&arp.target, env.generation).slot == slot => Ok(DROP),
         Form::Request => {
-            learn_mac(slot, workload, ethernet);
-            if skb.replace(&arp.answer(workload.host_mac)) { Ok(answer(skb)) } else { Err(DropReason::Arp) }
+            learn_mac(skb, slot, workload);
+            if skb.replace(arp.answer(workload.host_mac)) { Ok(answer(skb)) } else { Err(DropReason::Arp) }
         }
     }
 }
 
 /// What the IP versions do apart.
 pub(crate) trait Sender: Tables {
+    /// Whether there are messages of the link in this IP version.
+    const HAS_LINK: bool;
+
     /// Messages of the link: `None` for everything that is judged.
     fn of_link(
         skb: &Skb,
         env: &Env,
-        ethernet: &EthernetHeader,
         packet: &Packet<Self>,
         workload: &Workload,
-        own: bool,
-    ) -> Result<Option<i32>, DropReason>
+        slot: u32,
+    ) -> Result<Option<Code>, DropReason>
     where
         Self: Sized;
 }
 
 impl Sender for V4 {
+    const HAS_LINK: bool = false;
+
     #[inline(always)]
-    fn of_link(
-        _: &Skb,
-        _: &Env,
-        _: &EthernetHeader,
-        _: &Packet<Self>,
-        _: &Workload,
-        _: bool,
-    ) -> Result<Option<i32>, DropReason> {
+    fn of_link(_: &Skb, _: &Env, _: &Packet<Self>, _: &Workload, _: u32) -> Result<Option<Code>, DropReason> {
         Ok(None)
     }
 }
 
 impl Sender for V6 {
+    const HAS_LINK: bool = true;
+
     #[inline(always)]
     fn of_link(
         skb: &Skb,
         env: &Env,
-        ethernet: &EthernetHeader,
         packet: &Packet<Self>,
         workload: &Workload,
-        own: bool,
-    ) -> Result<Option<i32>, DropReason> {
+        slot: u32,
+    ) -> Result<Option<Code>, DropReason> {
         let form = nd::form(packet);
         if matches!(form, nd::Form::Ordinary) {
             return Ok(None);
         }
+        let own = locate::<V6>(&packet.source, env.generation).slot == slot;
         if matches!(form, nd::Form::Bad) || !own && !nd::may_send(&packet.source) {
             return Err(DropReason::Nd);
         }
@@ -323,12 +275,11 @@ impl Sender for V6 {
             return Ok(Some(TO_STACK));
         }
         let target = nd::target(skb, packet).ok_or(DropReason::Nd)?;
-        let of_sender = same_workload(env, locate::<V6>(&target, env.generation).slot);
+        let of_sender = locate::<V6>(&target, env.generation).slot == slot;
         if matches!(form, nd::Form::Advertisement) {
             // It may speak for itself only, and to the host only.
             let to_link = nd::is_link_scope(&packet.destination) || V6::is_multicast(&packet.destination);
-            let to_host = to_link || locate::<V6>(&packet.destination, env.generation).host;
-            return if !to_host {
+            return if !to_link && !locate::<V6>(&packet.destination, env.generation).host {
                 Ok(None)
             } else if of_sender || nd::is_link_scope(&target) {
                 Ok(Some(TO_STACK))
@@ -340,14 +291,7 @@ impl Sender for V6 {
         if nd::is_unspecified(&packet.source) || of_sender || target == packet.source {
             return Ok(Some(DROP));
         }
-        let frame = nd::AdvertisementFrame::new(ethernet.source, packet.source, target, workload.host_mac);
-        if skb.replace(&frame) { Ok(Some(answer(skb))) } else { Err(DropReason::Nd) }
+        let frame = nd::AdvertisementFrame::new(source_mac(skb), packet.source, target, workload.host_mac);
+        if skb.replace(frame) { Ok(Some(answer(skb))) } else { Err(DropReason::Nd) }
     }
 }
-
-/// Whether the slot is that of the workload whose interface this is.
-#[inline(always)]
-fn same_workload(env: &Env, slot: u32) -> bool {
-    active(slot).is_some_and(|workload| workload.ifindex == env.ifindex)
-}
-

@@ -9,29 +9,31 @@ mod conns;
 mod established;
 mod forward;
 mod fragments;
+mod from_uplink;
 mod from_workload;
 mod maps;
+mod opening;
 mod policy;
 mod skb;
 mod tables;
-mod takeover;
+mod to_uplink;
 mod to_workload;
-mod uplink;
+mod work;
 
-use core::ptr;
-
-use aya_ebpf::{helpers::generated::bpf_jiffies64, macros::classifier, programs::TcContext};
+use aya_ebpf::{macros::classifier, programs::TcContext};
 use aya_log_ebpf::debug;
 use calico_ebpf_common::{
     abi::DropReason,
-    packet::{V4, V6},
+    packet::{V4, V6, ether_type},
 };
 
 use crate::{
-    established::{Env, Hook},
-    forward::DROP,
+    established::again,
+    forward::{DROP, TO_STACK},
     maps::{DROPS, ROOT},
     skb::Skb,
+    tables::Tables,
+    work::{AGAIN, Code, FOREIGN, MISS, dropped, jiffies, reason},
 };
 
 /// Keys of each IP version that one run of `cali_sweep` looks at.
@@ -39,28 +41,123 @@ const SWEEP_STEPS: u32 = 64;
 
 #[classifier]
 pub fn cali_from_wl(ctx: TcContext) -> i32 {
-    run(&ctx, Hook::FromWorkload, from_workload::run)
+    let skb = Skb::new(&ctx);
+    if let Err(reason) = from_workload::check_frame(&skb) {
+        return finish(&ctx, dropped(reason));
+    }
+    let code = match skb.ether_type() {
+        ether_type::IPV4 => from_workload_ip::<V4>(&skb),
+        ether_type::IPV6 => from_workload_ip::<V6>(&skb),
+        ether_type::ARP => from_workload::arp(&skb),
+        _ => dropped(DropReason::EtherType),
+    };
+    finish(&ctx, code)
+}
+
+#[inline(always)]
+fn from_workload_ip<F: from_workload::Sender>(skb: &Skb) -> Code {
+    let code = look(skb, from_workload::established::<F>, again::<F>);
+    if code != MISS && code != FOREIGN {
+        return code;
+    }
+    if F::HAS_LINK {
+        let code = from_workload::of_link::<F>(skb);
+        if code != MISS {
+            return code;
+        }
+    }
+    from_workload::first::<F>(skb, code)
 }
 
 #[classifier]
 pub fn cali_to_wl(ctx: TcContext) -> i32 {
-    run(&ctx, Hook::ToWorkload, to_workload::run)
+    let skb = Skb::new(&ctx);
+    let code = match skb.ether_type() {
+        ether_type::IPV4 => to_workload_ip::<V4>(&skb),
+        ether_type::IPV6 => to_workload_ip::<V6>(&skb),
+        // The host asks, or our own answer goes out.
+        ether_type::ARP => TO_STACK,
+        _ if to_workload::is_own(&skb) => TO_STACK,
+        _ => dropped(DropReason::EtherType),
+    };
+    finish(&ctx, code)
+}
+
+#[inline(always)]
+fn to_workload_ip<F: to_workload::Receiver>(skb: &Skb) -> Code {
+    let code = look(skb, to_workload::established::<F>, again::<F>);
+    if code == MISS || code == FOREIGN {
+        to_workload::first::<F>(skb, code)
+    } else if reason(code).is_some() && to_workload::is_own(skb) {
+        // Policy has cut the connection; it has no say over the host's own packets.
+        TO_STACK
+    } else {
+        code
+    }
 }
 
 #[classifier]
 pub fn cali_from_up(ctx: TcContext) -> i32 {
-    run(&ctx, Hook::FromUplink, uplink::from)
+    let skb = Skb::new(&ctx);
+    // Frames for others, broadcasts, multicasts: the stack knows what they are.
+    if !skb.is_for_host_mac() || skb.is_tagged() {
+        return TO_STACK as i32;
+    }
+    let code = match skb.ether_type() {
+        ether_type::IPV4 => from_uplink_ip::<V4>(&skb),
+        ether_type::IPV6 => from_uplink_ip::<V6>(&skb),
+        _ => TO_STACK,
+    };
+    finish(&ctx, code)
+}
+
+#[inline(always)]
+fn from_uplink_ip<F: Tables>(skb: &Skb) -> Code {
+    let code = look(skb, from_uplink::established::<F>, again::<F>);
+    if code == MISS || code == FOREIGN { from_uplink::first::<F>(skb) } else { code }
 }
 
 #[classifier]
 pub fn cali_to_up(ctx: TcContext) -> i32 {
-    run(&ctx, Hook::ToUplink, uplink::to)
+    let skb = Skb::new(&ctx);
+    // The host's own is not ours to judge.
+    if to_workload::is_own(&skb) || skb.is_tagged() {
+        return TO_STACK as i32;
+    }
+    let code = match skb.ether_type() {
+        ether_type::IPV4 => to_uplink_ip::<V4>(&skb),
+        ether_type::IPV6 => to_uplink_ip::<V6>(&skb),
+        _ => TO_STACK,
+    };
+    finish(&ctx, code)
+}
+
+#[inline(always)]
+fn to_uplink_ip<F: Tables>(skb: &Skb) -> Code {
+    let code = look(skb, to_uplink::established::<F>, again::<F>);
+    if code == MISS || code == FOREIGN { to_uplink::first::<F>(skb) } else { code }
+}
+
+/// Looks for a connection; a second time, if the entry had to be judged again.
+#[inline(always)]
+fn look(skb: &Skb, established: fn(&Skb) -> Code, again: fn(&Skb) -> Code) -> Code {
+    let code = established(skb);
+    if code != AGAIN {
+        return code;
+    }
+    let code = again(skb);
+    if code != AGAIN {
+        return code;
+    }
+    let code = established(skb);
+    // The rules have changed once more in between: the next packet will see.
+    if code == AGAIN { dropped(DropReason::NoTable) } else { code }
 }
 
 #[classifier]
 pub fn cali_drop(_ctx: TcContext) -> i32 {
     count(DROPS.get_ptr_mut(DropReason::NoWorkload as u32));
-    DROP
+    DROP as i32
 }
 
 /// Returns how many connections it closed.
@@ -76,28 +173,14 @@ pub fn cali_clock(_ctx: TcContext) -> i32 {
     jiffies() as i32
 }
 
+/// The action, with what is dropped counted.
 #[inline(always)]
-fn run(ctx: &TcContext, hook: Hook, program: impl FnOnce(&Skb, &Env) -> Result<i32, DropReason>) -> i32 {
-    let Some(root) = ROOT.get(0) else { return DROP };
+fn finish(ctx: &TcContext, code: Code) -> i32 {
+    let Some(reason) = reason(code) else { return code as i32 };
+    count(DROPS.get_ptr_mut(reason));
     let skb = Skb::new(ctx);
-    // SAFETY: a valid reference. Volatile: the loader changes it, and one packet is judged by one generation.
-    let generation = unsafe { ptr::read_volatile(&raw const root.generation) };
-    let env = Env { root, generation, now: jiffies(), ifindex: skb.ifindex(), hook };
-    match program(&skb, &env) {
-        Ok(action) => action,
-        Err(reason) => {
-            count(DROPS.get_ptr_mut(reason as u32));
-            debug!(ctx, "hook {}, interface {}: dropped, reason {}", hook as u32, env.ifindex, reason as u32);
-            DROP
-        }
-    }
-}
-
-/// The lower half of the clock that connections are stamped with.
-#[inline(always)]
-fn jiffies() -> u32 {
-    // SAFETY: the helper has no preconditions.
-    unsafe { bpf_jiffies64() as u32 }
+    debug!(ctx, "interface {}, from {}: dropped, reason {}", skb.ifindex(), skb.ingress_ifindex(), reason);
+    DROP as i32
 }
 
 /// Adds one to a counter of this processor.

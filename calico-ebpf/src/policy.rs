@@ -2,10 +2,13 @@
 
 use calico_ebpf_common::{
     abi::{Block, DropReason, NO_RULE, Workload},
-    judge::{Arena, Subject, judge},
+    judge::{self, Arena, Decision, Subject, Visit, judge},
 };
 
-use crate::{count, maps::{RULE_HITS, RULES}};
+use crate::{
+    count,
+    maps::{RULE_HITS, RULES},
+};
 
 struct Blocks;
 
@@ -14,15 +17,50 @@ impl Arena for Blocks {
     fn block(&self, index: u32) -> Option<&Block> {
         RULES.get(index)
     }
+
+    #[inline(always)]
+    fn visit(&self, vectors: [u32; 4], entries: u32, first: u32) -> Visit {
+        let [own, peer, to, from] = vectors.map(u64::from);
+        let visited = cali_visit(own << 32 | peer, to << 32 | from, u64::from(entries) << 32 | u64::from(first));
+        if visited & DECIDED != 0 {
+            let rule = (visited >> 32) as u32 & 0xffff;
+            Visit::Decided(Decision { allow: visited & DECIDED_ALLOW != 0, counter: visited as u32, rule })
+        } else if visited & NEXT != 0 {
+            Visit::Next(visited as u32)
+        } else {
+            Visit::Nothing
+        }
+    }
 }
 
 const ALLOWED: u64 = 1;
 const DENIED: u64 = 2;
 
+const DECIDED: u64 = 1 << 63;
+const DECIDED_ALLOW: u64 = 1 << 62;
+const NEXT: u64 = 1 << 61;
+
+/// [`judge::visit`], with two numbers in each parameter.
+///
+/// A global function over plain numbers: the verifier looks at it once, not at every call.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn cali_visit(own_peer: u64, to_from: u64, entries_first: u64) -> u64 {
+    let vectors = [(own_peer >> 32) as u32, own_peer as u32, (to_from >> 32) as u32, to_from as u32];
+    match judge::visit(&Blocks, vectors, (entries_first >> 32) as u32, entries_first as u32) {
+        Visit::Decided(decision) => {
+            let allow = if decision.allow { DECIDED_ALLOW } else { 0 };
+            DECIDED | allow | u64::from(decision.rule & 0xffff) << 32 | u64::from(decision.counter)
+        }
+        Visit::Next(rule) => NEXT | u64::from(rule),
+        Visit::Nothing => 0,
+    }
+}
+
 /// Judges by one table: [`ALLOWED`] or [`DENIED`] with the rule's counter in the upper half, or 0 without a table.
 /// `to` and `from` are `protocol << 16 | port`.
 ///
-/// A global function over plain numbers: the verifier looks at it once, not at every call.
+/// Global as [`cali_visit`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn cali_judge(table: u32, own_class: u32, peer_class: u32, to: u32, from: u32) -> u64 {

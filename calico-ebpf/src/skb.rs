@@ -1,15 +1,17 @@
 //! The packet at hand.
 
-use core::{mem::MaybeUninit, ptr};
+use core::ptr;
 
 use aya_ebpf::{
     EbpfContext as _,
     bindings::__sk_buff,
-    helpers::generated::{bpf_csum_update, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes},
+    helpers::generated::{bpf_csum_update, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data},
     programs::TcContext,
 };
 use bytemuck::Pod;
-use calico_ebpf_common::packet::{Cursor, ETHERNET_BYTES, IPV6_BYTES};
+
+use crate::work::buffer;
+use calico_ebpf_common::packet::{Cursor, ETHERNET_BYTES, EthernetHeader, IPV6_BYTES};
 
 /// `skb->pkt_type` of a frame for the receiving device's own MAC address.
 const PACKET_HOST: u32 = 0;
@@ -67,6 +69,16 @@ impl Skb {
         self.raw().vlan_present != 0
     }
 
+    /// Makes the headers readable in place and says what is in the frame. Zero where there is no whole header.
+    #[inline(always)]
+    pub(crate) fn ether_type(&self) -> [u8; 2] {
+        self.pull_headers();
+        match self.near::<EthernetHeader>(0) {
+            Some(ethernet) => ethernet.ether_type,
+            None => [0; 2],
+        }
+    }
+
     /// Payload of each segment of a super-packet; 0 for an ordinary one.
     #[inline(always)]
     pub(crate) fn gso_size(&self) -> u32 {
@@ -75,7 +87,7 @@ impl Skb {
 
     /// Makes sure that the headers, where the packet has them, can be read in place.
     #[inline(always)]
-    pub(crate) fn pull_headers(&self) {
+    fn pull_headers(&self) {
         let skb = self.raw();
         let linear = (skb.data_end as u64).wrapping_sub(skb.data as u64);
         let length = self.length();
@@ -83,6 +95,23 @@ impl Skb {
             let wanted = if length < HEADERS { length } else { HEADERS };
             // SAFETY: the context is valid. A failure leaves the packet as it was, and reading it fails later.
             unsafe { bpf_skb_pull_data(self.0, wanted) };
+        }
+    }
+
+    /// Reads a copy in memory of the processor, which the next [`Cursor::far`] overwrites: for headers that the compiler
+    /// would otherwise take apart on the stack at odd places.
+    #[inline(always)]
+    pub(crate) fn copy<T: Pod>(&self, offset: u32) -> Option<&'static T> {
+        const { assert!(size_of::<T>() <= 64 && align_of::<T>() == 1) };
+        let buffer = buffer()?;
+        // SAFETY: the buffer has room for it, and the helper fills it or says that it did not; `Pod` has no invalid bytes.
+        unsafe {
+            let header = &raw mut (*buffer).header;
+            if bpf_skb_load_bytes(self.0.cast(), offset, header.cast(), size_of::<T>() as u32) == 0 {
+                Some(&*header.cast())
+            } else {
+                None
+            }
         }
     }
 
@@ -100,13 +129,10 @@ impl Skb {
 
     /// Makes the packet this very frame.
     #[inline(always)]
-    pub(crate) fn replace<T: Pod>(&self, frame: &T) -> bool {
-        let length = size_of::<T>() as u32;
-        // SAFETY: the context is valid, and `frame` is that many bytes.
-        unsafe {
-            bpf_skb_change_tail(self.0, length, 0) == 0
-                && bpf_skb_store_bytes(self.0, 0, ptr::from_ref(frame).cast(), length, 0) == 0
-        }
+    pub(crate) fn replace<T: Pod>(&self, frame: T) -> bool {
+        // SAFETY: the context is valid.
+        let resized = unsafe { bpf_skb_change_tail(self.0, size_of::<T>() as u32, 0) } == 0;
+        resized && self.put(0, frame).is_some()
     }
 
     /// Tells the kernel that the sum over the packet changed by this much (where it keeps one).
@@ -135,11 +161,6 @@ impl Cursor for Skb {
 
     #[inline(always)]
     fn far<T: Pod>(&self, offset: u32) -> Option<T> {
-        let mut value = MaybeUninit::<T>::uninit();
-        // SAFETY: the helper writes all of `value`, or says that it did not; `Pod` has no invalid bytes.
-        unsafe {
-            (bpf_skb_load_bytes(self.0.cast(), offset, value.as_mut_ptr().cast(), size_of::<T>() as u32) == 0)
-                .then(|| value.assume_init())
-        }
+        self.copy::<T>(offset).copied()
     }
 }

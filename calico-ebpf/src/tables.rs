@@ -1,20 +1,37 @@
 //! The tables of each IP version, and what they say of an address.
 
+use core::{arch::asm, ptr};
+
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use calico_ebpf_common::{
-    abi::{AddressEntry, Conn, HOST, NO_SLOT, SpoofKey4, SpoofKey6, Workload, workload_flags},
-    packet::{IPV4_BYTES, Ip, Ipv4Header, ETHERNET_BYTES, V4, V6, ttl_decremented},
+    abi::{AddressEntry, Conn, DropReason, HOST, NO_SLOT, SpoofKey4, SpoofKey6, Workload, role, workload_flags},
+    packet::{Cursor as _, ETHERNET_BYTES, IPV4_BYTES, Ip, Ipv4Header, V4, V6, ttl_decremented},
 };
 
 use crate::{
-    maps::{
-        ADDRESSES4, ADDRESSES6, CONNS4, CONNS6, NETS4, NETS6, RING4, RING6, SPOOF4, SPOOF6, WORKLOADS,
-    },
+    maps::{ADDRESSES4, ADDRESSES6, CONNS4, CONNS6, INTERFACES, NETS4, NETS6, RING4, RING6, SPOOF4, SPOOF6, WORKLOADS},
     skb::Skb,
+    work::buffer,
 };
-use calico_ebpf_common::packet::Cursor as _;
 
 const BPF_NOEXIST: u64 = 1;
+
+/// What is made on the stack for a helper to read: the verifier allows only aligned access there.
+#[repr(C, align(8))]
+struct Aligned<T>(T);
+
+/// Puts the key of a trie where it may be unaligned.
+#[inline(always)]
+fn trie_key<K>(key: Key<K>) -> Option<&'static Key<K>> {
+    const { assert!(size_of::<Key<K>>() <= 32) };
+    let buffer = buffer()?;
+    // SAFETY: the buffer has room for it, and nobody else writes it while the key is in use.
+    unsafe {
+        let place = (&raw mut (*buffer).key).cast::<Key<K>>();
+        place.write(key);
+        Some(&*place)
+    }
+}
 
 /// An IP version with its maps.
 pub(crate) trait Tables: Ip {
@@ -33,6 +50,9 @@ pub(crate) trait Tables: Ip {
     fn may_spoof(slot: u32, address: &Self::Addr) -> bool;
     /// One router further.
     fn decrement_ttl(skb: &Skb) -> Option<()>;
+    /// The address as plain numbers, and back.
+    fn to_words(address: &Self::Addr) -> [u64; 2];
+    fn from_words(words: [u64; 2]) -> Self::Addr;
     /// The address as `bpf_fib_lookup` has it.
     fn fib_address(address: &Self::Addr) -> [u32; 4];
 }
@@ -67,20 +87,26 @@ impl Tables for V4 {
     }
     #[inline(always)]
     fn net(address: &Self::Addr) -> Option<&'static AddressEntry> {
-        NETS4.get(&Key::new(32, *address))
+        NETS4.get(trie_key(Key::new(32, *address))?)
     }
     #[inline(always)]
     fn may_spoof(slot: u32, address: &Self::Addr) -> bool {
-        SPOOF4.get(&Key::new(64, SpoofKey4 { slot: slot.to_be_bytes(), address: *address })).is_some()
+        let key = Key::new(64, SpoofKey4 { slot: slot.to_be_bytes(), address: *address });
+        trie_key(key).is_some_and(|key| SPOOF4.get(key).is_some())
     }
     #[inline(always)]
     fn decrement_ttl(skb: &Skb) -> Option<()> {
         let mut header: Ipv4Header = skb.near(ETHERNET_BYTES)?;
         (header.ttl, header.checksum) = ttl_decremented(header.ttl, header.checksum);
-        skb.put::<[u8; 4]>(
-            ETHERNET_BYTES + 8,
-            [header.ttl, header.protocol, header.checksum[0], header.checksum[1]],
-        )
+        skb.put::<[u8; 4]>(ETHERNET_BYTES + 8, [header.ttl, header.protocol, header.checksum[0], header.checksum[1]])
+    }
+    #[inline(always)]
+    fn to_words(address: &Self::Addr) -> [u64; 2] {
+        [u64::from(u32::from_ne_bytes(*address)), 0]
+    }
+    #[inline(always)]
+    fn from_words(words: [u64; 2]) -> Self::Addr {
+        (words[0] as u32).to_ne_bytes()
     }
     #[inline(always)]
     fn fib_address(address: &Self::Addr) -> [u32; 4] {
@@ -120,11 +146,12 @@ impl Tables for V6 {
     }
     #[inline(always)]
     fn net(address: &Self::Addr) -> Option<&'static AddressEntry> {
-        NETS6.get(&Key::new(128, *address))
+        NETS6.get(trie_key(Key::new(128, *address))?)
     }
     #[inline(always)]
     fn may_spoof(slot: u32, address: &Self::Addr) -> bool {
-        SPOOF6.get(&Key::new(160, SpoofKey6 { slot: slot.to_be_bytes(), address: *address })).is_some()
+        let key = Key::new(160, SpoofKey6 { slot: slot.to_be_bytes(), address: *address });
+        trie_key(key).is_some_and(|key| SPOOF6.get(key).is_some())
     }
     #[inline(always)]
     fn decrement_ttl(skb: &Skb) -> Option<()> {
@@ -134,6 +161,14 @@ impl Tables for V6 {
         // IPv6 has no checksum of its own that would make up for it. One less in the second byte of a word.
         skb.sum_changed(!u32::from(u16::from_ne_bytes([0, 1])));
         Some(())
+    }
+    #[inline(always)]
+    fn to_words(address: &Self::Addr) -> [u64; 2] {
+        bytemuck::must_cast(*address)
+    }
+    #[inline(always)]
+    fn from_words(words: [u64; 2]) -> Self::Addr {
+        bytemuck::must_cast(words)
     }
     #[inline(always)]
     fn fib_address(address: &Self::Addr) -> [u32; 4] {
@@ -156,13 +191,15 @@ const HOST_BIT: u64 = 1 << 24;
 /// Looks an address up.
 #[inline(always)]
 pub(crate) fn locate<F: Tables>(address: &F::Addr, generation: u32) -> Located {
-    let packed = locate_packed::<F>(address, generation);
+    let [first, second] = F::to_words(address);
+    let packed = locate_packed::<F>(first, second, generation);
     Located { class: packed as u32 & 0xff_ffff, slot: (packed >> 32) as u32, host: packed & HOST_BIT != 0 }
 }
 
 /// One copy in the program, whose result is a plain number.
 #[inline(never)]
-fn locate_packed<F: Tables>(address: &F::Addr, generation: u32) -> u64 {
+fn locate_packed<F: Tables>(first: u64, second: u64, generation: u32) -> u64 {
+    let Aligned(address) = &Aligned(F::from_words([first, second]));
     if let Some(entry) = F::address(address) {
         let host = if entry.flags & HOST != 0 { HOST_BIT } else { 0 };
         return u64::from(entry.slot(generation)) << 32 | host | u64::from(entry.class(generation) & 0xff_ffff);
@@ -177,5 +214,30 @@ fn locate_packed<F: Tables>(address: &F::Addr, generation: u32) -> u64 {
 /// The workload in a slot, if its policy is in the maps.
 #[inline(always)]
 pub(crate) fn active(slot: u32) -> Option<&'static Workload> {
-    WORKLOADS.get(slot).filter(|workload| workload.flags & workload_flags::ACTIVE != 0)
+    let workload = WORKLOADS.get(slot)?;
+    if workload.flags & workload_flags::ACTIVE != 0 { Some(behind_branch(workload)) } else { None }
+}
+
+/// Keeps the compiler from making the branch that this stands behind into arithmetic on the pointer, which the verifier
+/// does not follow.
+#[inline(always)]
+fn behind_branch<T>(reference: &T) -> &T {
+    let mut pointer = ptr::from_ref(reference);
+    // SAFETY: the instruction leaves the pointer as it is.
+    unsafe {
+        asm!("{pointer} = {pointer}", pointer = inout(reg) pointer, options(nomem, nostack));
+        &*pointer
+    }
+}
+
+/// The slot and the workload whose interface this is.
+#[inline(always)]
+pub(crate) fn of_interface(ifindex: u32) -> Result<(u32, &'static Workload), DropReason> {
+    // SAFETY: read within this run of the program, which the kernel's grace period covers.
+    let interface = unsafe { INTERFACES.get(&ifindex) }.ok_or(DropReason::NoWorkload)?;
+    let workload = active(interface.slot).ok_or(DropReason::NoWorkload)?;
+    if interface.role != role::WORKLOAD || workload.ifindex != ifindex {
+        return Err(DropReason::NoWorkload);
+    }
+    Ok((interface.slot, workload))
 }

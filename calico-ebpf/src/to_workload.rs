@@ -1,180 +1,114 @@
 //! What the host's stack delivers to a workload.
 
 use calico_ebpf_common::{
-    abi::{
-        ACCOUNT_HOST, DropReason, NO_RULE, NO_SLOT, OpenerKind, Workload, account_opened_by, account_opened_to,
-        conn_flags, role,
-    },
-    packet::{Cursor as _, EthernetHeader, Kind, Packet, V4, V6, ether_type, nd, protocol},
+    abi::{DropReason, NO_SLOT, OpenerKind, conn_flags},
+    packet::{Kind, Packet, V4, V6, nd, protocol},
     track,
 };
 
 use crate::{
-    established::{Env, Found, Opening, find, open, related},
+    established::{Hook, NoHit, find, related},
     forward::TO_STACK,
     fragments,
-    maps::INTERFACES,
-    policy::judge_ends,
+    opening::{self, Opening},
     skb::Skb,
-    tables::{Tables, active, locate},
-    takeover,
+    tables::{Tables, active, locate, of_interface},
+    work::{Code, Env, FOREIGN, MISS, code, leave, work},
 };
 
-#[inline(always)]
-pub(crate) fn run(skb: &Skb, env: &Env) -> Result<i32, DropReason> {
-    skb.pull_headers();
-    let own = skb.ingress_ifindex() == 0;
-    let ethernet: EthernetHeader = skb.near(0).ok_or(DropReason::Malformed)?;
-    match ethernet.ether_type {
-        ether_type::IPV4 => ip::<V4>(skb, env, own),
-        ether_type::IPV6 => ip::<V6>(skb, env, own),
-        // The host asks, or our own answer goes out.
-        ether_type::ARP => Ok(TO_STACK),
-        _ if own => Ok(TO_STACK),
-        _ => Err(DropReason::EtherType),
-    }
+/// A packet whose connection may have an entry.
+#[inline(never)]
+pub(crate) fn established<F: Receiver>(skb: &Skb) -> Code {
+    code(try_established::<F>(skb))
 }
 
 #[inline(always)]
-fn ip<F: Receiver>(skb: &Skb, env: &Env, own: bool) -> Result<i32, DropReason> {
+fn try_established<F: Receiver>(skb: &Skb) -> Result<Code, DropReason> {
+    let env = Env::new(skb)?;
     let packet = match F::parse(skb, skb.length()) {
         Ok(packet) => packet,
-        Err(_) if own => return Ok(TO_STACK),
+        Err(_) if is_own(skb) => return Ok(TO_STACK),
         Err(reason) => return Err(reason),
     };
     if F::is_of_link(&packet) {
         return Ok(TO_STACK);
     }
-    let mut foreign = false;
-    if matches!(packet.kind, Kind::Flow) {
-        let (key, source_is_a) = packet.key();
-        match find::<F>(env, &packet, &key, source_is_a) {
-            Ok(Found::Hit(_)) => {
-                fragments::first_passed(env, &packet);
-                return Ok(TO_STACK);
-            }
-            Ok(Found::Miss) => {}
-            Ok(Found::Foreign) => foreign = true,
-            // Policy has cut the connection; it has no say over the host's own packets.
-            Err(_) if own => {}
-            Err(reason) => return Err(reason),
-        }
+    let (key, source_is_a) = packet.key();
+    if !matches!(packet.kind, Kind::Flow) {
+        return leave(&env, &packet, &key, source_is_a, MISS);
     }
-    if own {
-        by_host::<F>(env, &packet);
+    match find::<F>(&env, Hook::ToWorkload, &packet, &key, source_is_a) {
+        Ok(_) => {
+            fragments::first_passed(&env, &packet);
+            Ok(TO_STACK)
+        }
+        Err(NoHit::Next(next)) => leave(&env, &packet, &key, source_is_a, next),
+        Err(NoHit::Drop(reason)) => Err(reason),
+    }
+}
+
+/// The host itself sends it. What it forwards came in by some interface.
+#[inline(always)]
+pub(crate) fn is_own(skb: &Skb) -> bool {
+    skb.ingress_ifindex() == 0
+}
+
+/// A packet that no connection lets pass.
+#[inline(never)]
+pub(crate) fn first<F: Receiver>(skb: &Skb, missed: Code) -> Code {
+    code(try_first::<F>(skb, missed))
+}
+
+#[inline(always)]
+fn try_first<F: Receiver>(skb: &Skb, missed: Code) -> Result<Code, DropReason> {
+    let work = work::<F>().ok_or(DropReason::NoTable)?;
+    let env = Env::resume(skb, work)?;
+    let (slot, _) = match of_interface(env.ifindex) {
+        Ok(found) => found,
+        Err(_) if is_own(skb) => return Ok(TO_STACK),
+        Err(reason) => return Err(reason),
+    };
+    if missed == FOREIGN {
+        opening::forget(work);
+    }
+    let packet = &work.packet;
+    let has_entry = matches!(packet.kind, Kind::Flow) && !F::is_multicast(&packet.destination);
+    if is_own(skb) {
+        // Allowed, and its answers with it. But a segment in the middle of a connection makes no entry: policy may just
+        // have cut it.
+        let in_the_middle = packet.protocol == protocol::TCP
+            && !track::opens(&packet.transport)
+            && !opening::may_be_older(&env, packet);
+        if has_entry && !in_the_middle {
+            let slots = [NO_SLOT, slot];
+            // The host is never refused: without an entry the answers are judged.
+            let _ = opening::enter(&env, work, &Opening::BY_HOST, slots, OpenerKind::Host, conn_flags::VIA_STACK);
+        }
         return Ok(TO_STACK);
     }
-    forwarded::<F>(skb, env, &packet, foreign).map(|()| TO_STACK)
-}
-
-/// The host's own: allowed, and its answers with it.
-#[inline(always)]
-fn by_host<F: Receiver>(env: &Env, packet: &Packet<F>) {
-    if !matches!(packet.kind, Kind::Flow) || F::is_multicast(&packet.destination) {
-        return;
-    }
-    // A segment in the middle of a connection makes none: policy may just have cut it.
-    if packet.protocol == protocol::TCP && !track::opens(&packet.transport) && !takeover::applies(env, packet) {
-        return;
-    }
-    let Ok((slot, workload)) = receiver(env) else { return };
-    let opening = Opening {
-        kind: OpenerKind::Host,
-        account: ACCOUNT_HOST,
-        flags: conn_flags::VIA_STACK,
-        slots: [NO_SLOT, slot],
-        workloads: [None, Some(workload)],
-        rules: [NO_RULE; 2],
-        from_opener: true,
-    };
-    // The host is never refused: without an entry the answers are judged.
-    let _ = open::<F>(env, packet, &opening);
-}
-
-/// Somebody else's: judged.
-#[inline(always)]
-fn forwarded<F: Receiver>(skb: &Skb, env: &Env, packet: &Packet<F>, foreign: bool) -> Result<(), DropReason> {
-    let (slot, workload) = receiver(env)?;
     if matches!(packet.kind, Kind::LaterFragment) {
-        return fragments::follow(env, packet);
+        fragments::follow(&env, packet)?;
+        return Ok(TO_STACK);
     }
-    if matches!(packet.kind, Kind::IcmpError)
-        && let Some(conn) = related::<F>(env, packet, F::quoted(skb, packet.transport_at))
-        && conn.to == slot
-    {
-        return Ok(());
-    }
-    if foreign {
-        fragments::forget_conn::<F>(packet);
+    if matches!(packet.kind, Kind::IcmpError) && related::<F>(skb) != 0 && work.related.to == slot {
+        return Ok(TO_STACK);
     }
     let source = locate::<F>(&packet.source, env.generation);
     let destination = locate::<F>(&packet.destination, env.generation);
-    let sender = match source.slot {
-        NO_SLOT => None,
-        slot => Some(active(slot).ok_or(DropReason::NoWorkload)?),
-    };
-    let ports = packet.transport.rule_ports(packet.protocol);
-    let mut opening = Opening {
-        kind: OpenerKind::Outside,
-        account: account_opened_to(slot),
-        flags: conn_flags::VIA_STACK,
-        slots: [source.slot, slot],
-        workloads: [sender, Some(workload)],
-        rules: [0; 2],
-        from_opener: true,
-    };
-    if sender.is_some() {
-        opening.kind = OpenerKind::Workload;
-        opening.account = account_opened_by(source.slot);
-    }
-    match judge_ends(
-        env.generation,
-        [sender, Some(workload)],
-        [source.class, destination.class],
-        packet.protocol,
-        ports,
-    ) {
-        Ok(rules) => opening.rules = rules,
-        Err(reason) => {
-            if !takeover::applies(env, packet) {
-                return Err(reason);
-            }
-            opening.rules = judge_ends(
-                env.generation,
-                [Some(workload), sender],
-                [destination.class, source.class],
-                packet.protocol,
-                [ports[1], ports[0]],
-            )
-            .map_err(|_| reason)?;
-            opening.kind = OpenerKind::Workload;
-            opening.account = account_opened_by(slot);
-            opening.slots = [slot, source.slot];
-            opening.workloads = [Some(workload), sender];
-            opening.from_opener = false;
-        }
-    }
-    if matches!(packet.kind, Kind::Flow) && !F::is_multicast(&packet.destination) {
-        open::<F>(env, packet, &opening)?;
-    }
-    fragments::first_passed(env, packet);
-    Ok(())
-}
-
-/// The workload whose interface this is.
-#[inline(always)]
-fn receiver(env: &Env) -> Result<(u32, &'static Workload), DropReason> {
-    // SAFETY: read within this run of the program, which the kernel's grace period covers.
-    let interface = unsafe { INTERFACES.get(&env.ifindex) }.ok_or(DropReason::NoWorkload)?;
-    let workload = active(interface.slot).ok_or(DropReason::NoWorkload)?;
-    if interface.role != role::WORKLOAD || workload.ifindex != env.ifindex {
+    if source.slot != NO_SLOT && active(source.slot).is_none() {
         return Err(DropReason::NoWorkload);
     }
-    Ok((interface.slot, workload))
+    let slots = [source.slot, slot];
+    let opening = opening::judge(&env, packet, slots, [source.class, destination.class])?;
+    if has_entry {
+        opening::enter(&env, work, &opening, slots, OpenerKind::Outside, conn_flags::VIA_STACK)?;
+    }
+    fragments::first_passed(&env, &work.packet);
+    Ok(TO_STACK)
 }
 
 /// What the IP versions do apart.
-trait Receiver: Tables {
+pub(crate) trait Receiver: Tables {
     /// Neighbour discovery: the host's, or our own answer.
     fn is_of_link(packet: &Packet<Self>) -> bool
     where

@@ -24,7 +24,9 @@ pub trait Family: Copy + 'static {
 /// Key of an IPv4 connection, the same for both directions: the end with the smaller (address, port) is `a`.
 ///
 /// ICMP echo has its identifier in both ports, a protocol without ports has 0 in both.
-#[repr(C)]
+///
+/// Aligned, because the kernel's verifier allows only aligned access to the stack, where the programs make it.
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct ConnKey4 {
     /// The smaller end's address.
@@ -42,7 +44,7 @@ pub struct ConnKey4 {
 }
 
 /// Key of an IPv6 connection; see [`ConnKey4`].
-#[repr(C)]
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct ConnKey6 {
     /// The smaller end's address.

@@ -3,7 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 
 /// Key of the fragment map. IPv4 addresses are in the last four bytes.
-#[repr(C)]
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct FragmentKey {
     /// Source address.
@@ -14,10 +14,8 @@ pub struct FragmentKey {
     pub id: [u8; 4],
     /// Interface that the program runs on.
     pub ifindex: u32,
-    /// IP protocol number.
-    pub protocol: u8,
     /// Zero.
-    pub reserved: [u8; 3],
+    pub reserved: [u8; 8],
 }
 
-const _: () = assert!(size_of::<FragmentKey>() == 44);
+const _: () = assert!(size_of::<FragmentKey>() == 48);

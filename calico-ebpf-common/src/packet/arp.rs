@@ -56,14 +56,14 @@ pub enum Form {
 }
 
 impl ArpPacket {
-    /// What it wants. Whether the sender's address is its own is yet to be checked.
+    /// What it wants, in a frame from this MAC address. Whether the sender's address is its own is yet to be checked.
     #[inline(always)]
     #[must_use]
-    pub fn form(&self, ethernet: &EthernetHeader) -> Form {
+    pub fn form(&self, frame_source: [u8; 6]) -> Form {
         if self.hardware != [0, 1]
             || self.network != ether_type::IPV4
             || self.lengths != [6, 4]
-            || self.sender_mac != ethernet.source
+            || self.sender_mac != frame_source
         {
             Form::Bad
         } else if self.operation == REPLY {
@@ -101,8 +101,7 @@ impl ArpPacket {
 mod tests {
     use super::*;
 
-    const ETHERNET: EthernetHeader =
-        EthernetHeader { destination: [0xff; 6], source: [2; 6], ether_type: ether_type::ARP };
+    const SENDER: [u8; 6] = [2; 6];
     const ARP: ArpPacket = ArpPacket {
         hardware: [0, 1],
         network: [8, 0],
@@ -116,13 +115,13 @@ mod tests {
 
     #[test]
     fn forms() {
-        assert_eq!(ARP.form(&ETHERNET), Form::Request);
-        assert_eq!(ArpPacket { operation: REPLY, ..ARP }.form(&ETHERNET), Form::Reply);
-        assert_eq!(ArpPacket { sender: [0; 4], ..ARP }.form(&ETHERNET), Form::Probe);
-        assert_eq!(ArpPacket { target: [10, 0, 0, 1], ..ARP }.form(&ETHERNET), Form::Probe);
-        assert_eq!(ArpPacket { sender_mac: [3; 6], ..ARP }.form(&ETHERNET), Form::Bad);
-        assert_eq!(ArpPacket { operation: [0, 3], ..ARP }.form(&ETHERNET), Form::Bad);
-        assert_eq!(ArpPacket { lengths: [6, 16], ..ARP }.form(&ETHERNET), Form::Bad);
+        assert_eq!(ARP.form(SENDER), Form::Request);
+        assert_eq!(ArpPacket { operation: REPLY, ..ARP }.form(SENDER), Form::Reply);
+        assert_eq!(ArpPacket { sender: [0; 4], ..ARP }.form(SENDER), Form::Probe);
+        assert_eq!(ArpPacket { target: [10, 0, 0, 1], ..ARP }.form(SENDER), Form::Probe);
+        assert_eq!(ArpPacket { sender_mac: [3; 6], ..ARP }.form(SENDER), Form::Bad);
+        assert_eq!(ArpPacket { operation: [0, 3], ..ARP }.form(SENDER), Form::Bad);
+        assert_eq!(ArpPacket { lengths: [6, 16], ..ARP }.form(SENDER), Form::Bad);
     }
 
     #[test]

@@ -160,8 +160,7 @@ impl Ip for V6 {
         if header.version[0] >> 4 != 6 || is_extension(header.next_header) {
             return None;
         }
-        let ports =
-            transport::quoted_ports(cursor, at + IPV6_BYTES as u32, header.next_header, protocol::ICMPV6)?;
+        let ports = transport::quoted_ports(cursor, at + IPV6_BYTES as u32, header.next_header, protocol::ICMPV6)?;
         Some(Quoted { source: header.source, destination: header.destination, protocol: header.next_header, ports })
     }
 

@@ -127,9 +127,7 @@ impl<F: Ip> Packet<F> {
             destination: F::wide(&self.destination),
             id: self.id,
             ifindex,
-            // IPv6 has the protocol in the first fragment only, so it is no part of what identifies the packet.
-            protocol: 0,
-            reserved: [0; 3],
+            reserved: [0; 8],
         }
     }
 }

@@ -1,0 +1,141 @@
+//! New connections.
+
+use calico_ebpf_common::{
+    abi::{
+        ACCOUNT_HOST, CONN_VERSION, Conn, ConnEnd, DropReason, NO_RULE, NO_SLOT, OpenerKind, account_opened_by,
+        account_opened_to, conn_flags, tcp_state,
+    },
+    packet::{Packet, protocol},
+    track::{self, State},
+};
+
+use crate::{
+    conns,
+    policy::judge_ends,
+    tables::{Tables, active},
+    work::{Env, Work},
+};
+
+/// How long after this data path took over from another one, which knew the connections, packets are taken to belong
+/// to connections that were there before.
+const TAKEOVER_SECONDS: u32 = 30;
+
+/// Who opened a connection, and by which rules.
+pub(crate) struct Opening {
+    /// The packet at hand is the opener's.
+    from_opener: bool,
+    rules: [u32; 2],
+}
+
+impl Opening {
+    /// The host's own: nobody judges it.
+    pub(crate) const BY_HOST: Self = Self { from_opener: true, rules: [NO_RULE; 2] };
+
+    #[inline(always)]
+    pub(crate) fn from_opener(&self) -> bool {
+        self.from_opener
+    }
+}
+
+/// Judges a packet without a connection at both ends, or as many of them as there are: `slots` and `classes` are the
+/// source's and the destination's.
+#[inline(always)]
+pub(crate) fn judge<F: Tables>(
+    env: &Env,
+    packet: &Packet<F>,
+    slots: [u32; 2],
+    classes: [u32; 2],
+) -> Result<Opening, DropReason> {
+    let [from, to] = packet.transport.rule_ports(packet.protocol);
+    let judged = judge_ends(env.generation, [active(slots[0]), active(slots[1])], classes, packet.protocol, [from, to]);
+    let reason = match judged {
+        Ok(rules) => return Ok(Opening { from_opener: true, rules }),
+        Err(reason) => reason,
+    };
+    if !may_be_older(env, packet) {
+        return Err(reason);
+    }
+    // It may be an answer in a connection that is older than this data path.
+    let workloads = [active(slots[1]), active(slots[0])];
+    match judge_ends(env.generation, workloads, [classes[1], classes[0]], packet.protocol, [to, from]) {
+        Ok(rules) => Ok(Opening { from_opener: false, rules }),
+        Err(_) => Err(reason),
+    }
+}
+
+/// Whether the packet may be of a connection that was there before this data path.
+#[inline(always)]
+pub(crate) fn may_be_older<F: Tables>(env: &Env, packet: &Packet<F>) -> bool {
+    let root = env.root;
+    root.takeover != 0
+        && env.now.wrapping_sub(root.takeover) < TAKEOVER_SECONDS * root.hz
+        && packet.protocol == protocol::TCP
+        && !track::opens(&packet.transport)
+}
+
+/// Enters a new connection whose first packet is the one at hand. `slots` are the source's and the destination's; `kind`
+/// is what the opener is if it is no workload.
+#[inline(always)]
+pub(crate) fn enter<F: Tables>(
+    env: &Env,
+    work: &mut Work<F>,
+    opening: &Opening,
+    slots: [u32; 2],
+    kind: OpenerKind,
+    flags: u8,
+) -> Result<(), DropReason> {
+    let packet = &work.packet;
+    let [opener, responder] = if opening.from_opener { slots } else { [slots[1], slots[0]] };
+    let opener_is_a = if work.source_is_a == opening.from_opener { conn_flags::OPENER_IS_A } else { 0 };
+    let state = State::new(flags | opener_is_a, packet.protocol, &packet.transport);
+    let icmp = if packet.protocol == F::ICMP { packet.transport.icmp } else { 0 };
+    let (kind, account) = if opener != NO_SLOT {
+        (OpenerKind::Workload, account_opened_by(opener))
+    } else if matches!(kind, OpenerKind::Host) {
+        (OpenerKind::Host, ACCOUNT_HOST)
+    } else {
+        (OpenerKind::Outside, account_opened_to(responder))
+    };
+    work.conn = Conn {
+        version: CONN_VERSION,
+        flags: state.flags,
+        tcp: if opening.from_opener { state.tcp } else { tcp_state::MIDSTREAM },
+        opener: kind as u8,
+        icmp_type: (icmp >> 8) as u8,
+        icmp_code: icmp as u8,
+        reserved: [0; 2],
+        account,
+        created: env.now,
+        seen: [env.now; 2],
+        ends: [end(env, opener, opening.rules[0], false), end(env, responder, opening.rules[1], true)],
+        syn_ack: 0,
+        reserved2: 0,
+    };
+    match conns::open::<F>(&work.key, &work.conn, env.now) {
+        conns::OPENED => Ok(()),
+        conns::QUOTA => Err(DropReason::Quota),
+        _ => Err(DropReason::TableFull),
+    }
+}
+
+#[inline(always)]
+fn end(env: &Env, slot: u32, rule: u32, ingress: bool) -> ConnEnd {
+    match active(slot) {
+        Some(workload) => {
+            let policy = workload.policy(env.generation);
+            let epoch = if ingress { policy.ingress_epoch } else { policy.egress_epoch };
+            ConnEnd { slot, incarnation: workload.incarnation, epoch, rule }
+        }
+        None => ConnEnd { slot: NO_SLOT, incarnation: 0, epoch: 0, rule },
+    }
+}
+
+/// Removes the entry of the packet's connection, which belongs to somebody who has the address no more.
+#[inline(always)]
+pub(crate) fn forget<F: Tables>(work: &Work<F>) {
+    if let Some(conn) = F::conn(&work.key) {
+        // SAFETY: the entry stays readable as long as the program runs.
+        let (account, flags) = unsafe { ((*conn).account, (*conn).flags) };
+        conns::close::<F>(&work.key, account, flags);
+    }
+}

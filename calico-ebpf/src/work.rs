@@ -1,0 +1,153 @@
+//! What the parts of a program hand to each other.
+//!
+//! A program is cut into functions that the compiler must not join: the verifier gives all frames together 512 bytes of
+//! stack. They pass nothing but the packet and a [`Code`]; the rest is in memory of the processor.
+
+use core::ptr;
+
+use aya_ebpf::{btf_maps::PerCpuArray, helpers::generated::bpf_jiffies64, macros::btf_map};
+use calico_ebpf_common::{
+    abi::{Conn, DropReason, Root},
+    packet::Packet,
+};
+
+use crate::{maps::ROOT, skb::Skb, tables::Tables};
+
+/// A TC action, one of the codes below, or [`dropped`].
+pub(crate) type Code = i64;
+
+const STEP: Code = 1 << 16;
+/// The packet's connection has no entry.
+pub(crate) const MISS: Code = STEP;
+/// It has one, but its source is not on this interface: somebody forges, or the address has moved.
+pub(crate) const FOREIGN: Code = STEP + 1;
+/// It has one, which has to be judged again first.
+pub(crate) const AGAIN: Code = STEP + 2;
+const DROPPED: Code = 1 << 17;
+
+/// The packet is dropped and counted.
+#[inline(always)]
+pub(crate) const fn dropped(reason: DropReason) -> Code {
+    DROPPED | reason as Code
+}
+
+/// The reason in a [`Code`], if it is [`dropped`].
+#[inline(always)]
+pub(crate) const fn reason(code: Code) -> Option<u32> {
+    if code >= DROPPED { Some(code as u32 & 0xffff) } else { None }
+}
+
+/// A result as a plain number, which is all that a function can give back.
+#[inline(always)]
+pub(crate) fn code(result: Result<Code, DropReason>) -> Code {
+    match result {
+        Ok(code) => code,
+        Err(reason) => dropped(reason),
+    }
+}
+
+/// What holds for one run of a program.
+#[derive(Clone, Copy)]
+pub(crate) struct Env {
+    pub root: &'static Root,
+    /// Each function reads it, but only the first reading counts: see [`Work::generation`].
+    pub generation: u32,
+    /// Jiffies.
+    pub now: u32,
+    pub ifindex: u32,
+}
+
+impl Env {
+    /// For the first function of a run.
+    #[inline(always)]
+    pub(crate) fn new(skb: &Skb) -> Result<Self, DropReason> {
+        let root = ROOT.get(0).ok_or(DropReason::NoTable)?;
+        // SAFETY: a valid reference. Volatile: the loader changes it.
+        let generation = unsafe { ptr::read_volatile(&raw const root.generation) };
+        Ok(Self { root, generation, now: jiffies(), ifindex: skb.ifindex() })
+    }
+
+    /// For the others: the packet is judged by one generation.
+    #[inline(always)]
+    pub(crate) fn resume<F: Tables>(skb: &Skb, work: &Work<F>) -> Result<Self, DropReason> {
+        let root = ROOT.get(0).ok_or(DropReason::NoTable)?;
+        Ok(Self { root, generation: work.generation, now: jiffies(), ifindex: skb.ifindex() })
+    }
+}
+
+/// The lower half of the clock that connections are stamped with.
+#[inline(always)]
+pub(crate) fn jiffies() -> u32 {
+    // SAFETY: the helper has no preconditions.
+    unsafe { bpf_jiffies64() as u32 }
+}
+
+/// The connection of the packet that an ICMP error quotes.
+pub(crate) struct Related {
+    pub via_stack: bool,
+    /// Slot at the end that the error is for: the one that sent what it quotes.
+    pub to: u32,
+    /// Slot at the other end.
+    pub from: u32,
+}
+
+/// The packet at hand, for the functions behind the first one.
+pub(crate) struct Work<F: Tables> {
+    pub key: F::Key,
+    /// The entry that is being made.
+    pub conn: Conn,
+    pub packet: Packet<F>,
+    pub related: Related,
+    pub generation: u32,
+    pub source_is_a: bool,
+}
+
+/// Memory for what helpers read and write at odd places: the verifier allows only aligned access to the stack.
+#[repr(C, align(8))]
+pub(crate) struct Buffer {
+    /// A header.
+    pub header: [u8; 64],
+    /// The key of a trie.
+    pub key: [u8; 32],
+}
+
+#[btf_map(name = "cali_buffer")]
+static BUFFER: PerCpuArray<Buffer, 1> = PerCpuArray::new();
+
+/// The buffer of this processor.
+#[inline(always)]
+pub(crate) fn buffer() -> Option<*mut Buffer> {
+    BUFFER.get_ptr_mut(0)
+}
+
+const WORDS: usize = 32;
+
+#[btf_map(name = "cali_work")]
+static WORK: PerCpuArray<[u64; WORDS], 1> = PerCpuArray::new();
+
+/// The memory of this processor. Programs of this kind do not interrupt each other.
+#[inline(always)]
+pub(crate) fn work<F: Tables>() -> Option<&'static mut Work<F>> {
+    const { assert!(size_of::<Work<F>>() <= WORDS * 8 && align_of::<Work<F>>() <= 8) };
+    let words = WORK.get_ptr_mut(0)?;
+    // SAFETY: large enough and aligned, as asserted. Everything that is read was written earlier in this run, by the
+    // function that ended with `MISS`, `FOREIGN` or `AGAIN`.
+    Some(unsafe { &mut *words.cast() })
+}
+
+/// Leaves the packet to the next function.
+#[inline(always)]
+pub(crate) fn leave<F: Tables>(
+    env: &Env,
+    packet: &Packet<F>,
+    key: &F::Key,
+    source_is_a: bool,
+    code: Code,
+) -> Result<Code, DropReason> {
+    let work = work::<F>().ok_or(DropReason::NoTable)?;
+    work.packet = *packet;
+    work.key = *key;
+    work.source_is_a = source_is_a;
+    work.generation = env.generation;
+    Ok(code)
+}
