@@ -110,16 +110,23 @@ pub fn remove(instance: &Instance) {
 }
 
 fn bind(path: &Path) -> io::Result<UnixListener> {
-    fs::create_dir_all(RUN_DIR)?;
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
+    let mut tries = 0;
+    loop {
+        fs::create_dir_all(RUN_DIR)?;
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        // Mode 0600 from the first moment on.
+        let before = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
+        let listener = UnixListener::bind(path);
+        rustix::process::umask(before);
+        match listener {
+            // Another instance's purge removes the directory when nothing is in it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && tries < 10 => tries += 1,
+            listener => return listener,
+        }
     }
-    // Mode 0600 from the first moment on.
-    let before = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
-    let listener = UnixListener::bind(path);
-    rustix::process::umask(before);
-    listener
 }
 
 async fn serve(mut stream: tokio::net::UnixStream, calls: mpsc::Sender<Call>) {

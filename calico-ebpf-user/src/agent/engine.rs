@@ -141,7 +141,8 @@ impl Engine {
     pub(super) fn take_back(&mut self, before: Arc<Accepted>, why: &str) -> anyhow::Result<()> {
         let changes = self.put_in_force(before)?;
         announce(self.store.generation(), &changes);
-        self.refused(vec![Problem::general(why)], Vec::new());
+        self.failed_loads += 1;
+        self.loaded(vec![Problem::general(why)], Vec::new());
         Ok(())
     }
 
