@@ -117,7 +117,7 @@ impl Counters {
         if !self.map.lookup(&index.to_ne_bytes(), &mut value).map_err(self.error())? {
             return Ok(0);
         }
-        let counters = value.chunks_exact(8).map(bytemuck::pod_read_unaligned::<u64>);
+        let counters = value.as_chunks::<8>().0.iter().map(|counter| u64::from_ne_bytes(*counter));
         Ok(counters.fold(0, u64::wrapping_add))
     }
 

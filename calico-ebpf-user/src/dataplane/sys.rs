@@ -333,7 +333,7 @@ impl<T: Pod> Mapping<T> {
 
     /// The atomic word at `offset` bytes in entry `index`.
     fn word(&self, index: usize, offset: usize) -> io::Result<&AtomicU32> {
-        if index >= self.entries || offset + 4 > size_of::<T>() || offset % 4 != 0 {
+        if index >= self.entries || offset + 4 > size_of::<T>() || !offset.is_multiple_of(4) {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "outside of the mapped array"));
         }
         // SAFETY: inside the mapping, which lives as long as `self`; a page-aligned base, a stride that is a multiple of
@@ -366,20 +366,20 @@ impl<T: Pod> Mapping<T> {
     /// Reads an entry; word by word, so a writer in between may be seen half.
     pub(crate) fn load(&self, index: usize) -> io::Result<T> {
         let mut entry = T::zeroed();
-        for (i, word) in bytemuck::bytes_of_mut(&mut entry).chunks_exact_mut(4).enumerate() {
-            word.copy_from_slice(&self.word(index, 4 * i)?.load(Ordering::Acquire).to_ne_bytes());
+        for (i, word) in bytemuck::bytes_of_mut(&mut entry).as_chunks_mut::<4>().0.iter_mut().enumerate() {
+            *word = self.word(index, 4 * i)?.load(Ordering::Acquire).to_ne_bytes();
         }
         Ok(entry)
     }
 
     /// Stores whole entries from `first` on, 8 bytes at a time. For entries that no program reads yet.
     pub(crate) fn store(&self, first: usize, entries: &[T]) -> io::Result<()> {
-        if first.checked_add(entries.len()).is_none_or(|end| end > self.entries) || size_of::<T>() % 8 != 0 {
+        if first.checked_add(entries.len()).is_none_or(|end| end > self.entries) || !size_of::<T>().is_multiple_of(8) {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "outside of the mapped array"));
         }
         let bytes: &[u8] = bytemuck::cast_slice(entries);
-        for (i, word) in bytes.chunks_exact(8).enumerate() {
-            let word = u64::from_ne_bytes(<[u8; 8]>::try_from(word).unwrap_or_default());
+        for (i, word) in bytes.as_chunks::<8>().0.iter().enumerate() {
+            let word = u64::from_ne_bytes(*word);
             // SAFETY: inside the mapping, as checked above, and aligned to 8.
             let target =
                 unsafe { AtomicU64::from_ptr(self.base.as_ptr().add(first).cast::<u8>().add(8 * i).cast::<u64>()) };
