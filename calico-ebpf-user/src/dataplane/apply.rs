@@ -120,9 +120,8 @@ impl Dataplane {
     /// # Errors
     /// If they cannot be read.
     pub fn store(&self) -> Result<Store> {
-        if self.tables.generation()? == 0 && self.tables.owners().is_empty() {
-            return Ok(Store::empty(self.tables.limits()));
-        }
+        // Whoever wrote them may have committed a moment ago.
+        sys::grace_period();
         Ok(Store::adopt(self.tables.limits(), &self.snapshot()?.state()))
     }
 
@@ -175,9 +174,8 @@ impl Dataplane {
         self.remember_expected(desired, &uplinks, &found, &failed);
         self.guard(desired, &found, &mut applied);
         self.routes(desired, &found, &failed, &mut applied);
-        if let Some(plan) = plan
-            && !plan.retire.is_empty()
-        {
+        if let Some(plan) = plan {
+            // Also where nothing is to be retired: the next plan writes what readers of the former generation may still read.
             sys::grace_period();
             self.tables.write(&plan.retire)?;
         }

@@ -188,7 +188,7 @@ impl Store {
         let classes = planner.next.classes.clone();
         let classes = Classes { all: &classes, added: &added, removed };
         let built = planner.tables(compiled, &conditions, &classes)?;
-        let moves = planner.addresses(desired)?;
+        let moves = planner.addresses(&desired)?;
         planner.policies(compiled, &built, &moves);
         planner.spoof(compiled)?;
         planner.settings(compiled);
@@ -203,8 +203,12 @@ fn side(generation: u32) -> usize {
 
 /// Tables that the judge cannot follow to the end are refused.
 fn check_tables(compiled: &Compiled) -> Result<(), LimitError> {
+    let mut checked = HashSet::new();
     for (name, workload) in &compiled.workloads {
         for (direction, table) in [(Direction::Egress, workload.egress), (Direction::Ingress, workload.ingress)] {
+            if !checked.insert(table) {
+                continue;
+            }
             let rules = &compiled.tables[table].rules;
             let (workload, direction) = (name.clone(), direction.as_str());
             if rules.len() > MAX_RULES as usize {
@@ -224,9 +228,32 @@ fn check_tables(compiled: &Compiled) -> Result<(), LimitError> {
 
 /// What an address or a network shall be.
 struct Desired {
-    key: ClassKey,
+    /// Index into [`DesiredAddresses::keys`].
+    key: usize,
     slot: u32,
     host: bool,
+}
+
+/// What all addresses and networks shall be.
+#[derive(Default)]
+struct DesiredAddresses {
+    entries: BTreeMap<IpNet, Desired>,
+    /// What classes stand for, in the order of the addresses, so that one input always gives one result.
+    keys: Vec<ClassKey>,
+    /// Indices into `keys` by family and by the place of the compiler's list.
+    known: HashMap<(bool, *const u32), usize>,
+}
+
+impl DesiredAddresses {
+    /// Index of the key for an address of which `holding` holds; `conditions` translates.
+    fn key(&mut self, v6: bool, holding: &Arc<[u32]>, conditions: &[u32]) -> usize {
+        *self.known.entry((v6, holding.as_ptr())).or_insert_with(|| {
+            let mut numbers: Vec<u32> = holding.iter().map(|&c| conditions[c as usize]).collect();
+            numbers.sort_unstable();
+            self.keys.push(ClassKey { v6, conditions: numbers.into() });
+            self.keys.len() - 1
+        })
+    }
 }
 
 /// What all addresses and networks shall be.
@@ -235,37 +262,28 @@ fn desired_addresses(
     conditions: &[u32],
     host_addresses: &BTreeSet<IpAddr>,
     next: &Store,
-) -> BTreeMap<IpNet, Desired> {
-    let mut known: HashMap<*const u32, Arc<[u32]>> = HashMap::new();
-    let mut key = |prefix: &IpNet, holding: &Arc<[u32]>| {
-        let translated = known.entry(holding.as_ptr()).or_insert_with(|| {
-            let mut numbers: Vec<u32> = holding.iter().map(|&c| conditions[c as usize]).collect();
-            numbers.sort_unstable();
-            numbers.into()
-        });
-        ClassKey { v6: matches!(prefix, IpNet::V6(_)), conditions: translated.clone() }
-    };
-    let mut desired: BTreeMap<IpNet, Desired> = compiled
-        .addresses
-        .iter()
-        .map(|(prefix, holding)| (*prefix, Desired { key: key(prefix, holding), slot: NO_SLOT, host: false }))
-        .collect();
-    let nets = Prefixes::new(compiled.addresses.keys());
-    let nothing: Arc<[u32]> = Arc::default();
+) -> DesiredAddresses {
+    let mut desired = DesiredAddresses::default();
+    for (prefix, holding) in &compiled.addresses {
+        let key = desired.key(matches!(prefix, IpNet::V6(_)), holding, conditions);
+        desired.entries.insert(*prefix, Desired { key, slot: NO_SLOT, host: false });
+    }
     for (name, workload) in &compiled.workloads {
         let slot = next.slot(name).map_or(NO_SLOT, |slot| slot.slot);
         for &address in &workload.addresses {
             // The compiler has all addresses of local workloads.
-            if let Some(entry) = desired.get_mut(&address.into()) {
+            if let Some(entry) = desired.entries.get_mut(&address.into()) {
                 entry.slot = slot;
             }
         }
     }
+    let nets = Prefixes::new(compiled.addresses.keys());
+    let nothing: Arc<[u32]> = Arc::default();
     for &address in host_addresses {
         let prefix = IpNet::from(address);
         let wider = nets.wider(&compiled.addresses, &prefix).unwrap_or(&nothing);
-        let new = || Desired { key: key(&prefix, wider), slot: NO_SLOT, host: false };
-        desired.entry(prefix).or_insert_with(new).host = true;
+        let key = desired.key(address.is_ipv6(), wider, conditions);
+        desired.entries.entry(prefix).or_insert(Desired { key, slot: NO_SLOT, host: false }).host = true;
     }
     desired
 }
@@ -372,11 +390,9 @@ impl Planner<'_> {
     ///
     /// Any number will do for any class, used or not: an entry of an address says what holds from which generation on, and a
     /// table is read by one generation only unless it is right for both. So keeping numbers only saves writes.
-    fn classes(&mut self, desired: &BTreeMap<IpNet, Desired>) -> Result<(Vec<(ClassKey, u32)>, bool), LimitError> {
-        let plain = |v6| ClassKey { v6, conditions: Arc::default() };
-        let mut wanted: HashSet<&ClassKey> = desired.values().map(|desired| &desired.key).collect();
-        let plain = [plain(false), plain(true)];
-        wanted.extend(&plain);
+    fn classes(&mut self, desired: &DesiredAddresses) -> Result<(Vec<(ClassKey, u32)>, bool), LimitError> {
+        let plain = [false, true].map(|v6| ClassKey { v6, conditions: Arc::default() });
+        let wanted: HashSet<&ClassKey> = desired.keys.iter().chain(&plain).collect();
         let classes = &mut self.next.classes;
         let spare = classes.len().saturating_sub(wanted.len());
         let removed = spare > SPARE_CLASSES.max(wanted.len() / 2);
@@ -385,26 +401,28 @@ impl Planner<'_> {
         }
         let mut taken: HashSet<u32> = classes.values().copied().chain(0..PLAIN_CLASSES).collect();
         let mut added: Vec<(ClassKey, u32)> = Vec::new();
-        for (class, key) in (0..).zip(plain.iter().cloned()) {
-            if classes.insert(key.clone(), class).is_none() {
-                added.push((key, class));
+        let mut add = |key: &ClassKey, class: u32| {
+            if !classes.contains_key(key) {
+                classes.insert(key.clone(), class);
+                added.push((key.clone(), class));
             }
-        }
+        };
+        add(&plain[0], 0);
+        add(&plain[1], 1);
         // The number that some address has already. That is how the numbers of an earlier process live on.
-        for (prefix, desired) in desired {
-            if let Some(entry) = self.old.addresses.get(prefix)
-                && !classes.contains_key(&desired.key)
+        let mut missing: Vec<bool> = desired.keys.iter().map(|key| !self.old.classes.contains_key(key)).collect();
+        for (prefix, desired_entry) in &desired.entries {
+            if missing[desired_entry.key]
+                && let Some(entry) = self.old.addresses.get(prefix)
                 && taken.insert(entry.class(self.old.generation))
             {
-                let class = entry.class(self.old.generation);
-                classes.insert(desired.key.clone(), class);
-                added.push((desired.key.clone(), class));
+                add(&desired.keys[desired_entry.key], entry.class(self.old.generation));
+                missing[desired_entry.key] = false;
             }
         }
         let mut candidates = PLAIN_CLASSES..;
-        // In the order of the addresses, so that one input always gives one result.
-        for desired in desired.values() {
-            if classes.contains_key(&desired.key) {
+        for key in &desired.keys {
+            if classes.contains_key(key) {
                 continue;
             }
             let class = candidates.by_ref().find(|class| !taken.contains(class)).unwrap_or(u32::MAX);
@@ -413,8 +431,8 @@ impl Planner<'_> {
                 let needed = wanted.len().max(limit + 1);
                 return Err(LimitError::Count { what: "classes of addresses", needed, limit });
             }
-            classes.insert(desired.key.clone(), class);
-            added.push((desired.key.clone(), class));
+            classes.insert(key.clone(), class);
+            added.push((key.clone(), class));
         }
         Ok((added, removed))
     }
@@ -486,16 +504,19 @@ impl Planner<'_> {
     }
 
     /// Makes all addresses what they shall be.
-    fn addresses(&mut self, desired: BTreeMap<IpNet, Desired>) -> Result<Moves, LimitError> {
+    fn addresses(&mut self, desired: &DesiredAddresses) -> Result<Moves, LimitError> {
         let (now, generation) = (self.old.generation, self.generation);
         let old = &self.old.addresses;
-        let (old_nets, new_nets) = (Prefixes::new(old.keys()), Prefixes::new(desired.keys()));
+        let (old_nets, new_nets) = (Prefixes::new(old.keys()), Prefixes::new(desired.entries.keys()));
         let plain = |prefix: &IpNet| u32::from(matches!(prefix, IpNet::V6(_)));
-        let class_of = |desired: &Desired| self.next.classes.get(&desired.key).copied().unwrap_or_default();
+        let classes: Vec<u32> =
+            desired.keys.iter().map(|key| self.next.classes.get(key).copied().unwrap_or_default()).collect();
+        let class_of = |desired: &Desired| classes[desired.key];
+        let desired = &desired.entries;
         let (mut all, mut of_address) = (HashSet::from([(0, 0), (1, 1)]), HashMap::new());
         let mut entries = BTreeMap::new();
         let mut count: HashMap<&'static str, (usize, u32)> = HashMap::new();
-        for (prefix, desired) in &desired {
+        for (prefix, desired) in desired {
             let before = old.get(prefix);
             let was = match before {
                 Some(entry) => entry.class(now),
@@ -526,7 +547,7 @@ impl Planner<'_> {
         }
         for (prefix, entry) in old.iter().filter(|(prefix, _)| !desired.contains_key(prefix)) {
             let (was, owner) = (entry.class(now), entry.slot(now));
-            let class = new_nets.wider(&desired, prefix).map_or(plain(prefix), class_of);
+            let class = new_nets.wider(desired, prefix).map_or(plain(prefix), class_of);
             all.insert((was, class));
             let entry = AddressEntry {
                 class: Stamped { value: [was, class] },

@@ -47,7 +47,7 @@ fn workload(
     }
 }
 
-fn rule(action: RuleAction) -> Rule {
+pub(super) fn rule(action: RuleAction) -> Rule {
     Rule {
         action,
         ip_version: None,
@@ -108,7 +108,7 @@ fn set(policies: Vec<Policy>) -> ResourceSet {
     }
 }
 
-fn one(ingress: Vec<Rule>) -> ResourceSet {
+pub(super) fn one(ingress: Vec<Rule>) -> ResourceSet {
     set(vec![policy("p", "default", ingress)])
 }
 

@@ -2,6 +2,7 @@
 
 mod cases;
 mod generate;
+mod limits;
 mod properties;
 mod scale;
 
