@@ -111,7 +111,7 @@ impl Random {
         let icmp = protocol.is_some_and(|protocol| protocol == 1 || protocol == 58);
         let with_ports = protocol.is_none() || protocol.is_some_and(|protocol| [6, 17, 132].contains(&protocol));
         let kind = |r: &mut Self| (r.pick(&[0, 3, 8]), r.some(2, |r| r.pick(&[0, 3])));
-        Rule {
+        let mut rule = Rule {
             action: self.pick(&[
                 RuleAction::Allow,
                 RuleAction::Allow,
@@ -129,7 +129,15 @@ impl Random {
             source: self.entity(with_ports),
             destination: self.entity(with_ports),
             origin: origin(),
+        };
+        if rule.action == RuleAction::Log {
+            // A named port makes many rules of one, and a table may log so many times only.
+            for end in [&mut rule.source, &mut rule.destination] {
+                end.ports.clear();
+                end.not_ports.clear();
+            }
         }
+        rule
     }
 
     fn policy(&mut self) -> Policy {
