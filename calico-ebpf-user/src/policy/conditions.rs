@@ -83,7 +83,7 @@ impl Conditions {
         // What holds for the prefix itself, without what it has from wider networks.
         let mut direct: BTreeMap<IpNet, Vec<u32>> = always.into_iter().map(|ip| (ip.into(), Vec::new())).collect();
         let mut of_group: Vec<Vec<u32>> = vec![Vec::new(); endpoints.groups()];
-        let mut by_port: HashMap<(u8, u16, &str), Vec<(u32, Option<&Selector>)>> = HashMap::new();
+        let mut by_port = HashMap::<(u8, u16, &str), Vec<(u32, Option<&Selector>)>>::new();
         for (number, condition) in (0..).zip(&self.conditions) {
             match condition {
                 Condition::Net(net) => direct.entry(*net).or_default().push(number),

@@ -4,7 +4,7 @@
 //! hold already is not written again. So a store that has adopted the maps of another process is like any other.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, btree_map::Entry},
     net::IpAddr,
     sync::Arc,
 };
@@ -126,10 +126,13 @@ impl Store {
         }
         for (&counter, name) in state.rule_names {
             let name = Arc::new(name.clone());
-            if store.counters.contains_key(&name) {
-                store.stray_counters.insert(counter);
-            } else {
-                store.counters.insert(name, counter);
+            match store.counters.entry(name) {
+                Entry::Vacant(vacant) => {
+                    vacant.insert(counter);
+                }
+                Entry::Occupied(_) => {
+                    store.stray_counters.insert(counter);
+                }
             }
         }
         let in_force = |owner: &Owner| {
@@ -195,6 +198,9 @@ impl Store {
         Ok(planner.finish(built))
     }
 }
+
+/// A table, in terms of the store's conditions, and what it became.
+type BuiltTable = (Arc<Table>, Arc<Built>);
 
 /// Which of a pair of values a generation has.
 fn side(generation: u32) -> usize {
@@ -443,7 +449,7 @@ impl Planner<'_> {
         compiled: &Compiled,
         conditions: &[u32],
         classes: &Classes<'_>,
-    ) -> Result<Vec<(Arc<Table>, Arc<Built>)>, LimitError> {
+    ) -> Result<Vec<BuiltTable>, LimitError> {
         let mut known = HashMap::new();
         let translated: Vec<Table> = compiled.tables.iter().map(|t| translate(t, conditions, &mut known)).collect();
         let mut numbers = self.table_numbers(compiled, &translated);
@@ -574,7 +580,7 @@ impl Planner<'_> {
     }
 
     /// Gives every workload its tables.
-    fn policies(&mut self, compiled: &Compiled, built: &[(Arc<Table>, Arc<Built>)], moves: &Moves) {
+    fn policies(&mut self, compiled: &Compiled, built: &[BuiltTable], moves: &Moves) {
         let now = side(self.old.generation);
         let host_changed = self.old.settings[now].host_action != compiled.host_action;
         let mut compared = HashMap::new();
@@ -685,7 +691,7 @@ impl Planner<'_> {
     }
 
     /// Puts the writes in order, and drops what is in force no more.
-    fn finish(mut self, built: Vec<(Arc<Table>, Arc<Built>)>) -> Plan {
+    fn finish(mut self, built: Vec<BuiltTable>) -> Plan {
         let mut used = HashMap::new();
         for (_, built) in &built {
             used.insert(built.header, built.objects.clone());

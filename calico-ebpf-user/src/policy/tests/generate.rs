@@ -222,8 +222,12 @@ impl Random {
     }
 
     pub(super) fn set(&mut self) -> ResourceSet {
-        let workloads = (1..9).filter_map(|number| (!self.one_in(5)).then(|| self.workload(number))).collect();
-        let profiles = PROFILES[..3].iter().filter_map(|name| (!self.one_in(4)).then(|| self.profile(name))).collect();
+        let workloads =
+            (1..9).filter_map(|number| if self.one_in(5) { None } else { Some(self.workload(number)) }).collect();
+        let profiles = PROFILES[..3]
+            .iter()
+            .filter_map(|name| if self.one_in(4) { None } else { Some(self.profile(name)) })
+            .collect();
         let mut set =
             ResourceSet { workloads, policies: self.list(7, Self::policy), profiles, ..ResourceSet::default() };
         distinct(&mut set);
