@@ -17,7 +17,7 @@ use crate::{
 /// Keys that the clock hand looks at for each new connection: more than one, so that it gains on what comes in.
 const HAND_STEPS: u32 = 3;
 /// Candidates for eviction that are tried before a connection is refused.
-const EVICTION_TRIES: u32 = 4;
+const EVICTION_TRIES: u32 = 8;
 const EEXIST: i32 = -17;
 
 /// Results of [`open`].
@@ -30,11 +30,7 @@ pub(crate) const FULL: u32 = 2;
 pub(crate) fn open<F: Tables>(key: &F::Key, conn: &Conn, now: u32) -> u32 {
     let Some(root) = ROOT.get(0) else { return FULL };
     turn::<F>(root, now, HAND_STEPS);
-    // SAFETY: the helper has no preconditions.
-    let at = unsafe { bpf_get_prandom_u32() } % VICTIMS;
-    if !make_room(root, conn.account, at) {
-        return QUOTA;
-    }
+    let Some(place) = make_room(root, conn.account) else { return QUOTA };
     match F::insert_conn(key, conn) {
         Ok(()) => {}
         Err(EEXIST) => return OPENED,
@@ -46,7 +42,7 @@ pub(crate) fn open<F: Tables>(key: &F::Key, conn: &Conn, now: u32) -> u32 {
         return FULL;
     }
     charge(conn.account, 1, 1);
-    if let Some(victim) = VICTIM_KEYS.get_ptr_mut(conn.account * VICTIMS + at) {
+    if let Some(victim) = VICTIM_KEYS.get_ptr_mut(conn.account * VICTIMS + place) {
         // SAFETY: the slot is in the map. Another processor may write it at the same time: a torn key finds nothing.
         unsafe { *victim = F::to_victim(key) };
     }
@@ -82,24 +78,31 @@ pub(crate) fn turn<F: Tables>(root: &Root, now: u32, steps: u32) -> u32 {
     closed
 }
 
-/// Sees to it that the account may have one more, if need be at the price of one of its own.
+/// Sees to it that the account may have one more, if need be at the price of one of its own, and says which of its
+/// candidates the new one replaces. `None`: it may not.
 #[inline(always)]
-fn make_room(root: &Root, account: u32, at: u32) -> bool {
+fn make_room(root: &Root, account: u32) -> Option<u32> {
+    let (quota, total) = (QUOTAS.get(account)?, QUOTAS.get(ACCOUNT_TOTAL)?);
+    // In turn, so that all places are taken when the first one is needed.
+    let next = quota.held as u32 % VICTIMS;
     if account == ACCOUNT_HOST {
-        return true;
+        return Some(next);
     }
-    let (Some(quota), Some(total)) = (QUOTAS.get(account), QUOTAS.get(ACCOUNT_TOTAL)) else { return false };
     let crowded =
         total.held as i64 >= i64::from(root.conn_limit / 2) && quota.held as i64 >= i64::from(root.conn_fair_share);
     if !crowded && (quota.unassured as i64) < i64::from(root.conn_unassured) {
-        return true;
+        return Some(next);
     }
+    // At random: the newest must not be the one that always goes.
+    // SAFETY: the helper has no preconditions.
+    let first = unsafe { bpf_get_prandom_u32() };
     for i in 0..EVICTION_TRIES {
-        if evict(account, account * VICTIMS + (at + i) % VICTIMS) != 0 {
-            return true;
+        let place = first.wrapping_add(i) % VICTIMS;
+        if evict(account, account * VICTIMS + place) != 0 {
+            return Some(place);
         }
     }
-    false
+    None
 }
 
 /// Closes the connection at a place of the map of candidates, if it is the account's and not assured.

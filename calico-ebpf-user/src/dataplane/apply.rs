@@ -87,7 +87,7 @@ impl Dataplane {
         let owned = tables.owned_addresses()?;
         let conn_limit = load::conn_limit(&directory)?;
         let ticks = if takeover { None } else { Some(load::clock(&directory)?) };
-        tables.set_root(&ConnLimits::new(conn_limit, tables.owners().len()), &timeouts(hz), ticks)?;
+        tables.set_root(&ConnLimits::new(conn_limit, tables.owners().len()), &timeouts(hz), hz, ticks)?;
         let hooks = Hooks { directory, attachment: load::attachment(options.attach) };
         let netlink = Netlink::open().map_err(DataplaneError::io("open a netlink socket"))?;
         Ok(Self {
@@ -170,7 +170,7 @@ impl Dataplane {
         let failed = self.execute_links(&links, &mut applied);
         self.deactivate(desired, &found, &failed)?;
         let limits = ConnLimits::new(self.conn_limit, desired.workloads.len());
-        self.tables.set_root(&limits, &timeouts(self.hz), None)?;
+        self.tables.set_root(&limits, &timeouts(self.hz), self.hz, None)?;
         self.remember_expected(desired, &uplinks, &found, &failed);
         self.guard(desired, &found, &mut applied);
         self.routes(desired, &found, &failed, &mut applied);

@@ -25,7 +25,7 @@ use super::{
     sys,
 };
 
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/calico-ebpf-kern"));
+pub(crate) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/calico-ebpf-kern"));
 
 /// Programs that are attached or pinned.
 pub(crate) const PROGRAMS: [&str; 7] = [

@@ -34,6 +34,12 @@ pub use error::{DataplaneError, Result};
 pub use instance::{Instance, Lock};
 pub use tables::Snapshot;
 
+/// The object with the programs and the maps. Empty where this was built without it.
+#[must_use]
+pub fn object() -> &'static [u8] {
+    load::OBJECT
+}
+
 /// How the data path is loaded.
 #[derive(Clone, Debug)]
 pub struct Options {

@@ -277,11 +277,18 @@ impl Tables {
     }
 
     /// Sets what in the root is neither policy nor generation.
-    pub(crate) fn set_root(&self, limits: &ConnLimits, timeouts: &Timeouts, takeover: Option<u32>) -> Result<()> {
+    pub(crate) fn set_root(
+        &self,
+        limits: &ConnLimits,
+        timeouts: &Timeouts,
+        hz: u32,
+        takeover: Option<u32>,
+    ) -> Result<()> {
         self.store_root(offset_of!(Root, conn_limit), &limits.limit.to_ne_bytes())?;
         self.store_root(offset_of!(Root, conn_fair_share), &limits.fair_share.to_ne_bytes())?;
         self.store_root(offset_of!(Root, conn_unassured), &limits.unassured.to_ne_bytes())?;
         self.store_root(offset_of!(Root, timeouts), bytemuck::bytes_of(timeouts))?;
+        self.store_root(offset_of!(Root, hz), &hz.to_ne_bytes())?;
         takeover.map_or(Ok(()), |ticks| self.store_root(offset_of!(Root, takeover), &ticks.max(1).to_ne_bytes()))
     }
 

@@ -1,0 +1,27 @@
+//! How much work the programs are for the verifier.
+
+use calico_ebpf_common::abi::names;
+
+use crate::harness::World;
+
+/// The kernel refuses a million. Newer kernels look at fewer instructions, so this says nothing where the number is not
+/// reported.
+const BUDGETS: [(&str, u32); 7] = [
+    (names::PROG_FROM_WORKLOAD, 300_000),
+    (names::PROG_TO_WORKLOAD, 200_000),
+    (names::PROG_FROM_UPLINK, 200_000),
+    (names::PROG_TO_UPLINK, 200_000),
+    (names::PROG_SWEEP, 200_000),
+    (names::PROG_DROP, 100),
+    (names::PROG_CLOCK, 100),
+];
+
+#[test]
+fn all_programs_load_within_their_budget() {
+    let mut world = World::new();
+    for (program, budget) in BUDGETS {
+        let verified = world.load(program).unwrap_or_else(|error| panic!("{program}: {error}"));
+        println!("{program}: {verified} instructions verified");
+        assert!(verified <= budget, "{program}: {verified} instructions verified, {budget} allowed");
+    }
+}

@@ -1,0 +1,438 @@
+//! The loaded object, tables made by hand, and frames put through one program at a time.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{Array, HashMap, MapData, PerCpuArray, lpm_trie},
+    programs::{ProgramError, SchedClassifier, TestRun as _, TestRunOptions},
+};
+use bytemuck::Pod;
+use calico_ebpf_common::abi::{
+    Action, AddressEntry, BLOCK_ONES, Block, CHUNK_RULES, Conn, ConnKey4, ConnKey6, DropReason, Interface, NO_SLOT,
+    NodeRef, PolicyRef, Quota, Root, RuleEntry, Settings, Stamped, TableHeader, Timeouts, VEC_ANY, VectorHeader,
+    Workload, names, role, workload_flags,
+};
+use calico_ebpf_tests::lab::Namespace;
+use calico_ebpf_user::dataplane;
+
+/// `TC_ACT_UNSPEC`: to the stack.
+pub const STACK: i32 = -1;
+/// `TC_ACT_SHOT`.
+pub const DROP: i32 = 2;
+/// `TC_ACT_REDIRECT`.
+pub const REDIRECT: i32 = 7;
+
+/// Counters of the tables' only rules.
+pub const ALLOW_RULE: u32 = 100;
+pub const DENY_RULE: u32 = 101;
+/// Tables.
+pub const ALLOW: u32 = 8;
+pub const DENY: u32 = 16;
+/// All host sides have Calico's MAC address.
+pub const HOST_MAC: [u8; 6] = [0xee; 6];
+pub const NEXT_MAC: [u8; 6] = [2, 0, 0, 0, 9, 9];
+/// Jiffies in a second, as the tables claim.
+const HZ: u32 = 1000;
+const CONNS: u32 = 1024;
+
+pub const A: Name =
+    Name { slot: 1, interface: "cali-a", mac: [2, 0, 0, 0, 0, 0xa], v4: [10, 65, 0, 1], v6: address6(1) };
+pub const B: Name =
+    Name { slot: 2, interface: "cali-b", mac: [2, 0, 0, 0, 0, 0xb], v4: [10, 65, 0, 2], v6: address6(2) };
+/// The host and its neighbour on the uplink.
+pub const UPLINK: &str = "up0";
+pub const HOST4: [u8; 4] = [192, 0, 2, 1];
+pub const OUTSIDE4: [u8; 4] = [192, 0, 2, 2];
+pub const OUTSIDE6: [u8; 16] = [0x20, 1, 0xd, 0xb8, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2];
+
+const fn address6(last: u8) -> [u8; 16] {
+    [0xfd, 0, 0, 0x65, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last]
+}
+
+/// A workload.
+#[derive(Clone, Copy)]
+pub struct Name {
+    pub slot: u32,
+    pub interface: &'static str,
+    pub mac: [u8; 6],
+    pub v4: [u8; 4],
+    pub v6: [u8; 16],
+}
+
+/// What became of a frame.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Outcome {
+    pub action: i32,
+    pub frame: Vec<u8>,
+}
+
+/// The programs and their maps.
+pub struct World {
+    ebpf: Ebpf,
+    namespace: Namespace,
+    directory: PathBuf,
+    loaded: Vec<&'static str>,
+}
+
+static COUNT: AtomicU32 = AtomicU32::new(0);
+
+impl World {
+    /// Two workloads that may send and receive everything.
+    pub fn new() -> Self {
+        let name = format!("pr{}x{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let namespace = Namespace::create(name.clone()).expect("makes a network namespace");
+        for (interface, mac) in [(A.interface, HOST_MAC), (B.interface, HOST_MAC), (UPLINK, HOST_MAC)] {
+            let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
+            let peer = format!("{interface}-peer");
+            namespace
+                .ip(&format!("link add {interface} address {mac} type veth peer name {peer}"))
+                .expect("adds a pair");
+            for end in [interface, &peer] {
+                namespace.ip(&format!("link set {end} up")).expect("sets it up");
+            }
+        }
+        for command in [
+            format!("addr add 192.0.2.1/24 dev {UPLINK}"),
+            format!("route add 198.51.100.0/24 via 192.0.2.2 dev {UPLINK}"),
+            format!("neigh add 192.0.2.2 lladdr 02:00:00:00:09:09 dev {UPLINK}"),
+            format!("-6 addr add 2001:db8:2::1/64 dev {UPLINK} nodad"),
+            format!("-6 neigh add 2001:db8:2::2 lladdr 02:00:00:00:09:09 dev {UPLINK}"),
+        ] {
+            namespace.ip(&command).expect("sets the host up");
+        }
+        for sysctl in ["net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"] {
+            assert!(namespace.command("sysctl").args(["-qw", sysctl]).status().expect("runs").success());
+        }
+
+        let directory = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&directory).expect("makes a directory");
+        let mounted = Command::new("mount").args(["-t", "bpf", "bpf"]).arg(&directory).status().expect("runs");
+        assert!(mounted.success(), "mounts a bpffs");
+
+        let mut loader = EbpfLoader::new();
+        loader.default_map_pin_directory(&directory).override_global("AYA_LOG_LEVEL", &0_u8, true);
+        for map in [names::CONNS4, names::CONNS6, names::RING4, names::RING6] {
+            loader.map_max_entries(map, CONNS);
+        }
+        loader.map_max_entries(names::RULES, 64);
+        let mut world =
+            Self { ebpf: loader.load(&object()).expect("loads the object"), namespace, directory, loaded: vec![] };
+        world.fill();
+        world
+    }
+
+    fn fill(&mut self) {
+        let timeouts = Timeouts {
+            tcp_syn: 20 * HZ,
+            tcp_established: 3600 * HZ,
+            tcp_fin: 30 * HZ,
+            tcp_reset: 40 * HZ,
+            udp: 60 * HZ,
+            icmp: 5 * HZ,
+            generic: 600 * HZ,
+            reserved: 0,
+        };
+        let mut uplinks = [0; 8];
+        uplinks[0] = self.ifindex(UPLINK);
+        self.put(
+            names::ROOT,
+            0,
+            &Root {
+                generation: 1,
+                conn_limit: CONNS,
+                conn_fair_share: 16,
+                conn_unassured: 64,
+                settings: [Settings::default(); 2],
+                timeouts,
+                uplinks,
+                hz: HZ,
+                ..Root::default()
+            },
+        );
+        for (index, block) in blocks() {
+            self.put(names::RULES, index, &block);
+        }
+        for name in [A, B] {
+            let ifindex = self.ifindex(name.interface);
+            self.set_workload(name, |workload| {
+                *workload = Workload {
+                    ifindex,
+                    flags: workload_flags::ACTIVE | workload_flags::PEER,
+                    incarnation: 7,
+                    mtu: 1500,
+                    mac: name.mac,
+                    host_mac: HOST_MAC,
+                    reserved: 0,
+                    policy: [PolicyRef { egress_table: ALLOW, ingress_table: ALLOW, egress_epoch: 1, ingress_epoch: 1 };
+                        2],
+                }
+            });
+            let interface =
+                Interface { role: role::WORKLOAD, slot: name.slot, mtu: 1500, mac: HOST_MAC, reserved: [0; 2] };
+            self.insert::<4, 20>(names::INTERFACES, &ifindex, &interface);
+            self.insert::<4, 24>(names::ADDRESSES4, &name.v4, &owned(name.slot, 0));
+            self.insert::<16, 24>(names::ADDRESSES6, &name.v6, &owned(name.slot, 1));
+        }
+        let host = AddressEntry { flags: calico_ebpf_common::abi::HOST, ..owned(NO_SLOT, 0) };
+        self.insert::<4, 24>(names::ADDRESSES4, &HOST4, &host);
+    }
+
+    pub fn ifindex(&self, interface: &str) -> u32 {
+        let text = self.namespace.ip(&format!("-o link show dev {interface}")).expect("an interface");
+        text.split(':').next().and_then(|index| index.trim().parse().ok()).expect("an index")
+    }
+
+    /// Puts a frame through a program that sits on `interface`, as if it had come in by `ingress`.
+    pub fn run(&mut self, program: &'static str, interface: &str, ingress: Option<&str>, frame: &[u8]) -> Outcome {
+        let ifindex = self.ifindex(interface);
+        let ingress = ingress.map_or(0, |ingress| self.ifindex(ingress));
+        self.run_with(program, ifindex, ingress, 0, frame)
+    }
+
+    pub fn run_with(&mut self, program: &'static str, ifindex: u32, ingress: u32, gso: u32, frame: &[u8]) -> Outcome {
+        self.load(program).unwrap_or_else(|error| panic!("{program}: {error}"));
+        // struct __sk_buff: `ingress_ifindex`, `ifindex`, `gso_segs` and `gso_size`.
+        let mut context = [0_u8; 192];
+        context[36..40].copy_from_slice(&ingress.to_ne_bytes());
+        context[40..44].copy_from_slice(&ifindex.to_ne_bytes());
+        context[176..180].copy_from_slice(&gso.to_ne_bytes());
+        let mut out = vec![0; 65536];
+        let program: &SchedClassifier = self.ebpf.program(program).expect("a program").try_into().expect("for TC");
+        let result = self.namespace.enter(|| {
+            program.test_run(TestRunOptions {
+                data_in: Some(frame),
+                data_out: Some(&mut out),
+                ctx_in: Some(&context),
+                ..TestRunOptions::default()
+            })
+        });
+        let result = result.expect("enters the namespace").expect("runs the program");
+        out.truncate(result.data_size_out as usize);
+        Outcome { action: result.return_value as i32, frame: out }
+    }
+
+    /// The return value of a program that is run for itself.
+    pub fn call(&mut self, program: &'static str) -> u32 {
+        self.run_with(program, self.ifindex(A.interface), 0, 0, &[0; 64]).action as u32
+    }
+
+    /// Nanoseconds that one run takes.
+    pub fn time(&mut self, program: &'static str, interface: &str, frame: &[u8], repeat: u32) -> Duration {
+        self.load(program).unwrap_or_else(|error| panic!("{program}: {error}"));
+        let mut context = [0_u8; 192];
+        context[40..44].copy_from_slice(&self.ifindex(interface).to_ne_bytes());
+        let program: &SchedClassifier = self.ebpf.program(program).expect("a program").try_into().expect("for TC");
+        let options =
+            TestRunOptions { data_in: Some(frame), ctx_in: Some(&context), repeat, ..TestRunOptions::default() };
+        self.namespace.enter(|| program.test_run(options)).expect("enters").expect("runs").duration
+    }
+
+    /// Loads a program and says how many instructions the verifier looked at.
+    pub fn load(&mut self, name: &'static str) -> Result<u32, ProgramError> {
+        let program: &mut SchedClassifier = self.ebpf.program_mut(name).expect("a program").try_into().expect("for TC");
+        if !self.loaded.contains(&name) {
+            program.load()?;
+            self.loaded.push(name);
+        }
+        Ok(program.info()?.verified_instruction_count().unwrap_or(0))
+    }
+
+    pub fn set_workload(&mut self, name: Name, change: impl FnOnce(&mut Workload)) {
+        let mut workload: Workload = self.get::<64, _>(names::WORKLOADS, name.slot);
+        change(&mut workload);
+        self.put(names::WORKLOADS, name.slot, &workload);
+    }
+
+    pub fn set_root(&mut self, change: impl FnOnce(&mut Root)) {
+        let mut root: Root = self.get::<128, _>(names::ROOT, 0);
+        change(&mut root);
+        self.put(names::ROOT, 0, &root);
+    }
+
+    /// Other tables for a workload, in force at once.
+    pub fn set_policy(&mut self, name: Name, egress: u32, ingress: u32) {
+        self.set_workload(name, |workload| {
+            for policy in &mut workload.policy {
+                let epoch = policy.egress_epoch + 1;
+                *policy = PolicyRef {
+                    egress_table: egress,
+                    ingress_table: ingress,
+                    egress_epoch: epoch,
+                    ingress_epoch: epoch,
+                };
+            }
+        });
+    }
+
+    pub fn put<T: Pod>(&mut self, map: &str, index: u32, value: &T) {
+        let map = self.ebpf.map_mut(map).expect("a map");
+        macro_rules! set {
+            ($bytes:literal) => {
+                Array::<&mut MapData, [u8; $bytes]>::try_from(map).expect("an array").set(index, &bytes_of(value), 0)
+            };
+        }
+        match size_of::<T>() {
+            16 => set!(16),
+            64 => set!(64),
+            128 => set!(128),
+            other => panic!("no array of {other} bytes"),
+        }
+        .expect("sets a value");
+    }
+
+    pub fn get<const N: usize, T: Pod>(&self, map: &str, index: u32) -> T {
+        let map = Array::<&MapData, [u8; N]>::try_from(self.ebpf.map(map).expect("a map")).expect("an array");
+        bytemuck::pod_read_unaligned(&map.get(&index, 0).expect("a value"))
+    }
+
+    pub fn insert<const K: usize, const V: usize>(&mut self, map: &str, key: &impl Pod, value: &impl Pod) {
+        let map = self.ebpf.map_mut(map).expect("a map");
+        let mut map = HashMap::<&mut MapData, [u8; K], [u8; V]>::try_from(map).expect("a hash map");
+        map.insert(&bytes_of::<K>(key), &bytes_of::<V>(value), 0).expect("inserts");
+    }
+
+    pub fn insert_prefix4(&mut self, map: &str, length: u32, data: [u8; 4], value: &AddressEntry) {
+        let map = self.ebpf.map_mut(map).expect("a map");
+        let mut map = aya::maps::LpmTrie::<&mut MapData, [u8; 4], [u8; 24]>::try_from(map).expect("a trie");
+        map.insert(&lpm_trie::Key::new(length, data), &bytes_of::<24>(value), 0).expect("inserts");
+    }
+
+    pub fn allow_spoofing4(&mut self, name: Name, length: u32, prefix: [u8; 4]) {
+        let mut data = [0; 8];
+        data[..4].copy_from_slice(&name.slot.to_be_bytes());
+        data[4..].copy_from_slice(&prefix);
+        let map = self.ebpf.map_mut(names::SPOOF4).expect("a map");
+        let mut map = aya::maps::LpmTrie::<&mut MapData, [u8; 8], u32>::try_from(map).expect("a trie");
+        map.insert(&lpm_trie::Key::new(32 + length, data), &1_u32, 0).expect("inserts");
+    }
+
+    pub fn conns4(&self) -> Vec<(ConnKey4, Conn)> {
+        self.conns::<16, _>(names::CONNS4)
+    }
+
+    pub fn conns6(&self) -> Vec<(ConnKey6, Conn)> {
+        self.conns::<40, _>(names::CONNS6)
+    }
+
+    /// The only IPv4 connection.
+    pub fn conn4(&self) -> Conn {
+        let conns = self.conns4();
+        assert_eq!(conns.len(), 1, "{conns:?}");
+        conns[0].1
+    }
+
+    pub fn set_conn4(&mut self, change: impl FnOnce(&mut Conn)) {
+        let (key, mut conn) = self.conns4()[0];
+        change(&mut conn);
+        self.insert::<16, 64>(names::CONNS4, &key, &conn);
+    }
+
+    fn conns<const K: usize, T: Pod>(&self, map: &str) -> Vec<(T, Conn)> {
+        let map = self.ebpf.map(map).expect("a map");
+        let map = HashMap::<&MapData, [u8; K], [u8; 64]>::try_from(map).expect("a hash map");
+        let read = |(key, value): ([u8; K], [u8; 64])| {
+            (bytemuck::pod_read_unaligned(&key), bytemuck::pod_read_unaligned(&value))
+        };
+        map.iter().map(|entry| read(entry.expect("reads"))).collect()
+    }
+
+    pub fn quota(&self, account: u32) -> Quota {
+        self.get::<16, _>(names::QUOTAS, account)
+    }
+
+    pub fn drops(&self, reason: DropReason) -> u64 {
+        self.counter(names::DROPS, reason as u32)
+    }
+
+    pub fn hits(&self, rule: u32) -> u64 {
+        self.counter(names::RULE_HITS, rule)
+    }
+
+    fn counter(&self, map: &str, index: u32) -> u64 {
+        let map = PerCpuArray::<&MapData, u64>::try_from(self.ebpf.map(map).expect("a map")).expect("a per-CPU array");
+        map.get(&index, 0).expect("a value").iter().sum()
+    }
+
+    // The programs, where they sit.
+
+    pub fn from_a(&mut self, frame: &[u8]) -> Outcome {
+        self.run(names::PROG_FROM_WORKLOAD, A.interface, Some(A.interface), frame)
+    }
+
+    pub fn from_b(&mut self, frame: &[u8]) -> Outcome {
+        self.run(names::PROG_FROM_WORKLOAD, B.interface, Some(B.interface), frame)
+    }
+
+    /// The host's own, to workload A.
+    pub fn host_to_a(&mut self, frame: &[u8]) -> Outcome {
+        self.run(names::PROG_TO_WORKLOAD, A.interface, None, frame)
+    }
+
+    /// What the host forwards to workload A.
+    pub fn forwarded_to_a(&mut self, ingress: &str, frame: &[u8]) -> Outcome {
+        self.run(names::PROG_TO_WORKLOAD, A.interface, Some(ingress), frame)
+    }
+
+    pub fn from_uplink(&mut self, frame: &[u8]) -> Outcome {
+        self.run(names::PROG_FROM_UPLINK, UPLINK, Some(UPLINK), frame)
+    }
+
+    pub fn to_uplink(&mut self, ingress: Option<&str>, frame: &[u8]) -> Outcome {
+        self.run(names::PROG_TO_UPLINK, UPLINK, ingress, frame)
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.directory).status();
+        let _ = std::fs::remove_dir(&self.directory);
+    }
+}
+
+/// The object that the program carries, or another one: for comparing.
+fn object() -> Vec<u8> {
+    match std::env::var_os("CALICO_EBPF_OBJECT") {
+        Some(path) => std::fs::read(Path::new(&path)).expect("reads the object"),
+        None => dataplane::object().to_vec(),
+    }
+}
+
+fn bytes_of<const N: usize>(value: &impl Pod) -> [u8; N] {
+    bytemuck::bytes_of(value).try_into().expect("of that size")
+}
+
+/// An address of a workload, in every generation.
+pub fn owned(slot: u32, class: u32) -> AddressEntry {
+    AddressEntry { class: Stamped { value: [class; 2] }, slot: Stamped { value: [slot; 2] }, since: 0, flags: 0 }
+}
+
+/// A table that allows everything and one that denies everything.
+fn blocks() -> Vec<(u32, Block)> {
+    let any = VectorHeader { present: [u64::MAX; 2], base: BLOCK_ONES, stride: 0, reserved: [0; 10] };
+    let mut blocks = vec![(VEC_ANY, bytemuck::cast(any)), (BLOCK_ONES, Block { words: [u64::MAX; 8] })];
+    for (table, action, counter) in [(ALLOW, Action::Allow, ALLOW_RULE), (DENY, Action::Deny, DENY_RULE)] {
+        let root = NodeRef::vector(VEC_ANY).0;
+        let header = TableHeader {
+            rules: CHUNK_RULES.min(1),
+            chunks: 1,
+            entries: table + 1,
+            number: table,
+            own: root,
+            peer: root,
+            destination_port: root,
+            source_port: root,
+            reserved: [0; 8],
+        };
+        let mut entries = Block::default();
+        entries.words[0] = RuleEntry { action, next: 0, counter }.encode();
+        blocks.push((table, bytemuck::cast(header)));
+        blocks.push((table + 1, entries));
+    }
+    blocks
+}

@@ -1,0 +1,12 @@
+//! The programs one packet at a time, by `BPF_PROG_TEST_RUN`: what they do with it, and what they leave in the maps.
+
+mod budget;
+mod connections;
+mod forwarding;
+mod frames;
+mod harness;
+mod host;
+mod link;
+mod policy;
+mod room;
+mod spoofing;
