@@ -17,7 +17,11 @@ fn main() -> anyhow::Result<()> {
     }
     // SAFETY: the build script has one thread. The kernel side needs unstable features (BPF inline assembly in
     // aya-ebpf, build-std); set here, and not for the whole workspace, no other crate sees it.
-    unsafe { std::env::set_var("RUSTC_BOOTSTRAP", "1") };
+    unsafe {
+        std::env::set_var("RUSTC_BOOTSTRAP", "1");
+        // What the inner cargo says comes out as warnings of this crate: errors only.
+        std::env::set_var("CARGO_TERM_QUIET", "true");
+    }
     aya_build::build_ebpf(
         [aya_build::Package {
             name: "calico-ebpf",
