@@ -7,7 +7,7 @@ pub(super) fn run(arguments: &[String]) -> anyhow::Result<()> {
     super::need_root("`cargo xtask test`")?;
     setup::ensure(setup::Purpose::Test)?;
     lab::reap();
-    super::build_program()?;
+    // Builds the program too: of all packages at once, so that their dependencies are built once.
     let mut command = cargo::pinned("test");
     command.args(["--release", "--workspace", "--exclude", "calico-ebpf"]);
     command.env_remove("AYA_BUILD_SKIP").env("CALICO_EBPF_BIN", project::binary());

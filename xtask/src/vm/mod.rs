@@ -76,28 +76,19 @@ fn find(name: &str) -> anyhow::Result<&'static Kernel> {
 }
 
 fn build() -> anyhow::Result<Binaries> {
-    let target = ["--release", "--target", setup::STATIC_TARGET];
-    let mut program = cargo::pinned("build");
-    program.args(target).args(["--package", "calico-ebpf-user"]).env_remove("AYA_BUILD_SKIP");
-    cargo::run(&mut program).context("the static program does not build")?;
-    let mut tests = cargo::pinned("test");
-    tests.args(target).args([
-        "--package",
-        "calico-ebpf-tests",
-        "--test",
-        "e2e",
-        "--no-run",
-        "--message-format",
-        "json",
-    ]);
-    let messages = cargo::output(tests.env_remove("AYA_BUILD_SKIP")).context("the static tests do not build")?;
-    let messages = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let mut executables = messages.filter(|message| message["target"]["name"] == "e2e");
-    let tests = executables.find_map(|message| message["executable"].as_str().map(PathBuf::from));
-    Ok(Binaries {
-        program: project::target().join(setup::STATIC_TARGET).join("release/calico-ebpf"),
-        tests: tests.context("cargo does not say where the tests are")?,
-    })
+    let mut command = cargo::pinned("build");
+    command.args(["--release", "--target", setup::STATIC_TARGET, "--message-format", "json-render-diagnostics"]);
+    // Together, so that their dependencies are built once.
+    command.args(["--package", "calico-ebpf-user", "--bin", "calico-ebpf"]);
+    command.args(["--package", "calico-ebpf-tests", "--test", "e2e"]);
+    let messages = cargo::output(command.env_remove("AYA_BUILD_SKIP")).context("the static build fails")?;
+    let messages: Vec<Value> = messages.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let executable = |name: &str| {
+        let mut of_target = messages.iter().filter(|message| message["target"]["name"] == name);
+        let path = of_target.find_map(|message| message["executable"].as_str().map(PathBuf::from));
+        path.with_context(|| format!("cargo does not say where {name} is"))
+    };
+    Ok(Binaries { program: executable("calico-ebpf")?, tests: executable("e2e")? })
 }
 
 /// One kernel: its tests, and whether the facts are those of the table.
@@ -115,7 +106,7 @@ fn boot(kernel: &Kernel, binaries: &Binaries, filters: &[&str]) -> anyhow::Resul
     }
     let facts: Vec<_> = text.lines().filter_map(|line| line.trim().strip_prefix("fact: ")).collect();
     // Facts come from the tests of the table's own module.
-    let asked = filters.iter().any(|filter| *filter == "kernel::");
+    let asked = filters.contains(&"kernel::");
     for expected in kernel.facts.iter().filter(|_| asked) {
         ensure!(facts.contains(expected), "{expected} is expected of this kernel, the guest says {facts:?}");
     }
