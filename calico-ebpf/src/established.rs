@@ -204,10 +204,9 @@ fn try_again<F: Tables>(skb: &Skb) -> Result<Code, DropReason> {
             }
             Ok(AGAIN)
         }
-        Err(reason) => {
-            conns::close::<F>(&work.key, conn.account, conn.flags);
-            Err(reason)
-        }
+        // The entry stays, and stays out of date: a packet from the other side must not be taken for the first of a new
+        // connection, with its sender as the opener. It expires like any other, since what is dropped does not refresh it.
+        Err(reason) => Err(reason),
     }
 }
 

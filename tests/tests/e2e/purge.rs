@@ -12,9 +12,8 @@ fn traces(world: &World) -> Vec<(String, String)> {
         String::from_utf8_lossy(&output.stdout).into_owned()
     };
     let mut traces = vec![
-        ("routes".to_owned(), run("ip", &["route", "show", "table", "all"])),
-        ("routes 6".to_owned(), host.ip("-6 route show proto 80").expect("routes")),
-        ("tc".to_owned(), run("bpftool", &["net"])),
+        ("routes".to_owned(), run("ip", &["-4", "route", "show", "table", "all"])),
+        ("routes 6".to_owned(), run("ip", &["-6", "route", "show", "table", "main", "proto", "80"])),
         ("qdiscs".to_owned(), run("tc", &["qdisc"])),
         ("nftables".to_owned(), run("nft", &["list", "tables"])),
         ("rules".to_owned(), run("ip", &["rule"])),
@@ -29,6 +28,18 @@ fn traces(world: &World) -> Vec<(String, String)> {
         traces.push((name.to_owned(), run("sysctl", &["-n", name])));
     }
     traces
+}
+
+/// The filters on all interfaces, as far as this `bpftool` and `tc` know how they are attached.
+fn filters(world: &World) -> String {
+    let host = &world.lab.host;
+    let mut text = String::new();
+    for command in ["bpftool net", "tc filter show dev calia ingress", "tc filter show dev calia egress"] {
+        let mut words = command.split(' ');
+        let output = host.command(words.next().unwrap_or_default()).args(words).output().expect(command);
+        text.push_str(&String::from_utf8_lossy(&output.stdout));
+    }
+    text
 }
 
 #[test]
@@ -49,6 +60,8 @@ fn nothing_is_left() {
     for (was, is) in before.iter().zip(traces(&world)) {
         assert_eq!(*was, is, "\n{answer:?}");
     }
+    let left = filters(&world);
+    assert!(!left.contains("cali_"), "{left}");
     assert!(!world.lab.pin_dir().exists(), "{:?} is left", world.lab.pin_dir());
     let run = fs::read_dir("/run/calico-ebpf").into_iter().flatten().flatten();
     let left: Vec<_> = run
@@ -69,7 +82,9 @@ fn foreign_filters_stay() {
         assert!(status.expect("tc").success(), "{arguments}");
     };
     tc("qdisc add dev calia clsact");
-    tc("filter add dev calia ingress prio 7 handle 7 protocol all flower action pass");
+    let matches_nothing =
+        ["filter", "add", "dev", "calia", "ingress", "prio", "7", "handle", "7", "bpf", "bytecode", "1,6 0 0 0,"];
+    assert!(world.lab.host.command("tc").args(matches_nothing).status().expect("tc").success());
     world.start();
     world.terminate();
     assert_eq!(world.command(&["purge"]).code, 0);

@@ -38,7 +38,8 @@ fn deleted_and_changed_ones_are_repaired() {
     for wrong in [
         format!("route del {v4} dev calia"),
         format!("-6 route del {v6} dev calia"),
-        format!("route replace {v4} dev up0 scope link proto 80 metric 1024"),
+        // One of ours with another metric, as an earlier configuration may have left it.
+        format!("route add {v4} dev calia scope link proto 80 metric 7"),
     ] {
         world.lab.host.ip(&wrong).expect("changes a route");
         eventually(&wrong, SOON, || {

@@ -83,7 +83,9 @@ fn what_the_host_masquerades_comes_back() {
     world.lab.outside.ip("route del 10.65.0.0/16").expect("deletes the route");
     assert!(!world.reaches("a", OUTSIDE4.into(), Tcp(80), Duration::from_millis(400)));
     let rules = format!(
-        "table ip masq {{ chain post {{ type nat hook postrouting priority srcnat; oifname {UPLINK} ip saddr 10.65.0.0/16 masquerade; }} }}"
+        "table ip masq {{
+            chain post {{ type nat hook postrouting priority srcnat; oifname {UPLINK} ip saddr 10.65.0.0/16 snat to {HOST4}; }}
+        }}"
     );
     let mut nft = world.lab.host.command("nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn().expect("nft");
     std::io::Write::write_all(&mut nft.stdin.take().expect("piped"), rules.as_bytes()).expect("writes");

@@ -59,13 +59,14 @@ fn show(lab: &Lab, program: &Program) -> anyhow::Result<()> {
     print!("{}", program.query(&["workloads"])?);
     say("the routes in the host's main table, for BIRD and the like to export:");
     for family in ["-4", "-6"] {
-        print!("{}", lab.host.ip(&format!("{family} route show proto 80"))?);
+        // With `proto 80` as a filter, `ip` would leave it out of what it prints.
+        let routes = lab.host.ip(&format!("{family} route show"))?;
+        routes.lines().filter(|route| route.contains("proto 80")).for_each(|route| println!("{route}"));
     }
     say("look inside, in another terminal:");
     let pins = lab.pin_dir();
-    println!("  bpftool map dump name cali_iface            # interfaces and what is behind them");
-    println!("  bpftool map dump name cali_ct4              # connections");
-    println!("  find {} -name 'cali_*'", pins.display());
+    println!("  bpftool map dump pinned {}/v*/cali_iface     # interfaces and what is behind them", pins.display());
+    println!("  bpftool map dump pinned {}/v*/cali_ct4       # connections", pins.display());
     println!("  ip netns exec {} bash                       # the host", lab.host.name());
     println!("  ip netns exec {} bash                      # a workload", lab.workload("web").namespace.name());
     println!("  {}", program.command_line("status"));
