@@ -242,11 +242,6 @@ impl Dataplane {
         })
     }
 
-    /// The loaded object, for its log messages.
-    pub fn ebpf_mut(&mut self) -> &mut aya::Ebpf {
-        self.programs.ebpf_mut()
-    }
-
     /// Indices of the uplinks that exist.
     fn uplinks(&mut self, desired: &Desired, links: &LinkTable, applied: &mut Applied) -> Result<Vec<u32>> {
         let mut uplinks: Vec<u32> = match &desired.uplinks {

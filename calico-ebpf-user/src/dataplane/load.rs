@@ -5,6 +5,7 @@ use std::{
     fs, io,
     os::fd::{AsFd as _, AsRawFd as _},
     path::{Path, PathBuf},
+    sync::{Arc, Weak},
     time::{Duration, Instant},
 };
 
@@ -43,6 +44,8 @@ pub(crate) const PROGRAMS: [&str; 7] = [
 pub(crate) struct Programs {
     ebpf: Ebpf,
     ids: BTreeMap<&'static str, u32>,
+    /// The thread that reads the programs' messages ends when this is gone.
+    _alive: Arc<()>,
 }
 
 impl Programs {
@@ -69,7 +72,11 @@ impl Programs {
             let id = sys::program_id(fd.as_fd().as_raw_fd()).map_err(DataplaneError::io(name))?;
             ids.insert(name, id);
         }
-        let mut programs = Self { ebpf, ids };
+        let alive = Arc::new(());
+        if options.log_level > 0 {
+            read_messages(&mut ebpf, Arc::downgrade(&alive));
+        }
+        let mut programs = Self { ebpf, ids, _alive: alive };
         // All of them: whoever looks into the data path runs them by these pins.
         for name in PROGRAMS {
             programs.pin(name, &program_path(&directory, name))?;
@@ -86,11 +93,6 @@ impl Programs {
         program_mut(&mut self.ebpf, name)
     }
 
-    /// The whole object, for the log map.
-    pub(crate) fn ebpf_mut(&mut self) -> &mut Ebpf {
-        &mut self.ebpf
-    }
-
     /// Pins a program over whatever is pinned there.
     fn pin(&mut self, name: &str, path: &Path) -> Result<()> {
         let what = || format!("pin {}", path.display());
@@ -100,6 +102,26 @@ impl Programs {
         let fd = program.fd().map_err(|error| DataplaneError::load(what(), &error))?.as_fd().as_raw_fd();
         sys::object_pin(fd, &fresh).map_err(DataplaneError::io(what()))?;
         fs::rename(&fresh, path).map_err(DataplaneError::io(what()))
+    }
+}
+
+/// Hands the messages of the programs to the log, from a thread of its own.
+fn read_messages(ebpf: &mut Ebpf, alive: Weak<()>) {
+    let mut logger = match aya_log::EbpfLogger::init(ebpf) {
+        Ok(logger) => logger,
+        Err(error) => {
+            tracing::warn!("no messages of the programs: {error}");
+            return;
+        }
+    };
+    let reader = move || {
+        while alive.strong_count() > 0 {
+            logger.flush();
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    };
+    if let Err(error) = std::thread::Builder::new().name("program-log".to_owned()).spawn(reader) {
+        tracing::warn!("no messages of the programs: {error}");
     }
 }
 

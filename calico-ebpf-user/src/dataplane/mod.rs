@@ -54,10 +54,20 @@ pub struct Options {
 }
 
 impl Options {
-    /// The defaults for an instance.
+    /// The defaults for an instance. Two things for those who look into the data path itself come from the environment:
+    /// `CALICO_EBPF_ATTACH` (`auto`, `tcx`, `clsact`) and `CALICO_EBPF_PROGRAM_LOG` (`off`, `error` .. `trace`).
     #[must_use]
     pub fn new(instance: Instance) -> Self {
-        Self { instance, conns: 524_288, attach: AttachMode::default(), log_level: 0 }
+        let variable = |name: &str| std::env::var(name).unwrap_or_default().to_ascii_lowercase();
+        let attach = match variable("CALICO_EBPF_ATTACH").as_str() {
+            "tcx" => AttachMode::Tcx,
+            "clsact" => AttachMode::Clsact,
+            _ => AttachMode::Auto,
+        };
+        let levels = ["off", "error", "warn", "info", "debug", "trace"];
+        let level = variable("CALICO_EBPF_PROGRAM_LOG");
+        let log_level = (0..).zip(levels).find(|(_, name)| *name == level).map_or(0, |(number, _)| number);
+        Self { instance, conns: 524_288, attach, log_level }
     }
 }
 

@@ -264,8 +264,12 @@ impl Tables {
         if self.owners.get(&slot) == Some(&owner) {
             return Ok(());
         }
-        let text = serde_json::to_string(&owner).unwrap_or_default();
-        let value = text_value(&text).ok_or_else(|| too_long(names::WORKLOAD_NAMES, &text))?;
+        let text = |owner: &Owner| serde_json::to_string(owner).unwrap_or_default();
+        // The longest names leave no room for more than the endpoint, which alone matters to a takeover.
+        let short = Owner { pod: None, sysctls: Vec::new(), ..owner.clone() };
+        let value = text_value(&text(&owner))
+            .or_else(|| text_value(&text(&short)))
+            .ok_or_else(|| too_long(names::WORKLOAD_NAMES, &text(&short)))?;
         self.workload_names.insert(&slot, &value)?;
         self.owners.insert(slot, owner);
         Ok(())
