@@ -68,7 +68,12 @@ fn it_does_not_run_beside_felix() {
     let felix = directory.join("calico-felix");
     fs::copy("/bin/sleep", &felix).expect("copies");
     let mut felix = world.lab.host.command(felix.to_str().expect("text")).arg("60").spawn().expect("starts");
-    let refused = world.run_command(&[]).output().expect("starts");
+    // Until it has become Felix it is still whatever started it.
+    let command_line = format!("/proc/{}/cmdline", felix.id());
+    eventually("Felix", Duration::from_secs(3), || {
+        fs::read_to_string(&command_line).is_ok_and(|line| line.contains("calico-felix"))
+    });
+    let refused = world.run_command(&["--once"]).output().expect("starts");
     felix.kill().expect("kills");
     felix.wait().expect("waits");
     assert_eq!(refused.status.code(), Some(1), "{refused:?}");
