@@ -130,7 +130,7 @@ pub(super) struct Validate {
 
 /// `explain`.
 #[derive(Args, Clone, Debug)]
-pub struct Explain {
+pub(super) struct Explain {
     /// Files, or directories with files
     #[arg(long, value_name = "PATH", required = true, num_args = 1.., action = ArgAction::Append)]
     pub config: Vec<PathBuf>,
@@ -163,7 +163,7 @@ pub struct Explain {
 impl Explain {
     /// `--from`, `--to` and `--protocol`, unless `--queries` brings them.
     #[must_use]
-    pub fn query(&self) -> Option<(&str, &str, &str)> {
+    pub(super) fn query(&self) -> Option<(&str, &str, &str)> {
         Some((self.from.as_deref()?, self.to.as_deref()?, self.protocol.as_deref()?))
     }
 }
