@@ -83,8 +83,14 @@ fn a_change_of_rules_cuts_or_spares_running_connections() {
     world.set_policy(B, DENY, DENY);
     assert_eq!(world.from_b(&answer).action, DROP, "seen by the answer, judged as the opener");
     assert_eq!(world.drops(DropReason::PolicyIngress), 1);
-    assert!(world.conns4().is_empty());
     assert_eq!(world.from_a(&request).action, DROP);
+    // Even where B might open a connection to A, what B sends in this one is no such connection.
+    world.set_policy(B, ALLOW, DENY);
+    world.set_policy(A, ALLOW, ALLOW);
+    assert_eq!(world.from_b(&answer).action, DROP);
+    assert_eq!(world.from_a(&request).action, DROP);
+    world.set_policy(B, ALLOW, ALLOW);
+    assert_eq!(world.from_a(&request).action, REDIRECT, "allowed again");
 }
 
 #[test]
