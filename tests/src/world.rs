@@ -24,11 +24,11 @@ use xtask::{
 use crate::resources::{self, NODE};
 
 /// How long to wait for an answer before it counts as none. Long enough for a loaded machine, where it must come.
-const PATIENCE: Duration = Duration::from_secs(3);
+const PATIENCE: Duration = Duration::from_secs(5);
 /// How long to wait where none is expected: all of it passes in each such test.
 const DENIED: Duration = Duration::from_millis(400);
 /// How long the program may take to get ready.
-const READY: Duration = Duration::from_secs(20);
+const READY: Duration = Duration::from_secs(60);
 
 /// What to try.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

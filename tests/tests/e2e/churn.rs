@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use calico_ebpf_tests::{Protocol::Tcp, World, eventually, resources};
 
-const SOON: Duration = Duration::from_secs(3);
+const SOON: Duration = Duration::from_secs(10);
 
 fn state(world: &World, interface: &str) -> String {
     let status = world.status();

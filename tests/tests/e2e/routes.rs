@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use calico_ebpf_tests::{Protocol::Tcp, World, eventually};
 
-const SOON: Duration = Duration::from_secs(3);
+const SOON: Duration = Duration::from_secs(10);
 
 fn routes(world: &World, family: &str) -> Vec<String> {
     let text = world.lab.host.ip(&format!("{family} route show table main")).expect("routes");
