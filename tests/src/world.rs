@@ -176,7 +176,7 @@ impl World {
                 }
             }
         });
-        assert!(waits.recv_timeout(READY).is_ok(), "not ready:\n{}", self.log());
+        assert!(waits.recv_timeout(READY).is_ok(), "not ready:\n{}{}", self.log(), self.whereabouts());
     }
 
     /// Kills it with SIGKILL, at once.
@@ -281,6 +281,16 @@ impl World {
             format!("--- {arguments:?}: {}\n{}{}", answer.code, answer.stdout, answer.stderr)
         };
         format!("{}{}--- log\n{}", part(&["status"]), part(&["conntrack"]), self.log())
+    }
+
+    /// Where the program is in the kernel, for one that does not go on.
+    fn whereabouts(&self) -> String {
+        let pid = self.pid();
+        let part = |name: &str| {
+            let text = fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_else(|error| error.to_string());
+            format!("--- {name}\n{text}\n")
+        };
+        ["wchan", "stack", "syscall"].map(part).concat()
     }
 
     fn end(&mut self, signal: Signal) {
