@@ -143,15 +143,15 @@ fn at_end(end: &ConnEnd) -> Result<Option<&'static Workload>, ()> {
 
 /// The second look at an entry that [`find`] did not like: closes it if it is void, or judges it again as its opener.
 /// Ends with [`AGAIN`] if the packet may be looked at once more, with [`MISS`] if there is no entry any more.
-#[inline(never)]
-pub(crate) fn again<F: Tables>(skb: &Skb) -> Code {
-    code(try_again::<F>(skb))
+#[inline(always)]
+pub(crate) fn again<F: Tables>() -> Code {
+    code(try_again::<F>())
 }
 
 #[inline(always)]
-fn try_again<F: Tables>(skb: &Skb) -> Result<Code, DropReason> {
+fn try_again<F: Tables>() -> Result<Code, DropReason> {
     let work = work::<F>().ok_or(DropReason::NoTable)?;
-    let env = Env::resume(skb, work)?;
+    let env = Env::resume_at(work, 0)?;
     let packet = &work.packet;
     let Some(conn_ptr) = F::conn(&work.key) else { return Ok(MISS) };
     // SAFETY: the entry stays readable as long as the program runs.

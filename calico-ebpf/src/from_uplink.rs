@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// A packet whose connection may have an entry.
-#[inline(never)]
+#[inline(always)]
 pub(crate) fn established<F: Tables>(skb: &Skb) -> Code {
     code(try_established::<F>(skb))
 }
@@ -40,7 +40,7 @@ fn try_established<F: Tables>(skb: &Skb) -> Result<Code, DropReason> {
 }
 
 /// A packet that no connection lets pass.
-#[inline(never)]
+#[inline(always)]
 pub(crate) fn first<F: Tables>(skb: &Skb) -> Code {
     code(try_first::<F>(skb))
 }

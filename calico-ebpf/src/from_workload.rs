@@ -36,7 +36,7 @@ pub(crate) fn check_frame(skb: &Skb) -> Result<(), DropReason> {
 }
 
 /// A packet whose connection may have an entry.
-#[inline(never)]
+#[inline(always)]
 pub(crate) fn established<F: Tables>(skb: &Skb) -> Code {
     code(try_established::<F>(skb))
 }
@@ -82,7 +82,7 @@ fn host_welcomes<F: Tables>(env: &Env, packet: &Packet<F>, destination: &Located
 }
 
 /// A packet without a connection that may be a message of the link. Ends with [`MISS`] if it is none.
-#[inline(never)]
+#[inline(always)]
 pub(crate) fn of_link<F: Sender>(skb: &Skb) -> Code {
     code(try_of_link::<F>(skb))
 }
@@ -97,7 +97,7 @@ fn try_of_link<F: Sender>(skb: &Skb) -> Result<Code, DropReason> {
 }
 
 /// A packet that no connection lets pass.
-#[inline(never)]
+#[inline(always)]
 pub(crate) fn first<F: Sender>(skb: &Skb, missed: Code) -> Code {
     code(try_first::<F>(skb, missed))
 }
@@ -195,7 +195,7 @@ fn learn_mac(skb: &Skb, slot: u32, workload: &Workload) {
 }
 
 /// An ARP packet.
-#[inline(never)]
+#[inline(always)]
 pub(crate) fn arp(skb: &Skb) -> Code {
     code(try_arp(skb))
 }
@@ -228,9 +228,6 @@ fn try_arp(skb: &Skb) -> Result<Code, DropReason> {
 
 /// What the IP versions do apart.
 pub(crate) trait Sender: Tables {
-    /// Whether there are messages of the link in this IP version.
-    const HAS_LINK: bool;
-
     /// Messages of the link: `None` for everything that is judged.
     fn of_link(
         skb: &Skb,
@@ -244,8 +241,6 @@ pub(crate) trait Sender: Tables {
 }
 
 impl Sender for V4 {
-    const HAS_LINK: bool = false;
-
     #[inline(always)]
     fn of_link(_: &Skb, _: &Env, _: &Packet<Self>, _: &Workload, _: u32) -> Result<Option<Code>, DropReason> {
         Ok(None)
@@ -253,8 +248,6 @@ impl Sender for V4 {
 }
 
 impl Sender for V6 {
-    const HAS_LINK: bool = true;
-
     #[inline(always)]
     fn of_link(
         skb: &Skb,

@@ -20,7 +20,7 @@ mod to_uplink;
 mod to_workload;
 mod work;
 
-use aya_ebpf::{macros::classifier, programs::TcContext};
+use aya_ebpf::{bindings::__sk_buff, macros::classifier, programs::TcContext};
 use aya_log_ebpf::debug;
 use calico_ebpf_common::{
     abi::DropReason,
@@ -30,14 +30,75 @@ use calico_ebpf_common::{
 use crate::{
     established::again,
     forward::{DROP, TO_STACK},
-    maps::{DROPS, ROOT},
+    maps::DROPS,
     skb::Skb,
-    tables::Tables,
     work::{AGAIN, Code, FOREIGN, MISS, dropped, jiffies, reason},
 };
 
 /// Keys of each IP version that one run of `cali_sweep` looks at.
 const SWEEP_STEPS: u32 = 64;
+
+type Step = extern "C" fn(*mut __sk_buff) -> Code;
+type FirstStep = extern "C" fn(*mut __sk_buff, Code) -> Code;
+
+/// Makes global functions of steps: the verifier looks at each of them once and by itself, where it would follow every
+/// path through all of them together. Before Linux 6.3 nothing else would be small enough for it.
+macro_rules! steps {
+    ($($name:ident($($code:ident)?) = $function:expr;)*) => {$(
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $name(skb: *mut __sk_buff $(, $code: Code)?) -> Code {
+            $function(&Skb::of(skb) $(, $code)?)
+        }
+    )*};
+}
+
+steps! {
+    cali_fw_known4() = from_workload::established::<V4>;
+    cali_fw_first4(code) = from_workload::first::<V4>;
+    cali_fw_known6() = from_workload::established::<V6>;
+    cali_fw_first6(code) = from_workload::first::<V6>;
+    cali_tw_known4() = to_workload::established::<V4>;
+    cali_tw_first4(code) = to_workload::first::<V4>;
+    cali_tw_known6() = to_workload::established::<V6>;
+    cali_tw_first6(code) = to_workload::first::<V6>;
+    cali_fu_known4() = from_uplink::established::<V4>;
+    cali_fu_first4() = from_uplink::first::<V4>;
+    cali_fu_known6() = from_uplink::established::<V6>;
+    cali_fu_first6() = from_uplink::first::<V6>;
+    cali_tu_known4() = to_uplink::established::<V4>;
+    cali_tu_known6() = to_uplink::established::<V6>;
+    cali_fw_link6() = from_workload::of_link::<V6>;
+    cali_fw_arp() = from_workload::arp;
+}
+
+/// Like the other steps, but without the packet, which it does not look at.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn cali_again4() -> Code {
+    again::<V4>()
+}
+
+/// Likewise.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn cali_tu_first4() -> Code {
+    to_uplink::first::<V4>()
+}
+
+/// Likewise.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn cali_tu_first6() -> Code {
+    to_uplink::first::<V6>()
+}
+
+/// See [`cali_again4`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn cali_again6() -> Code {
+    again::<V6>()
+}
 
 #[classifier]
 pub fn cali_from_wl(ctx: TcContext) -> i32 {
@@ -46,35 +107,35 @@ pub fn cali_from_wl(ctx: TcContext) -> i32 {
         return finish(&ctx, dropped(reason));
     }
     let code = match skb.ether_type() {
-        ether_type::IPV4 => from_workload_ip::<V4>(&skb),
-        ether_type::IPV6 => from_workload_ip::<V6>(&skb),
-        ether_type::ARP => from_workload::arp(&skb),
+        ether_type::IPV4 => from_workload_ip(&skb, cali_fw_known4, cali_again4, None, cali_fw_first4),
+        ether_type::IPV6 => from_workload_ip(&skb, cali_fw_known6, cali_again6, Some(cali_fw_link6), cali_fw_first6),
+        ether_type::ARP => cali_fw_arp(skb.raw_context()),
         _ => dropped(DropReason::EtherType),
     };
     finish(&ctx, code)
 }
 
 #[inline(always)]
-fn from_workload_ip<F: from_workload::Sender>(skb: &Skb) -> Code {
-    let code = look(skb, from_workload::established::<F>, again::<F>);
+fn from_workload_ip(skb: &Skb, known: Step, again: extern "C" fn() -> Code, link: Option<Step>, first: FirstStep) -> Code {
+    let code = look(skb, known, again);
     if code != MISS && code != FOREIGN {
         return code;
     }
-    if F::HAS_LINK {
-        let code = from_workload::of_link::<F>(skb);
+    if let Some(link) = link {
+        let code = link(skb.raw_context());
         if code != MISS {
             return code;
         }
     }
-    from_workload::first::<F>(skb, code)
+    first(skb.raw_context(), code)
 }
 
 #[classifier]
 pub fn cali_to_wl(ctx: TcContext) -> i32 {
     let skb = Skb::new(&ctx);
     let code = match skb.ether_type() {
-        ether_type::IPV4 => to_workload_ip::<V4>(&skb),
-        ether_type::IPV6 => to_workload_ip::<V6>(&skb),
+        ether_type::IPV4 => to_workload_ip(&skb, cali_tw_known4, cali_again4, cali_tw_first4),
+        ether_type::IPV6 => to_workload_ip(&skb, cali_tw_known6, cali_again6, cali_tw_first6),
         // The host asks, or our own answer goes out.
         ether_type::ARP => TO_STACK,
         _ if to_workload::is_own(&skb) => TO_STACK,
@@ -84,10 +145,10 @@ pub fn cali_to_wl(ctx: TcContext) -> i32 {
 }
 
 #[inline(always)]
-fn to_workload_ip<F: to_workload::Receiver>(skb: &Skb) -> Code {
-    let code = look(skb, to_workload::established::<F>, again::<F>);
+fn to_workload_ip(skb: &Skb, known: Step, again: extern "C" fn() -> Code, first: FirstStep) -> Code {
+    let code = look(skb, known, again);
     if code == MISS || code == FOREIGN {
-        to_workload::first::<F>(skb, code)
+        first(skb.raw_context(), code)
     } else if reason(code).is_some() && to_workload::is_own(skb) {
         // Policy has cut the connection; it has no say over the host's own packets.
         TO_STACK
@@ -104,17 +165,17 @@ pub fn cali_from_up(ctx: TcContext) -> i32 {
         return TO_STACK as i32;
     }
     let code = match skb.ether_type() {
-        ether_type::IPV4 => from_uplink_ip::<V4>(&skb),
-        ether_type::IPV6 => from_uplink_ip::<V6>(&skb),
+        ether_type::IPV4 => from_uplink_ip(&skb, cali_fu_known4, cali_again4, cali_fu_first4),
+        ether_type::IPV6 => from_uplink_ip(&skb, cali_fu_known6, cali_again6, cali_fu_first6),
         _ => TO_STACK,
     };
     finish(&ctx, code)
 }
 
 #[inline(always)]
-fn from_uplink_ip<F: Tables>(skb: &Skb) -> Code {
-    let code = look(skb, from_uplink::established::<F>, again::<F>);
-    if code == MISS || code == FOREIGN { from_uplink::first::<F>(skb) } else { code }
+fn from_uplink_ip(skb: &Skb, known: Step, again: extern "C" fn() -> Code, first: Step) -> Code {
+    let code = look(skb, known, again);
+    if code == MISS || code == FOREIGN { first(skb.raw_context()) } else { code }
 }
 
 #[classifier]
@@ -125,31 +186,31 @@ pub fn cali_to_up(ctx: TcContext) -> i32 {
         return TO_STACK as i32;
     }
     let code = match skb.ether_type() {
-        ether_type::IPV4 => to_uplink_ip::<V4>(&skb),
-        ether_type::IPV6 => to_uplink_ip::<V6>(&skb),
+        ether_type::IPV4 => to_uplink_ip(&skb, cali_tu_known4, cali_again4, cali_tu_first4),
+        ether_type::IPV6 => to_uplink_ip(&skb, cali_tu_known6, cali_again6, cali_tu_first6),
         _ => TO_STACK,
     };
     finish(&ctx, code)
 }
 
 #[inline(always)]
-fn to_uplink_ip<F: Tables>(skb: &Skb) -> Code {
-    let code = look(skb, to_uplink::established::<F>, again::<F>);
-    if code == MISS || code == FOREIGN { to_uplink::first::<F>(skb) } else { code }
+fn to_uplink_ip(skb: &Skb, known: Step, again: extern "C" fn() -> Code, first: extern "C" fn() -> Code) -> Code {
+    let code = look(skb, known, again);
+    if code == MISS || code == FOREIGN { first() } else { code }
 }
 
 /// Looks for a connection; a second time, if the entry had to be judged again.
 #[inline(always)]
-fn look(skb: &Skb, established: fn(&Skb) -> Code, again: fn(&Skb) -> Code) -> Code {
-    let code = established(skb);
+fn look(skb: &Skb, known: Step, again: extern "C" fn() -> Code) -> Code {
+    let code = known(skb.raw_context());
     if code != AGAIN {
         return code;
     }
-    let code = again(skb);
+    let code = again();
     if code != AGAIN {
         return code;
     }
-    let code = established(skb);
+    let code = known(skb.raw_context());
     // The rules have changed once more in between: the next packet will see.
     if code == AGAIN { dropped(DropReason::NoTable) } else { code }
 }
@@ -163,9 +224,8 @@ pub fn cali_drop(_ctx: TcContext) -> i32 {
 /// Returns how many connections it closed.
 #[classifier]
 pub fn cali_sweep(_ctx: TcContext) -> i32 {
-    let Some(root) = ROOT.get(0) else { return 0 };
     let now = jiffies();
-    (conns::turn::<V4>(root, now, SWEEP_STEPS) + conns::turn::<V6>(root, now, SWEEP_STEPS)) as i32
+    (conns::turn::<V4>(now, SWEEP_STEPS) + conns::turn::<V6>(now, SWEEP_STEPS)) as i32
 }
 
 #[classifier]

@@ -24,6 +24,17 @@ const HEADERS: u32 = (ETHERNET_BYTES + IPV6_BYTES + 20) as u32;
 pub(crate) struct Skb(*mut __sk_buff);
 
 impl Skb {
+    /// For a function that was given the context itself.
+    #[inline(always)]
+    pub(crate) fn of(context: *mut __sk_buff) -> Self {
+        Self(context)
+    }
+
+    #[inline(always)]
+    pub(crate) fn raw_context(&self) -> *mut __sk_buff {
+        self.0
+    }
+
     #[inline(always)]
     pub(crate) fn new(ctx: &TcContext) -> Self {
         Self(ctx.as_ptr().cast())

@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// A packet whose connection may have an entry.
-#[inline(never)]
+#[inline(always)]
 pub(crate) fn established<F: Tables>(skb: &Skb) -> Code {
     code(try_established::<F>(skb))
 }
@@ -45,15 +45,15 @@ fn try_established<F: Tables>(skb: &Skb) -> Result<Code, DropReason> {
 
 /// A packet without a connection. If it is a local workload's, it looks other than when the workload sent it: the stack
 /// has changed its destination.
-#[inline(never)]
-pub(crate) fn first<F: Tables>(skb: &Skb) -> Code {
-    code(try_first::<F>(skb))
+#[inline(always)]
+pub(crate) fn first<F: Tables>() -> Code {
+    code(try_first::<F>())
 }
 
 #[inline(always)]
-fn try_first<F: Tables>(skb: &Skb) -> Result<Code, DropReason> {
+fn try_first<F: Tables>() -> Result<Code, DropReason> {
     let work = work::<F>().ok_or(DropReason::NoTable)?;
-    let env = Env::resume(skb, work)?;
+    let env = Env::resume_at(work, 0)?;
     let packet = &work.packet;
     let source = locate::<F>(&packet.source, env.generation);
     if source.slot == NO_SLOT {

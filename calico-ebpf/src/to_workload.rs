@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// A packet whose connection may have an entry.
-#[inline(never)]
+#[inline(always)]
 pub(crate) fn established<F: Receiver>(skb: &Skb) -> Code {
     code(try_established::<F>(skb))
 }
@@ -54,7 +54,7 @@ pub(crate) fn is_own(skb: &Skb) -> bool {
 }
 
 /// A packet that no connection lets pass.
-#[inline(never)]
+#[inline(always)]
 pub(crate) fn first<F: Receiver>(skb: &Skb, missed: Code) -> Code {
     code(try_first::<F>(skb, missed))
 }

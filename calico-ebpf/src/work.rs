@@ -70,8 +70,14 @@ impl Env {
     /// For the others: the packet is judged by one generation.
     #[inline(always)]
     pub(crate) fn resume<F: Tables>(skb: &Skb, work: &Work<F>) -> Result<Self, DropReason> {
+        Self::resume_at(work, skb.ifindex())
+    }
+
+    /// Where the packet is not looked at.
+    #[inline(always)]
+    pub(crate) fn resume_at<F: Tables>(work: &Work<F>, ifindex: u32) -> Result<Self, DropReason> {
         let root = ROOT.get(0).ok_or(DropReason::NoTable)?;
-        Ok(Self { root, generation: work.generation, now: jiffies(), ifindex: skb.ifindex() })
+        Ok(Self { root, generation: work.generation, now: jiffies(), ifindex })
     }
 }
 
