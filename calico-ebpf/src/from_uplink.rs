@@ -11,7 +11,7 @@ use crate::{
     opening,
     skb::Skb,
     tables::{Tables, active, locate},
-    work::{Code, Env, MISS, code, leave, work},
+    work::{Code, Env, MISS, code, take, work},
 };
 
 /// A packet whose connection may have an entry.
@@ -24,17 +24,17 @@ pub(crate) fn established<F: Tables>(skb: &Skb) -> Code {
 fn try_established<F: Tables>(skb: &Skb) -> Result<Code, DropReason> {
     let env = Env::new(skb)?;
     // What cannot be parsed and is for a workload, the program before its interface drops.
-    let Ok(packet) = F::parse(skb, skb.length()) else { return Ok(TO_STACK) };
-    let (key, source_is_a) = packet.key();
+    let Ok(work) = take::<F>(skb, &env) else { return Ok(TO_STACK) };
+    let packet = &work.packet;
     if !matches!(packet.kind, Kind::Flow) {
-        return leave(&env, &packet, &key, source_is_a, MISS);
+        return Ok(MISS);
     }
-    match find::<F>(&env, Hook::FromUplink, &packet, &key, source_is_a) {
+    match find::<F>(&env, Hook::FromUplink, packet, &work.key, work.source_is_a) {
         Ok(hit) => match hit.destination {
-            Some(destination) if hit.flags & conn_flags::VIA_STACK == 0 => to_workload(skb, &packet, destination),
+            Some(destination) if hit.flags & conn_flags::VIA_STACK == 0 => to_workload(skb, packet, destination),
             _ => Ok(TO_STACK),
         },
-        Err(NoHit::Next(next)) => leave(&env, &packet, &key, source_is_a, next),
+        Err(NoHit::Next(next)) => Ok(next),
         Err(NoHit::Drop(reason)) => Err(reason),
     }
 }

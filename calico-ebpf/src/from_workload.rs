@@ -17,7 +17,7 @@ use crate::{
     opening,
     skb::Skb,
     tables::{Located, Tables, active, locate, of_interface},
-    work::{Code, Env, FOREIGN, MISS, code, leave, work},
+    work::{Code, Env, FOREIGN, MISS, code, take, work},
 };
 
 /// UDP port of VXLAN: workloads may not send it, they could speak for other hosts.
@@ -44,29 +44,29 @@ pub(crate) fn established<F: Tables>(skb: &Skb) -> Code {
 #[inline(always)]
 fn try_established<F: Tables>(skb: &Skb) -> Result<Code, DropReason> {
     let env = Env::new(skb)?;
-    let packet = F::parse(skb, skb.length())?;
-    let (key, source_is_a) = packet.key();
+    let work = take::<F>(skb, &env)?;
+    let packet = &work.packet;
     if !matches!(packet.kind, Kind::Flow) {
-        return leave(&env, &packet, &key, source_is_a, MISS);
+        return Ok(MISS);
     }
-    let hit = match find::<F>(&env, Hook::FromWorkload, &packet, &key, source_is_a) {
+    let hit = match find::<F>(&env, Hook::FromWorkload, packet, &work.key, work.source_is_a) {
         Ok(hit) => hit,
-        Err(NoHit::Next(next)) => return leave(&env, &packet, &key, source_is_a, next),
+        Err(NoHit::Next(next)) => return Ok(next),
         Err(NoHit::Drop(reason)) => return Err(reason),
     };
     check_mac(skb, hit.source.ok_or(DropReason::NoWorkload)?)?;
     let via_stack = hit.flags & conn_flags::VIA_STACK != 0;
     if via_stack && hit.destination.is_none() && hit.from_opener && hit.opener == OpenerKind::Workload as u8 {
         // It may be for the host itself, which must still want it.
-        host_welcomes::<F>(&env, &packet, &locate::<F>(&packet.destination, env.generation))?;
+        host_welcomes::<F>(&env, packet, &locate::<F>(&packet.destination, env.generation))?;
     }
-    fragments::first_passed(&env, &packet);
+    fragments::first_passed(&env, packet);
     if via_stack {
         Ok(TO_STACK)
     } else if let Some(destination) = hit.destination {
-        to_workload(skb, &packet, destination)
+        to_workload(skb, packet, destination)
     } else {
-        elsewhere(&env, skb, &packet)
+        elsewhere(&env, skb, packet)
     }
 }
 

@@ -116,7 +116,13 @@ pub fn cali_from_wl(ctx: TcContext) -> i32 {
 }
 
 #[inline(always)]
-fn from_workload_ip(skb: &Skb, known: Step, again: extern "C" fn() -> Code, link: Option<Step>, first: FirstStep) -> Code {
+fn from_workload_ip(
+    skb: &Skb,
+    known: Step,
+    again: extern "C" fn() -> Code,
+    link: Option<Step>,
+    first: FirstStep,
+) -> Code {
     let code = look(skb, known, again);
     if code != MISS && code != FOREIGN {
         return code;

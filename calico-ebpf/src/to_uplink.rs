@@ -11,7 +11,7 @@ use crate::{
     opening,
     skb::Skb,
     tables::{Tables, active, locate},
-    work::{Code, Env, code, leave, work},
+    work::{Code, Env, code, take, work},
 };
 
 /// A packet whose connection may have an entry.
@@ -23,15 +23,15 @@ pub(crate) fn established<F: Tables>(skb: &Skb) -> Code {
 #[inline(always)]
 fn try_established<F: Tables>(skb: &Skb) -> Result<Code, DropReason> {
     let env = Env::new(skb)?;
-    let Ok(packet) = F::parse(skb, skb.length()) else { return Ok(TO_STACK) };
+    let Ok(work) = take::<F>(skb, &env) else { return Ok(TO_STACK) };
+    let packet = &work.packet;
     if !matches!(packet.kind, Kind::Flow) {
         // Judged where it came from, and it has no entry.
         return Ok(TO_STACK);
     }
-    let (key, source_is_a) = packet.key();
-    let hit = match find::<F>(&env, Hook::ToUplink, &packet, &key, source_is_a) {
+    let hit = match find::<F>(&env, Hook::ToUplink, packet, &work.key, work.source_is_a) {
         Ok(hit) => hit,
-        Err(NoHit::Next(next)) => return leave(&env, &packet, &key, source_is_a, next),
+        Err(NoHit::Next(next)) => return Ok(next),
         Err(NoHit::Drop(reason)) => return Err(reason),
     };
     if hit.flags & conn_flags::PROBING != 0 && hit.source.is_some() {

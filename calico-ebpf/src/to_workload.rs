@@ -13,7 +13,7 @@ use crate::{
     opening::{self, Opening},
     skb::Skb,
     tables::{Tables, active, locate, of_interface},
-    work::{Code, Env, FOREIGN, MISS, code, leave, work},
+    work::{Code, Env, FOREIGN, MISS, code, take, work},
 };
 
 /// A packet whose connection may have an entry.
@@ -25,24 +25,24 @@ pub(crate) fn established<F: Receiver>(skb: &Skb) -> Code {
 #[inline(always)]
 fn try_established<F: Receiver>(skb: &Skb) -> Result<Code, DropReason> {
     let env = Env::new(skb)?;
-    let packet = match F::parse(skb, skb.length()) {
-        Ok(packet) => packet,
+    let work = match take::<F>(skb, &env) {
+        Ok(work) => work,
         Err(_) if is_own(skb) => return Ok(TO_STACK),
         Err(reason) => return Err(reason),
     };
-    if F::is_of_link(&packet) {
+    let packet = &work.packet;
+    if F::is_of_link(packet) {
         return Ok(TO_STACK);
     }
-    let (key, source_is_a) = packet.key();
     if !matches!(packet.kind, Kind::Flow) {
-        return leave(&env, &packet, &key, source_is_a, MISS);
+        return Ok(MISS);
     }
-    match find::<F>(&env, Hook::ToWorkload, &packet, &key, source_is_a) {
+    match find::<F>(&env, Hook::ToWorkload, packet, &work.key, work.source_is_a) {
         Ok(_) => {
-            fragments::first_passed(&env, &packet);
+            fragments::first_passed(&env, packet);
             Ok(TO_STACK)
         }
-        Err(NoHit::Next(next)) => leave(&env, &packet, &key, source_is_a, next),
+        Err(NoHit::Next(next)) => Ok(next),
         Err(NoHit::Drop(reason)) => Err(reason),
     }
 }

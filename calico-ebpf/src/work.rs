@@ -3,7 +3,7 @@
 //! A program is cut into functions that the compiler must not join: the verifier gives all frames together 512 bytes of
 //! stack. They pass nothing but the packet and a [`Code`]; the rest is in memory of the processor.
 
-use core::ptr;
+use core::{arch::asm, ptr};
 
 use aya_ebpf::{btf_maps::PerCpuArray, helpers::generated::bpf_jiffies64, macros::btf_map};
 use calico_ebpf_common::{
@@ -141,19 +141,22 @@ pub(crate) fn work<F: Tables>() -> Option<&'static mut Work<F>> {
     Some(unsafe { &mut *words.cast() })
 }
 
-/// Leaves the packet to the next function.
+/// Parses the packet into the memory of this processor, for the function at hand and those behind it.
 #[inline(always)]
-pub(crate) fn leave<F: Tables>(
-    env: &Env,
-    packet: &Packet<F>,
-    key: &F::Key,
-    source_is_a: bool,
-    code: Code,
-) -> Result<Code, DropReason> {
+pub(crate) fn take<F: Tables>(skb: &Skb, env: &Env) -> Result<&'static Work<F>, DropReason> {
     let work = work::<F>().ok_or(DropReason::NoTable)?;
-    work.packet = *packet;
-    work.key = *key;
-    work.source_is_a = source_is_a;
+    work.packet = F::parse(skb, skb.length())?;
+    forget_origin();
+    (work.key, work.source_is_a) = work.packet.key();
     work.generation = env.generation;
-    Ok(code)
+    forget_origin();
+    Ok(work)
+}
+
+/// What is in memory is read anew behind this, as numbers that the verifier knows nothing of: it looks at what follows
+/// once, and not once for each way that led here. (Before Linux 6.3 it takes every number for one that matters.)
+#[inline(always)]
+fn forget_origin() {
+    // SAFETY: no instruction at all; the compiler has to expect that it changes memory.
+    unsafe { asm!("") };
 }

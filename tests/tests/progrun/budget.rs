@@ -7,11 +7,11 @@ use crate::harness::World;
 /// The kernel refuses a million. Newer kernels look at fewer instructions, so this says nothing where the number is not
 /// reported.
 const BUDGETS: [(&str, u32); 7] = [
-    (names::PROG_FROM_WORKLOAD, 300_000),
-    (names::PROG_TO_WORKLOAD, 200_000),
-    (names::PROG_FROM_UPLINK, 200_000),
-    (names::PROG_TO_UPLINK, 200_000),
-    (names::PROG_SWEEP, 200_000),
+    (names::PROG_FROM_WORKLOAD, 150_000),
+    (names::PROG_TO_WORKLOAD, 120_000),
+    (names::PROG_FROM_UPLINK, 100_000),
+    (names::PROG_TO_UPLINK, 100_000),
+    (names::PROG_SWEEP, 5_000),
     (names::PROG_DROP, 100),
     (names::PROG_CLOCK, 100),
 ];
