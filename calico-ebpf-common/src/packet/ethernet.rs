@@ -19,10 +19,12 @@ pub struct EthernetHeader {
 
 /// Values of [`EthernetHeader::ether_type`].
 pub mod ether_type {
+    use network_types::eth::EtherType;
+
     /// IPv4.
-    pub const IPV4: [u8; 2] = [0x08, 0x00];
+    pub const IPV4: [u8; 2] = (EtherType::Ipv4 as u16).to_ne_bytes();
     /// ARP.
-    pub const ARP: [u8; 2] = [0x08, 0x06];
+    pub const ARP: [u8; 2] = (EtherType::Arp as u16).to_ne_bytes();
     /// IPv6.
-    pub const IPV6: [u8; 2] = [0x86, 0xdd];
+    pub const IPV6: [u8; 2] = (EtherType::Ipv6 as u16).to_ne_bytes();
 }

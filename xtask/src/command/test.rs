@@ -9,7 +9,7 @@ pub(super) fn run(arguments: &[String]) -> anyhow::Result<()> {
     lab::reap();
     // Builds the program too: of all packages at once, so that their dependencies are built once.
     let mut command = cargo::pinned("test");
-    command.args(["--release", "--workspace", "--exclude", "calico-ebpf"]);
+    command.args(["--release", "--workspace", "--exclude", "calico-ebpf", "--no-fail-fast"]);
     command.env_remove("AYA_BUILD_SKIP").env("CALICO_EBPF_BIN", project::binary());
     // Most of the end-to-end tests wait for something most of the time.
     if !arguments.iter().any(|argument| argument.starts_with("--test-threads"))

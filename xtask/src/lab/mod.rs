@@ -164,11 +164,14 @@ impl Workload {
         namespace::ip_batch(
             &self.host,
             &format!(
-                "link add {interface} address {HOST_SIDE_MAC} type veth peer name eth0 netns {}\n\
-                 link set {interface} up",
+                "link add {interface} address {HOST_SIDE_MAC} type veth peer name eth0 netns {}",
                 self.namespace.name()
             ),
         )?;
+        // Addresses are given out by somebody who knows: both ends use theirs at once.
+        namespace::write(&self.host, &format!("/proc/sys/net/ipv6/conf/{interface}/accept_dad"), "0")?;
+        namespace::write(self.namespace.name(), "/proc/sys/net/ipv6/conf/eth0/accept_dad", "0")?;
+        namespace::ip_batch(&self.host, &format!("link set {interface} up"))?;
         self.namespace.ip_batch(&format!(
             "addr add {v4}/32 dev eth0\n\
              addr add {v6}/128 dev eth0 nodad\n\

@@ -72,15 +72,7 @@ impl Namespace {
     /// # Panics
     /// `work` does.
     pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> anyhow::Result<T> {
-        let path = format!("/run/netns/{}", self.name);
-        let file = File::open(&path).with_context(|| path.clone())?;
-        thread::scope(|scope| {
-            let thread = scope.spawn(|| setns(&file, CloneFlags::CLONE_NEWNET).map(|()| work()));
-            match thread.join() {
-                Ok(result) => result.with_context(|| format!("cannot enter {path}")),
-                Err(panic) => std::panic::resume_unwind(panic),
-            }
-        })
+        enter(&self.name, work)
     }
 
     /// Ends all processes that live in it.
@@ -93,6 +85,23 @@ impl Drop for Namespace {
     fn drop(&mut self) {
         let _already_gone = Command::new("ip").args(["netns", "del", &self.name]).stderr(Stdio::null()).status();
     }
+}
+
+fn enter<T: Send>(name: &str, work: impl FnOnce() -> T + Send) -> anyhow::Result<T> {
+    let path = format!("/run/netns/{name}");
+    let file = File::open(&path).with_context(|| path.clone())?;
+    thread::scope(|scope| {
+        let thread = scope.spawn(|| setns(&file, CloneFlags::CLONE_NEWNET).map(|()| work()));
+        match thread.join() {
+            Ok(result) => result.with_context(|| format!("cannot enter {path}")),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
+}
+
+/// Writes `value` to a file under `/proc/sys`, as the namespace `name` sees it.
+pub(super) fn write(name: &str, file: &str, value: &str) -> anyhow::Result<()> {
+    enter(name, || std::fs::write(file, value))?.with_context(|| format!("cannot write {file} in {name}"))
 }
 
 /// Ends all processes in the namespace `name`, but never this one.

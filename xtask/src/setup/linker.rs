@@ -82,8 +82,7 @@ fn llvm_prefix() -> anyhow::Result<PathBuf> {
             "{error:#}\n\
              bpf-linker is needed, built with LLVM {LLVM_MAJOR}. One of these, then run this command again:\n\
              * a distribution that has LLVM {LLVM_MAJOR} (Debian 12 and 13 do): apt-get install {}\n\
-             * LLVM's own packages for your release, as https://apt.llvm.org describes: `./llvm.sh {LLVM_MAJOR}`, then\n\
-             \x20 apt-get install {}\n\
+             * the LLVM project's own packages for your release, then: apt-get install {}\n\
              * LLVM {LLVM_MAJOR} anywhere else, with LLVM_PREFIX naming its directory\n\
              * a ready-made bpf-linker of LLVM {LLVM_MAJOR}, put on the PATH",
             PACKAGES.join(" "),

@@ -57,7 +57,7 @@ pub fn ensure(purpose: Purpose) -> anyhow::Result<()> {
     if find_program("rustup").is_none() {
         bail!(
             "rustup is missing: the kernel side is built with Rust {TOOLCHAIN}, which rustup installs beside what you have.\n\
-             Install it from https://rustup.rs (as the user that runs this command), then run this command again."
+             Install rustup, the Rust project's toolchain installer, as the user that runs this command, then run it again."
         );
     }
     toolchain::ensure(purpose)?;
