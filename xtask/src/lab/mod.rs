@@ -137,12 +137,14 @@ impl Lab {
     }
 
     fn uplink(&self) -> anyhow::Result<()> {
+        self.host.ip_batch(&format!("link add {UPLINK} type veth peer name eth0 netns {}", self.outside.name()))?;
+        // An uplink has been there for long.
+        namespace::write(self.host.name(), &format!("/proc/sys/net/ipv6/conf/{UPLINK}/accept_dad"), "0")?;
+        namespace::write(self.outside.name(), "/proc/sys/net/ipv6/conf/eth0/accept_dad", "0")?;
         self.host.ip_batch(&format!(
-            "link add {UPLINK} type veth peer name eth0 netns {}\n\
-             addr add {HOST4}/24 dev {UPLINK}\n\
+            "addr add {HOST4}/24 dev {UPLINK}\n\
              addr add {HOST6}/64 dev {UPLINK} nodad\n\
-             link set {UPLINK} up",
-            self.outside.name()
+             link set {UPLINK} up"
         ))?;
         self.outside.ip_batch(&format!(
             "addr add {OUTSIDE4}/24 dev eth0\n\
