@@ -71,7 +71,8 @@ fn it_does_not_run_beside_felix() {
     // Until it has become Felix it is still whatever started it.
     let command_line = format!("/proc/{}/cmdline", felix.id());
     eventually("Felix", Duration::from_secs(3), || {
-        fs::read_to_string(&command_line).is_ok_and(|line| line.contains("calico-felix"))
+        fs::read_to_string(&command_line)
+            .is_ok_and(|line| line.split('\0').next().is_some_and(|program| program.ends_with("calico-felix")))
     });
     let refused = world.run_command(&["--once"]).output().expect("starts");
     felix.kill().expect("kills");
