@@ -145,7 +145,7 @@ fn try_first<F: Sender>(skb: &Skb, missed: Code) -> Result<Code, DropReason> {
     let slots = [slot, destination.slot];
     let opening = opening::judge(&env, packet, slots, [source.class, destination.class])?;
     let leaves = destination.slot == NO_SLOT;
-    let to_host = leaves && opening.from_opener() && host_welcomes::<F>(&env, packet, &destination)?;
+    let to_host = leaves && opening.is_from_opener() && host_welcomes::<F>(&env, packet, &destination)?;
     if matches!(packet.kind, Kind::Flow) && !F::is_multicast(&packet.destination) {
         // Only the stack knows whether it translates what leaves: the first packet shows.
         let flags = match (leaves, to_host) {

@@ -4,6 +4,7 @@
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 #![expect(missing_docs, reason = "entry points")]
 #![expect(unreachable_pub, reason = "entry points must be public to be kept")]
+#![expect(clippy::not_unsafe_ptr_arg_deref, clippy::needless_pass_by_value, reason = "the form of entry points")]
 
 mod conns;
 mod established;

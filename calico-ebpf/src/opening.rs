@@ -32,7 +32,7 @@ impl Opening {
     pub(crate) const BY_HOST: Self = Self { from_opener: true, rules: [NO_RULE; 2] };
 
     #[inline(always)]
-    pub(crate) fn from_opener(&self) -> bool {
+    pub(crate) fn is_from_opener(&self) -> bool {
         self.from_opener
     }
 }

@@ -221,6 +221,7 @@ pub(crate) fn active(slot: u32) -> Option<&'static Workload> {
 /// Keeps the compiler from making the branch that this stands behind into arithmetic on the pointer, which the verifier
 /// does not follow.
 #[inline(always)]
+#[expect(clippy::pointers_in_nomem_asm_block, reason = "it does not look at what the pointer points to")]
 fn behind_branch<T>(reference: &T) -> &T {
     let mut pointer = ptr::from_ref(reference);
     // SAFETY: the instruction leaves the pointer as it is.

@@ -71,8 +71,7 @@ pub fn is_of_link(packet: &Packet<V6>) -> bool {
     packet.protocol == protocol::ICMPV6
         && matches!(packet.kind, Kind::Stateless)
         && packet.ttl == HOP_LIMIT
-        && kind >= ROUTER_SOLICITATION
-        && kind <= REDIRECT
+        && (ROUTER_SOLICITATION..=REDIRECT).contains(&kind)
 }
 
 /// Whether a source address may send messages of the link without being an address of the workload: link-local, and

@@ -26,7 +26,7 @@ pub(super) fn complain(text: &str) {
 /// Prints a result in the form that was asked for.
 ///
 /// # Errors
-/// See [`print`].
+/// See [`print()`].
 pub(super) fn result<T: Serialize>(format: Format, value: &T, table: impl FnOnce(&T) -> String) -> io::Result<()> {
     match format {
         Format::Table => print(&table(value)),

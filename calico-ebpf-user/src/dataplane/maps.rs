@@ -76,7 +76,7 @@ impl<K: Pod, V: Pod> TypedMap<K, V> {
         let mut entries = Vec::new();
         self.map
             .for_each(|key, value| {
-                entries.push((bytemuck::pod_read_unaligned(key), bytemuck::pod_read_unaligned(value)))
+                entries.push((bytemuck::pod_read_unaligned(key), bytemuck::pod_read_unaligned(value)));
             })
             .map_err(self.error("read"))?;
         Ok(entries)

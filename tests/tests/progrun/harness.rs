@@ -4,7 +4,6 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
     sync::atomic::{AtomicU32, Ordering},
-    time::Duration,
 };
 
 use aya::{
@@ -22,34 +21,34 @@ use calico_ebpf_tests::lab::Namespace;
 use calico_ebpf_user::dataplane;
 
 /// `TC_ACT_UNSPEC`: to the stack.
-pub const STACK: i32 = -1;
+pub(crate) const STACK: i32 = -1;
 /// `TC_ACT_SHOT`.
-pub const DROP: i32 = 2;
+pub(crate) const DROP: i32 = 2;
 /// `TC_ACT_REDIRECT`.
-pub const REDIRECT: i32 = 7;
+pub(crate) const REDIRECT: i32 = 7;
 
 /// Counters of the tables' only rules.
-pub const ALLOW_RULE: u32 = 100;
-pub const DENY_RULE: u32 = 101;
+pub(crate) const ALLOW_RULE: u32 = 100;
+pub(crate) const DENY_RULE: u32 = 101;
 /// Tables.
-pub const ALLOW: u32 = 8;
-pub const DENY: u32 = 16;
+pub(crate) const ALLOW: u32 = 8;
+pub(crate) const DENY: u32 = 16;
 /// All host sides have Calico's MAC address.
-pub const HOST_MAC: [u8; 6] = [0xee; 6];
-pub const NEXT_MAC: [u8; 6] = [2, 0, 0, 0, 9, 9];
+pub(crate) const HOST_MAC: [u8; 6] = [0xee; 6];
+pub(crate) const NEXT_MAC: [u8; 6] = [2, 0, 0, 0, 9, 9];
 /// Jiffies in a second, as the tables claim.
 const HZ: u32 = 1000;
 const CONNS: u32 = 1024;
 
-pub const A: Name =
+pub(crate) const A: Name =
     Name { slot: 1, interface: "cali-a", mac: [2, 0, 0, 0, 0, 0xa], v4: [10, 65, 0, 1], v6: address6(1) };
-pub const B: Name =
+pub(crate) const B: Name =
     Name { slot: 2, interface: "cali-b", mac: [2, 0, 0, 0, 0, 0xb], v4: [10, 65, 0, 2], v6: address6(2) };
 /// The host and its neighbour on the uplink.
-pub const UPLINK: &str = "up0";
-pub const HOST4: [u8; 4] = [192, 0, 2, 1];
-pub const OUTSIDE4: [u8; 4] = [192, 0, 2, 2];
-pub const OUTSIDE6: [u8; 16] = [0x20, 1, 0xd, 0xb8, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2];
+pub(crate) const UPLINK: &str = "up0";
+pub(crate) const HOST4: [u8; 4] = [192, 0, 2, 1];
+pub(crate) const OUTSIDE4: [u8; 4] = [192, 0, 2, 2];
+pub(crate) const OUTSIDE6: [u8; 16] = [0x20, 1, 0xd, 0xb8, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2];
 
 const fn address6(last: u8) -> [u8; 16] {
     [0xfd, 0, 0, 0x65, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last]
@@ -57,23 +56,23 @@ const fn address6(last: u8) -> [u8; 16] {
 
 /// A workload.
 #[derive(Clone, Copy)]
-pub struct Name {
-    pub slot: u32,
-    pub interface: &'static str,
-    pub mac: [u8; 6],
-    pub v4: [u8; 4],
-    pub v6: [u8; 16],
+pub(crate) struct Name {
+    pub(crate) slot: u32,
+    pub(crate) interface: &'static str,
+    pub(crate) mac: [u8; 6],
+    pub(crate) v4: [u8; 4],
+    pub(crate) v6: [u8; 16],
 }
 
 /// What became of a frame.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Outcome {
-    pub action: i32,
-    pub frame: Vec<u8>,
+pub(crate) struct Outcome {
+    pub(crate) action: i32,
+    pub(crate) frame: Vec<u8>,
 }
 
 /// The programs and their maps.
-pub struct World {
+pub(crate) struct World {
     ebpf: Ebpf,
     namespace: Namespace,
     directory: PathBuf,
@@ -82,9 +81,10 @@ pub struct World {
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
+#[expect(clippy::wrong_self_convention, reason = "`from_a` is where a frame comes from")]
 impl World {
     /// Two workloads that may send and receive everything.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let name = format!("pr{}x{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let namespace = Namespace::create(name.clone()).expect("makes a network namespace");
         for (interface, mac) in [(A.interface, HOST_MAC), (B.interface, HOST_MAC), (UPLINK, HOST_MAC)] {
@@ -183,19 +183,32 @@ impl World {
         self.insert::<4, 24>(names::ADDRESSES4, &HOST4, &host);
     }
 
-    pub fn ifindex(&self, interface: &str) -> u32 {
+    pub(crate) fn ifindex(&self, interface: &str) -> u32 {
         let text = self.namespace.ip(&format!("-o link show dev {interface}")).expect("an interface");
         text.split(':').next().and_then(|index| index.trim().parse().ok()).expect("an index")
     }
 
     /// Puts a frame through a program that sits on `interface`, as if it had come in by `ingress`.
-    pub fn run(&mut self, program: &'static str, interface: &str, ingress: Option<&str>, frame: &[u8]) -> Outcome {
+    pub(crate) fn run(
+        &mut self,
+        program: &'static str,
+        interface: &str,
+        ingress: Option<&str>,
+        frame: &[u8],
+    ) -> Outcome {
         let ifindex = self.ifindex(interface);
         let ingress = ingress.map_or(0, |ingress| self.ifindex(ingress));
         self.run_with(program, ifindex, ingress, 0, frame)
     }
 
-    pub fn run_with(&mut self, program: &'static str, ifindex: u32, ingress: u32, gso: u32, frame: &[u8]) -> Outcome {
+    pub(crate) fn run_with(
+        &mut self,
+        program: &'static str,
+        ifindex: u32,
+        ingress: u32,
+        gso: u32,
+        frame: &[u8],
+    ) -> Outcome {
         self.load(program).unwrap_or_else(|error| panic!("{program}: {error}"));
         // struct __sk_buff: `ingress_ifindex`, `ifindex`, `gso_segs` and `gso_size`.
         let mut context = [0_u8; 192];
@@ -218,23 +231,12 @@ impl World {
     }
 
     /// The return value of a program that is run for itself.
-    pub fn call(&mut self, program: &'static str) -> u32 {
+    pub(crate) fn call(&mut self, program: &'static str) -> u32 {
         self.run_with(program, self.ifindex(A.interface), 0, 0, &[0; 64]).action as u32
     }
 
-    /// Nanoseconds that one run takes.
-    pub fn time(&mut self, program: &'static str, interface: &str, frame: &[u8], repeat: u32) -> Duration {
-        self.load(program).unwrap_or_else(|error| panic!("{program}: {error}"));
-        let mut context = [0_u8; 192];
-        context[40..44].copy_from_slice(&self.ifindex(interface).to_ne_bytes());
-        let program: &SchedClassifier = self.ebpf.program(program).expect("a program").try_into().expect("for TC");
-        let options =
-            TestRunOptions { data_in: Some(frame), ctx_in: Some(&context), repeat, ..TestRunOptions::default() };
-        self.namespace.enter(|| program.test_run(options)).expect("enters").expect("runs").duration
-    }
-
     /// Loads a program and says how many instructions the verifier looked at.
-    pub fn load(&mut self, name: &'static str) -> Result<u32, ProgramError> {
+    pub(crate) fn load(&mut self, name: &'static str) -> Result<u32, ProgramError> {
         let program: &mut SchedClassifier = self.ebpf.program_mut(name).expect("a program").try_into().expect("for TC");
         if !self.loaded.contains(&name) {
             program.load()?;
@@ -243,20 +245,20 @@ impl World {
         Ok(program.info()?.verified_instruction_count().unwrap_or(0))
     }
 
-    pub fn set_workload(&mut self, name: Name, change: impl FnOnce(&mut Workload)) {
+    pub(crate) fn set_workload(&mut self, name: Name, change: impl FnOnce(&mut Workload)) {
         let mut workload: Workload = self.get::<64, _>(names::WORKLOADS, name.slot);
         change(&mut workload);
         self.put(names::WORKLOADS, name.slot, &workload);
     }
 
-    pub fn set_root(&mut self, change: impl FnOnce(&mut Root)) {
+    pub(crate) fn set_root(&mut self, change: impl FnOnce(&mut Root)) {
         let mut root: Root = self.get::<128, _>(names::ROOT, 0);
         change(&mut root);
         self.put(names::ROOT, 0, &root);
     }
 
     /// Other tables for a workload, in force at once.
-    pub fn set_policy(&mut self, name: Name, egress: u32, ingress: u32) {
+    pub(crate) fn set_policy(&mut self, name: Name, egress: u32, ingress: u32) {
         self.set_workload(name, |workload| {
             for policy in &mut workload.policy {
                 let epoch = policy.egress_epoch + 1;
@@ -270,7 +272,7 @@ impl World {
         });
     }
 
-    pub fn put<T: Pod>(&mut self, map: &str, index: u32, value: &T) {
+    pub(crate) fn put<T: Pod>(&mut self, map: &str, index: u32, value: &T) {
         let map = self.ebpf.map_mut(map).expect("a map");
         macro_rules! set {
             ($bytes:literal) => {
@@ -286,24 +288,18 @@ impl World {
         .expect("sets a value");
     }
 
-    pub fn get<const N: usize, T: Pod>(&self, map: &str, index: u32) -> T {
+    pub(crate) fn get<const N: usize, T: Pod>(&self, map: &str, index: u32) -> T {
         let map = Array::<&MapData, [u8; N]>::try_from(self.ebpf.map(map).expect("a map")).expect("an array");
         bytemuck::pod_read_unaligned(&map.get(&index, 0).expect("a value"))
     }
 
-    pub fn insert<const K: usize, const V: usize>(&mut self, map: &str, key: &impl Pod, value: &impl Pod) {
+    pub(crate) fn insert<const K: usize, const V: usize>(&mut self, map: &str, key: &impl Pod, value: &impl Pod) {
         let map = self.ebpf.map_mut(map).expect("a map");
         let mut map = HashMap::<&mut MapData, [u8; K], [u8; V]>::try_from(map).expect("a hash map");
         map.insert(&bytes_of::<K>(key), &bytes_of::<V>(value), 0).expect("inserts");
     }
 
-    pub fn insert_prefix4(&mut self, map: &str, length: u32, data: [u8; 4], value: &AddressEntry) {
-        let map = self.ebpf.map_mut(map).expect("a map");
-        let mut map = aya::maps::LpmTrie::<&mut MapData, [u8; 4], [u8; 24]>::try_from(map).expect("a trie");
-        map.insert(&lpm_trie::Key::new(length, data), &bytes_of::<24>(value), 0).expect("inserts");
-    }
-
-    pub fn allow_spoofing4(&mut self, name: Name, length: u32, prefix: [u8; 4]) {
+    pub(crate) fn allow_spoofing4(&mut self, name: Name, length: u32, prefix: [u8; 4]) {
         let mut data = [0; 8];
         data[..4].copy_from_slice(&name.slot.to_be_bytes());
         data[4..].copy_from_slice(&prefix);
@@ -312,22 +308,22 @@ impl World {
         map.insert(&lpm_trie::Key::new(32 + length, data), &1_u32, 0).expect("inserts");
     }
 
-    pub fn conns4(&self) -> Vec<(ConnKey4, Conn)> {
+    pub(crate) fn conns4(&self) -> Vec<(ConnKey4, Conn)> {
         self.conns::<16, _>(names::CONNS4)
     }
 
-    pub fn conns6(&self) -> Vec<(ConnKey6, Conn)> {
+    pub(crate) fn conns6(&self) -> Vec<(ConnKey6, Conn)> {
         self.conns::<40, _>(names::CONNS6)
     }
 
     /// The only IPv4 connection.
-    pub fn conn4(&self) -> Conn {
+    pub(crate) fn conn4(&self) -> Conn {
         let conns = self.conns4();
         assert_eq!(conns.len(), 1, "{conns:?}");
         conns[0].1
     }
 
-    pub fn set_conn4(&mut self, change: impl FnOnce(&mut Conn)) {
+    pub(crate) fn set_conn4(&mut self, change: impl FnOnce(&mut Conn)) {
         let (key, mut conn) = self.conns4()[0];
         change(&mut conn);
         self.insert::<16, 64>(names::CONNS4, &key, &conn);
@@ -342,15 +338,15 @@ impl World {
         map.iter().map(|entry| read(entry.expect("reads"))).collect()
     }
 
-    pub fn quota(&self, account: u32) -> Quota {
+    pub(crate) fn quota(&self, account: u32) -> Quota {
         self.get::<16, _>(names::QUOTAS, account)
     }
 
-    pub fn drops(&self, reason: DropReason) -> u64 {
+    pub(crate) fn drops(&self, reason: DropReason) -> u64 {
         self.counter(names::DROPS, reason as u32)
     }
 
-    pub fn hits(&self, rule: u32) -> u64 {
+    pub(crate) fn hits(&self, rule: u32) -> u64 {
         self.counter(names::RULE_HITS, rule)
     }
 
@@ -361,29 +357,29 @@ impl World {
 
     // The programs, where they sit.
 
-    pub fn from_a(&mut self, frame: &[u8]) -> Outcome {
+    pub(crate) fn from_a(&mut self, frame: &[u8]) -> Outcome {
         self.run(names::PROG_FROM_WORKLOAD, A.interface, Some(A.interface), frame)
     }
 
-    pub fn from_b(&mut self, frame: &[u8]) -> Outcome {
+    pub(crate) fn from_b(&mut self, frame: &[u8]) -> Outcome {
         self.run(names::PROG_FROM_WORKLOAD, B.interface, Some(B.interface), frame)
     }
 
     /// The host's own, to workload A.
-    pub fn host_to_a(&mut self, frame: &[u8]) -> Outcome {
+    pub(crate) fn host_to_a(&mut self, frame: &[u8]) -> Outcome {
         self.run(names::PROG_TO_WORKLOAD, A.interface, None, frame)
     }
 
     /// What the host forwards to workload A.
-    pub fn forwarded_to_a(&mut self, ingress: &str, frame: &[u8]) -> Outcome {
+    pub(crate) fn forwarded_to_a(&mut self, ingress: &str, frame: &[u8]) -> Outcome {
         self.run(names::PROG_TO_WORKLOAD, A.interface, Some(ingress), frame)
     }
 
-    pub fn from_uplink(&mut self, frame: &[u8]) -> Outcome {
+    pub(crate) fn from_uplink(&mut self, frame: &[u8]) -> Outcome {
         self.run(names::PROG_FROM_UPLINK, UPLINK, Some(UPLINK), frame)
     }
 
-    pub fn to_uplink(&mut self, ingress: Option<&str>, frame: &[u8]) -> Outcome {
+    pub(crate) fn to_uplink(&mut self, ingress: Option<&str>, frame: &[u8]) -> Outcome {
         self.run(names::PROG_TO_UPLINK, UPLINK, ingress, frame)
     }
 }
@@ -408,7 +404,7 @@ fn bytes_of<const N: usize>(value: &impl Pod) -> [u8; N] {
 }
 
 /// An address of a workload, in every generation.
-pub fn owned(slot: u32, class: u32) -> AddressEntry {
+pub(crate) fn owned(slot: u32, class: u32) -> AddressEntry {
     AddressEntry { class: Stamped { value: [class; 2] }, slot: Stamped { value: [slot; 2] }, since: 0, flags: 0 }
 }
 

@@ -6,12 +6,12 @@ use nix::{
 };
 
 /// Processors of this machine.
-pub fn count() -> usize {
+pub(crate) fn count() -> usize {
     std::thread::available_parallelism().map_or(1, Into::into)
 }
 
 /// Keeps the calling thread on one processor.
-pub fn pin(cpu: usize) -> anyhow::Result<()> {
+pub(crate) fn pin(cpu: usize) -> anyhow::Result<()> {
     let mut set = CpuSet::new();
     set.set(cpu)?;
     sched_setaffinity(Pid::from_raw(0), &set)?;

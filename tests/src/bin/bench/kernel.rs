@@ -16,20 +16,20 @@ use xtask::lab::Namespace;
 const HEADERS: usize = 54;
 
 /// A loaded copy of the programs.
-pub struct Kernel(Ebpf);
+pub(crate) struct Kernel(Ebpf);
 
 impl Kernel {
-    pub fn load() -> anyhow::Result<Self> {
+    pub(crate) fn load() -> anyhow::Result<Self> {
         Ok(Self(Ebpf::load(calico_ebpf_user::BENCH_OBJECT).context("cannot load the benchmark's programs")?))
     }
 
     /// Puts the sink in front of `interface` in `namespace`.
-    pub fn sink(&mut self, namespace: &Namespace, interface: &str) -> anyhow::Result<()> {
+    pub(crate) fn sink(&mut self, namespace: &Namespace, interface: &str) -> anyhow::Result<()> {
         self.attach("bench_sink", namespace, interface)
     }
 
     /// Puts the bare redirect in front of `from`, to the namespace behind `to`.
-    pub fn redirect(&mut self, host: &Namespace, from: &str, to: &str) -> anyhow::Result<()> {
+    pub(crate) fn redirect(&mut self, host: &Namespace, from: &str, to: &str) -> anyhow::Result<()> {
         let target = ifindex(host, to)?;
         let mut map = Array::<_, u32>::try_from(self.0.map_mut("BENCH_TARGET").context("no BENCH_TARGET")?)?;
         map.set(0, &target, 0)?;
@@ -50,13 +50,13 @@ impl Kernel {
     }
 
     /// Packets that reached the sinks of this copy.
-    pub fn sunk(&self) -> anyhow::Result<u64> {
+    pub(crate) fn sunk(&self) -> anyhow::Result<u64> {
         let map = PerCpuArray::<_, u64>::try_from(self.0.map("BENCH_SUNK").context("no BENCH_SUNK")?)?;
         Ok(map.get(&0, 0)?.iter().sum())
     }
 
     /// Sends `frame` `count` times as if received on `interface` of `host`; returns how long that took, sink included.
-    pub fn generate(
+    pub(crate) fn generate(
         &mut self,
         host: &Namespace,
         interface: &str,
@@ -90,7 +90,7 @@ impl Kernel {
     }
 
     /// Nanoseconds of an empty program in a test run.
-    pub fn empty(&mut self, frame: &[u8], repeat: u32) -> anyhow::Result<Duration> {
+    pub(crate) fn empty(&mut self, frame: &[u8], repeat: u32) -> anyhow::Result<Duration> {
         let program: &mut SchedClassifier = self.0.program_mut("bench_empty").context("no bench_empty")?.try_into()?;
         if program.fd().is_err() {
             program.load()?;
@@ -101,14 +101,14 @@ impl Kernel {
 }
 
 /// Index of an interface.
-pub fn ifindex(namespace: &Namespace, interface: &str) -> anyhow::Result<u32> {
+pub(crate) fn ifindex(namespace: &Namespace, interface: &str) -> anyhow::Result<u32> {
     let text = namespace.ip(&format!("-o link show dev {interface}"))?;
     let (index, _) = text.split_once(':').with_context(|| format!("what is {text:?}?"))?;
     Ok(index.trim().parse()?)
 }
 
 /// MAC address of an interface.
-pub fn mac(namespace: &Namespace, interface: &str) -> anyhow::Result<[u8; 6]> {
+pub(crate) fn mac(namespace: &Namespace, interface: &str) -> anyhow::Result<[u8; 6]> {
     let text = namespace.ip(&format!("-o link show dev {interface}"))?;
     let mac = text.split_whitespace().skip_while(|word| *word != "link/ether").nth(1).context("no MAC address")?;
     let bytes: Vec<u8> = mac.split(':').map(|byte| u8::from_str_radix(byte, 16)).collect::<Result<_, _>>()?;

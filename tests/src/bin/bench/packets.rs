@@ -15,7 +15,7 @@ use crate::{
 const COUNT: u32 = 200_000;
 const ROUNDS: usize = 15;
 
-pub fn run(report: &mut Report) -> anyhow::Result<()> {
+pub(crate) fn run(report: &mut Report) -> anyhow::Result<()> {
     let kinds = [Kind::Redirect, Kind::Routing, Kind::Felix, Kind::Ours];
     let mut variants = kinds.into_iter().map(Variant::new).collect::<anyhow::Result<Vec<_>>>()?;
     for variant in &mut variants {

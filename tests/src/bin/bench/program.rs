@@ -15,7 +15,7 @@ const ROUNDS: usize = 2_000;
 /// The program counts the TTL down in the one packet that all runs of a call share: fewer than it starts with.
 const REPEAT: u32 = 60;
 
-pub fn run(report: &mut Report) -> anyhow::Result<()> {
+pub(crate) fn run(report: &mut Report) -> anyhow::Result<()> {
     let mut variant = Variant::new(Kind::Ours)?;
     variant.add_sinks()?;
     let frame = variant.frame(variant.lab.workload("b").v4.into(), PORTS.0)?;

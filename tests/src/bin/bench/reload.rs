@@ -16,7 +16,7 @@ use crate::{
 const ROUNDS: usize = 40;
 const GAP: Duration = Duration::from_micros(50);
 
-pub fn run(report: &mut Report) -> anyhow::Result<()> {
+pub(crate) fn run(report: &mut Report) -> anyhow::Result<()> {
     let variant = Variant::new(Kind::Ours)?;
     let (a, b) = (variant.lab.workload("a"), variant.lab.workload("b"));
     let server = b.namespace.enter(|| UdpSocket::bind((b.v4, PORTS.1)))??;

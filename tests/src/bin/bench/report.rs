@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt::Write as _};
 
 /// Samples by what was measured, in the order of appearance.
 #[derive(Debug, Default)]
-pub struct Report {
+pub(crate) struct Report {
     sections: Vec<Section>,
 }
 
@@ -18,14 +18,14 @@ struct Section {
 
 impl Report {
     /// Adds a section. All rows have their samples from the same rounds; ratios are taken round by round.
-    pub fn section(&mut self, title: &str, unit: &'static str, rows: Vec<(String, Vec<f64>)>) {
+    pub(crate) fn section(&mut self, title: &str, unit: &'static str, rows: Vec<(String, Vec<f64>)>) {
         let section = Section { title: title.to_owned(), unit, rows };
         print!("{}", section.table());
         self.sections.push(section);
     }
 
     /// Prints all of it.
-    pub fn print(&self) {
+    pub(crate) fn print(&self) {
         println!("\n# All figures\n");
         for section in &self.sections {
             print!("{}", section.table());
@@ -58,7 +58,7 @@ impl Section {
 }
 
 /// Runs each of `variants` once a round, forwards and backwards in turn, and collects the samples by name.
-pub fn interleave<V>(
+pub(crate) fn interleave<V>(
     rounds: usize,
     variants: &mut [V],
     name: impl Fn(&V) -> String,
@@ -79,7 +79,7 @@ pub fn interleave<V>(
 }
 
 /// The middle one.
-pub fn median(samples: Vec<f64>) -> f64 {
+pub(crate) fn median(samples: Vec<f64>) -> f64 {
     let sorted = sorted(samples);
     let middle = sorted.len() / 2;
     match sorted.len() {

@@ -39,7 +39,7 @@ impl Path {
     }
 }
 
-pub fn run(report: &mut Report) -> anyhow::Result<()> {
+pub(crate) fn run(report: &mut Report) -> anyhow::Result<()> {
     // The uplink of a laboratory without workloads is a direct pair.
     let mut paths = vec![Path { name: "direct veth pair (D)", variant: None, direct: Some(Lab::new(&[])?) }];
     for kind in [Kind::Routing, Kind::Felix, Kind::Ours] {

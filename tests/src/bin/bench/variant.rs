@@ -16,11 +16,11 @@ use xtask::lab::{Lab, Namespace, OUTSIDE4, UPLINK};
 use crate::kernel::{Kernel, mac};
 
 /// Ports of the measured UDP flow.
-pub const PORTS: (u16, u16) = (40_000, 9_000);
+pub(crate) const PORTS: (u16, u16) = (40_000, 9_000);
 
 /// What connects the workloads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     /// `bpf_redirect_peer` and nothing else: the limit P.
     Redirect,
     /// The kernel's routing: K0.
@@ -32,7 +32,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const fn name(self) -> &'static str {
+    pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Redirect => "bare redirect_peer (P)",
             Self::Routing => "kernel routing (K0)",
@@ -43,16 +43,16 @@ impl Kind {
 }
 
 /// A laboratory with workloads `a` and `b`, ready for traffic between them and to the outside.
-pub struct Variant {
-    pub kind: Kind,
-    pub lab: Lab,
-    pub kernel: Kernel,
+pub(crate) struct Variant {
+    pub(crate) kind: Kind,
+    pub(crate) lab: Lab,
+    pub(crate) kernel: Kernel,
     config: Option<PathBuf>,
     process: Option<Child>,
 }
 
 impl Variant {
-    pub fn new(kind: Kind) -> anyhow::Result<Self> {
+    pub(crate) fn new(kind: Kind) -> anyhow::Result<Self> {
         let lab = Lab::new(&["a", "b"])?;
         let mut variant = Self { kind, lab, kernel: Kernel::load()?, config: None, process: None };
         match kind {
@@ -68,7 +68,7 @@ impl Variant {
     }
 
     /// From now on packets of the measured kind end, counted, at `b` and outside.
-    pub fn add_sinks(&mut self) -> anyhow::Result<()> {
+    pub(crate) fn add_sinks(&mut self) -> anyhow::Result<()> {
         self.establish(self.lab.workload("b").v4.into(), &self.lab.workload("b").namespace)?;
         self.establish(OUTSIDE4.into(), &self.lab.outside)?;
         let (from, to) = (&self.lab.workload("a").interface, &self.lab.workload("b").interface);
@@ -80,7 +80,7 @@ impl Variant {
     }
 
     /// A 64-byte UDP frame of the flow from `a`, as it leaves the workload.
-    pub fn frame(&self, to: IpAddr, source_port: u16) -> anyhow::Result<Vec<u8>> {
+    pub(crate) fn frame(&self, to: IpAddr, source_port: u16) -> anyhow::Result<Vec<u8>> {
         let a = self.lab.workload("a");
         let IpAddr::V4(to) = to else { anyhow::bail!("IPv4 only") };
         let builder = PacketBuilder::ethernet2(mac(&a.namespace, "eth0")?, mac(&self.lab.host, &a.interface)?)
@@ -93,7 +93,7 @@ impl Variant {
     }
 
     /// Nanoseconds a packet of the flow from `a` to `to`; every one has to arrive.
-    pub fn nanoseconds(&mut self, to: IpAddr, source_port: u16, count: u32) -> anyhow::Result<f64> {
+    pub(crate) fn nanoseconds(&mut self, to: IpAddr, source_port: u16, count: u32) -> anyhow::Result<f64> {
         let frame = self.frame(to, source_port)?;
         let before = self.kernel.sunk()?;
         let elapsed = self.kernel.generate(&self.lab.host, &self.lab.workload("a").interface, &frame, count)?;
@@ -220,12 +220,12 @@ impl Variant {
     }
 
     /// The file that the running program watches.
-    pub fn config(&self) -> anyhow::Result<&PathBuf> {
+    pub(crate) fn config(&self) -> anyhow::Result<&PathBuf> {
         self.config.as_ref().context("nothing runs here")
     }
 
     /// Both workloads, and a policy that applies `action` to what they send and receive.
-    pub fn resources(&self, action: &str) -> String {
+    pub(crate) fn resources(&self, action: &str) -> String {
         let mut text = format!(
             "apiVersion: projectcalico.org/v3\nkind: GlobalNetworkPolicy\nmetadata: {{name: all}}\nspec:\n  \
              selector: all()\n  types: [Ingress, Egress]\n  ingress:\n  - {{action: {action}, protocol: UDP}}\n  \
