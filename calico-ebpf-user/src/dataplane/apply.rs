@@ -183,30 +183,6 @@ impl Dataplane {
         Ok(applied)
     }
 
-    /// The same as a list of steps, touching nothing: for `--dry-run`.
-    ///
-    /// # Errors
-    /// If netlink fails.
-    pub fn preview(&mut self, plan: Option<&Plan>, desired: &Desired) -> Result<Vec<String>> {
-        let mut applied = Applied::default();
-        let found = self.find(desired)?;
-        let uplinks = self.uplinks(desired, &found.links, &mut applied)?;
-        let links = self.plan_links(desired, &uplinks, &found);
-        let mut steps = Vec::new();
-        if let Some(plan) = plan.filter(|plan| !plan.is_empty()) {
-            steps.extend(plan.prepare.iter().map(ToString::to_string));
-            steps.push(format!("generation {}: put in force", plan.generation));
-        }
-        steps.extend(links.iter().map(ToString::to_string));
-        let (routes, _) = self.plan_routes(desired, &found, &BTreeSet::new())?;
-        steps.extend(routes.iter().map(ToString::to_string));
-        if let Some(plan) = plan {
-            steps.extend(plan.retire.iter().map(ToString::to_string));
-        }
-        steps.extend(applied.faults);
-        Ok(steps)
-    }
-
     /// Whether every filter is where it should be; for what no notification tells (a TCX link detached by hand). Cheap:
     /// a few system calls a filter. Call it every second or so, and [`Dataplane::apply`] if it says no.
     #[must_use]
