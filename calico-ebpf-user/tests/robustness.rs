@@ -48,7 +48,7 @@ spec:
   ingress:
   - action: Allow
     protocol: TCP
-    source: {nets: [10.0.0.0/8, 192.0.2.1], selector: "e starts with 'f'"}
+    source: {nets: [10.0.0.0/8, 192.0.2.1/32], selector: "e starts with 'f'"}
     destination:
       ports: [80, '81', "90:99"]
   - {action: Deny}

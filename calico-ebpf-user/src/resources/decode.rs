@@ -7,11 +7,14 @@ use super::{
     model::{Labels, Origin},
     selector::Selector,
     source::{Position, SourceText},
+    values,
     yaml::{Entry, Meaning, Node, Style, Value},
 };
 
 /// How many findings of one file are kept.
 const MAX_DIAGNOSTICS: usize = 1_000;
+/// How long the annotations of a resource may be, names and values together, in bytes; as in Kubernetes.
+const MAX_ANNOTATIONS: usize = 256 << 10;
 
 /// What becomes of a field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -393,31 +396,86 @@ impl<'s> Decoder<'s> {
         }
     }
 
-    /// A mapping of texts whose keys are names of labels.
+    /// Labels, as strict as Kubernetes and Calico's API are.
     pub(super) fn labels(&mut self, node: &Node, path: &FieldPath<'_>) -> Labels {
+        self.texts(node, path, "labels", |decoder, entry, value, field| {
+            if let Err(message) = values::qualified_name(&entry.key) {
+                decoder.key_error(entry, field, format!("not the name of a label: {message}"));
+            } else if let Err(message) = values::label_value(value) {
+                decoder.error(&entry.value, field, format!("not the value of a label: {message}"));
+            }
+        })
+    }
+
+    /// Labels of a workload: whatever selectors can tell apart. What Kubernetes would not take is one warning.
+    pub(super) fn labels_of_workload(&mut self, node: &Node, path: &FieldPath<'_>) -> Labels {
+        let mut warned = false;
+        self.texts(node, path, "labels", |decoder, entry, value, field| {
+            let warning = if !is_label_name(&entry.key) {
+                let message = "not the name of a label: 1 to 512 letters, digits and _ . / - are allowed";
+                return decoder.key_error(entry, field, message);
+            } else if value.len() > 63 {
+                let message = "not the value of a label: at most 63 letters, digits and - _ . are allowed";
+                return decoder.error(&entry.value, field, message);
+            } else if let Err(message) = values::qualified_name(&entry.key) {
+                format!("Kubernetes would refuse this name: {message}")
+            } else if let Err(message) = values::label_value(value) {
+                format!("Kubernetes would refuse this value: {message}")
+            } else {
+                return;
+            };
+            if !std::mem::replace(&mut warned, true) {
+                let width = entry.key.chars().count();
+                decoder.report(Severity::Warning, entry.key_at, width, Some(&field.to_string()), warning);
+            }
+        })
+    }
+
+    /// Checks annotations (`ValidateAnnotations` of Kubernetes), of which nothing is kept.
+    pub(super) fn annotations(&mut self, node: &Node, path: &FieldPath<'_>) {
+        let mut size = 0;
+        self.texts(node, path, "annotations", |decoder, entry, value, field| {
+            size += entry.key.len() + value.len();
+            if let Err(message) = values::qualified_name(&entry.key.to_ascii_lowercase()) {
+                decoder.key_error(entry, field, format!("not the name of an annotation: {message}"));
+            }
+        });
+        if size > MAX_ANNOTATIONS {
+            self.error(node, path, format!("{size} bytes of annotations: at most {MAX_ANNOTATIONS} are allowed"));
+        }
+    }
+
+    fn key_error(&mut self, entry: &Entry, field: &FieldPath<'_>, message: impl Into<String>) {
+        self.error_at(entry.key_at, entry.key.chars().count(), field, message);
+    }
+
+    /// A mapping of texts, where nothing is the empty text, each looked at by `check`.
+    fn texts(
+        &mut self,
+        node: &Node,
+        path: &FieldPath<'_>,
+        what: &str,
+        mut check: impl FnMut(&mut Self, &Entry, &str, &FieldPath<'_>),
+    ) -> Labels {
         let Value::Mapping(entries) = &node.value else {
-            self.error(node, path, format!("{} where labels (NAME: VALUE) are needed", node.describe()));
+            self.error(node, path, format!("{} where {what} (NAME: VALUE) are needed", node.describe()));
             return Labels::new();
         };
-        let mut labels = Labels::new();
+        let mut texts = Labels::new();
         for entry in entries {
             let field = path.field(&entry.key);
-            let width = entry.key.chars().count();
-            if !is_label_name(&entry.key) {
-                let message = "not the name of a label: 1 to 512 letters, digits and _ . / - are allowed";
-                self.error_at(entry.key_at, width, &field, message);
-            } else if entry.value.is_null() {
-                labels.insert(entry.key.clone(), String::new());
-            } else if let Some(value) = self.text(&entry.value, &field) {
-                labels.insert(entry.key.clone(), value.to_owned());
+            let value = if entry.value.is_null() { Some("") } else { self.text(&entry.value, &field) };
+            if let Some(value) = value {
+                check(self, entry, value, &field);
+                texts.insert(entry.key.clone(), value.to_owned());
             }
         }
-        labels
+        texts
     }
 }
 
 /// What selectors can name.
-pub(super) fn is_label_name(name: &str) -> bool {
+fn is_label_name(name: &str) -> bool {
     (1..=512).contains(&name.len())
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'/' | b'-'))
 }

@@ -167,6 +167,11 @@ fn resource(decoder: &mut Decoder<'_>, node: &Node, expected: Option<&'static Ki
             }
             match (candidate, expected) {
                 (Some(_), Some(kind)) if kind.name == name => kind,
+                (Some(_), Some(kind)) => {
+                    let message = format!("a {0}List holds {0} and nothing else", kind.name);
+                    decoder.error(at, &root.field("kind"), message);
+                    return;
+                }
                 _ => return,
             }
         }
@@ -221,6 +226,7 @@ fn list(decoder: &mut Decoder<'_>, node: &Node, name: &str, version: &str, into:
         _ => return false,
     };
     let root = FieldPath::ROOT;
+    decoder.resource = Some(name.to_owned());
     decoder.check_own_duplicate_keys(node.entries(), &root);
     let Some(fields) = decoder.fields(node, &root, TABLE) else {
         return true;
@@ -292,7 +298,13 @@ fn read(decoder: &mut Decoder<'_>, node: &Node, kind: &'static Kind, into: &mut 
 
 /// Checks the name of a resource.
 pub(super) fn check_name(decoder: &mut Decoder<'_>, node: &Node, path: &FieldPath<'_>, name: &str, kind: &Kind) {
-    let checked = if kind.name == "Namespace" { values::namespace_name(name) } else { values::resource_name(name) };
+    let checked = match kind.name {
+        "Namespace" => values::namespace_name(name),
+        _ if kind.api_version == CALICO && kind.name.ends_with("Policy") && !kind.name.contains("Kubernetes") => {
+            values::policy_name(name, kind.namespaced)
+        }
+        _ => values::resource_name(name),
+    };
     if let Err(message) = checked {
         decoder.error(node, path, message);
     }

@@ -26,7 +26,7 @@ const TABLE: Table = &[
     ("name", Use::Read),
     ("namespace", Use::Read),
     ("labels", Use::Read),
-    ("annotations", Use::Ignored),
+    ("annotations", Use::Read),
     ("uid", Use::Ignored),
     ("resourceVersion", Use::Ignored),
     ("generation", Use::Ignored),
@@ -57,7 +57,7 @@ pub(super) fn peek_name(node: &Node) -> (Option<&str>, Option<&str>) {
 pub(super) fn read(decoder: &mut Decoder<'_>, node: Option<&Node>, at: Position, kind: &Kind) -> Metadata {
     let root = FieldPath::ROOT;
     let path = root.field("metadata");
-    let computable = kind.name == "WorkloadEndpoint";
+    let is_workload = kind.name == "WorkloadEndpoint";
     let mut metadata = Metadata {
         name: None,
         name_at: node.map_or(at, |node| node.named_at),
@@ -66,7 +66,7 @@ pub(super) fn read(decoder: &mut Decoder<'_>, node: Option<&Node>, at: Position,
         labels: Labels::new(),
     };
     let Some(fields) = node.and_then(|node| decoder.fields(node, &path, TABLE)) else {
-        if node.is_none() && !computable {
+        if node.is_none() && !is_workload {
             decoder.missing(at, &path.field("name"), "missing: every resource has a name");
         }
         return metadata;
@@ -80,7 +80,7 @@ pub(super) fn read(decoder: &mut Decoder<'_>, node: Option<&Node>, at: Position,
                 metadata.name = Some(text.to_owned());
             }
         }
-        None if computable => {}
+        None if is_workload => {}
         None => decoder.missing(fields.at, &path.field("name"), "missing: every resource has a name"),
     }
     if let Some(namespace) = fields.get("namespace") {
@@ -99,7 +99,12 @@ pub(super) fn read(decoder: &mut Decoder<'_>, node: Option<&Node>, at: Position,
         }
     }
     if let Some(labels) = fields.get("labels") {
-        metadata.labels = decoder.labels(labels, &path.field("labels"));
+        let path = path.field("labels");
+        metadata.labels =
+            if is_workload { decoder.labels_of_workload(labels, &path) } else { decoder.labels(labels, &path) };
+    }
+    if let Some(annotations) = fields.get("annotations") {
+        decoder.annotations(annotations, &path.field("annotations"));
     }
     metadata
 }

@@ -23,7 +23,7 @@ const GLOBAL: Table = &[
     ("preDNAT", Use::NotYet),
     ("applyOnForward", Use::NotYet),
     // A hint for Felix's calculation; every policy is compiled in advance here.
-    ("performanceHints", Use::Ignored),
+    ("performanceHints", Use::Read),
 ];
 const NAMESPACED: Table = &[
     ("tier", Use::Read),
@@ -33,7 +33,7 @@ const NAMESPACED: Table = &[
     ("types", Use::Read),
     ("ingress", Use::Read),
     ("egress", Use::Read),
-    ("performanceHints", Use::Ignored),
+    ("performanceHints", Use::Read),
 ];
 
 /// Why `global()` is refused outside of `namespaceSelector` of a rule.
@@ -72,6 +72,9 @@ fn read(decoder: &mut Decoder<'_>, document: &Document<'_>, kind: PolicyKind, ta
             decoder.boolean(node, &path.field(name));
         }
     }
+    if let Some(node) = spec.get("performanceHints") {
+        performance_hints(decoder, node, &path.field("performanceHints"));
+    }
     let types = spec.get("types").and_then(|node| types(decoder, node, &path.field("types")));
     let ingress = rules::rules(decoder, spec.get("ingress"), &path.field("ingress"));
     let egress = rules::rules(decoder, spec.get("egress"), &path.field("egress"));
@@ -108,6 +111,22 @@ fn tier(decoder: &mut Decoder<'_>, spec: &Fields<'_>, path: &FieldPath<'_>) -> S
         );
     }
     "default".to_owned()
+}
+
+/// They have to be right, and change nothing.
+fn performance_hints(decoder: &mut Decoder<'_>, node: &Node, path: &FieldPath<'_>) {
+    const HINT: &str = "AssumeNeededOnEveryNode";
+    let mut seen = false;
+    for (i, item) in decoder.list(node, path).iter().enumerate() {
+        let path_of_item = path.index(i);
+        match decoder.text(item, &path_of_item) {
+            Some(HINT) if std::mem::replace(&mut seen, true) => {
+                decoder.error(item, path, format!("{HINT} stands twice in the list"));
+            }
+            Some(HINT) | None => {}
+            Some(text) => decoder.error(item, &path_of_item, format!("unknown hint \"{text}\": write {HINT}")),
+        }
+    }
 }
 
 /// A selector of workloads: `global()` has no place in it.

@@ -23,8 +23,9 @@ const RULE: Table = &[
     ("destination", Use::Read),
     ("http", Use::Refused("HTTP cannot be judged by packets: what this says would not be enforced; remove it")),
     // Annotations: comments in Felix's rules.
-    ("metadata", Use::Ignored),
+    ("metadata", Use::Read),
 ];
+const METADATA: Table = &[("annotations", Use::Read)];
 const ENTITY: Table = &[
     ("nets", Use::Read),
     ("notNets", Use::NotYet),
@@ -84,7 +85,17 @@ fn rule(decoder: &mut Decoder<'_>, node: &Node, path: &FieldPath<'_>) -> Option<
     };
     let source = entity_of(decoder, "source");
     let destination = entity_of(decoder, "destination");
-    if let (Some(version), Some(protocol), Some(node)) = (ip_version, protocol, fields.get("ipVersion")) {
+    if let Some(node) = fields.get("metadata") {
+        let path = path.field("metadata");
+        if let Some(fields) = decoder.fields(node, &path, METADATA)
+            && let Some(node) = fields.get("annotations")
+        {
+            decoder.annotations(node, &path.field("annotations"));
+        }
+    }
+    if let (Some(version), Some(protocol), Some(node)) =
+        (ip_version, protocol.or(not_protocol), fields.get("ipVersion"))
+    {
         let other = match (version, protocol) {
             (6, ICMP_V4) => Some(("ICMP", "ICMPv6")),
             (4, ICMP_V6) => Some(("ICMPv6", "ICMP")),
@@ -242,6 +253,10 @@ fn nets(
         let Some(text) = decoder.text(item, &path_of_item) else { continue };
         match values::network(text) {
             Ok(net) => {
+                if name == "notNets" && net.prefix_len() == 0 {
+                    let message = format!("{net} is everything: a rule that excepts it matches nothing");
+                    decoder.error(item, &path_of_item, message);
+                }
                 if let Some(message) = families.add(net)
                     && !std::mem::replace(&mut told, true)
                 {

@@ -28,7 +28,7 @@ pub(super) fn address(text: &str) -> Result<IpAddr, String> {
 }
 
 /// A network in CIDR notation, or an address, which is a network of one.
-fn any_network(text: &str) -> Result<(IpAddr, IpNet), String> {
+pub(super) fn any_network(text: &str) -> Result<(IpAddr, IpNet), String> {
     let Some((ip, length)) = text.split_once('/') else {
         let ip = address(text).map_err(|e| if e.contains("clothes") { e } else { format!("{e} or network") })?;
         return Ok((ip, IpNet::from(ip)));
@@ -44,14 +44,18 @@ fn any_network(text: &str) -> Result<(IpAddr, IpNet), String> {
     Ok((ip, net))
 }
 
-/// A network of a rule: bits beyond the prefix length must be zero.
+/// A network of a rule: with a length, and the bits beyond it must be zero (`validateRule` of libcalico-go).
 pub(super) fn network(text: &str) -> Result<IpNet, String> {
     let (ip, net) = any_network(text)?;
+    if !text.contains('/') {
+        return Err(format!("{text} is an address where a network is needed: write {net}"));
+    }
     let masked = net.trunc();
     if masked.addr() == ip {
         return Ok(masked);
     }
-    Err(format!("{text} has bits set beyond its prefix length: write {masked}, or {ip} for the one address"))
+    let host = IpNet::from(ip);
+    Err(format!("{text} has bits set beyond its prefix length: write {masked}, or {host} for the one address"))
 }
 
 /// An address of a workload: a /32 or /128, or without a length.
@@ -128,6 +132,38 @@ pub(super) fn port_name(text: &str) -> Result<(), String> {
     ))
 }
 
+/// The name of a port of a workload (Kubernetes' `IsValidPortName`).
+pub(super) fn endpoint_port_name(text: &str) -> Result<(), String> {
+    let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    if (1..=15).contains(&text.len())
+        && text.bytes().all(allowed)
+        && text.bytes().any(|b| b.is_ascii_lowercase())
+        && !text.contains("--")
+        && !text.starts_with('-')
+        && !text.ends_with('-')
+    {
+        return Ok(());
+    }
+    Err(format!(
+        "\"{text}\" is not the name of a port: at most 15 lower case letters, digits and single dashes inside are allowed, \
+         with a letter in it"
+    ))
+}
+
+/// The identifier of a container: as the runtime gives it.
+pub(super) fn container_id(text: &str) -> Result<(), String> {
+    let alphanumeric = |b: Option<&u8>| b.is_some_and(u8::is_ascii_alphanumeric);
+    let bytes = text.as_bytes();
+    if text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+        && alphanumeric(bytes.first())
+        && alphanumeric(bytes.last())
+    {
+        return Ok(());
+    }
+    Err("not the identifier of a container: letters, digits and - are allowed, a letter or digit at both ends"
+        .to_owned())
+}
+
 /// A MAC address of one station, in the forms `ee:ee:ee:ee:ee:ee`, `ee-ee-...` or `eeee.eeee.eeee`.
 pub(super) fn mac(text: &str) -> Result<[u8; 6], String> {
     let wrong = || format!("\"{text}\" is not a MAC address: write it like ee:ee:ee:ee:ee:ee");
@@ -185,6 +221,42 @@ pub(super) fn resource_name(text: &str) -> Result<(), String> {
     ))
 }
 
+/// The name of a policy: a label, or two with a dot between, tier and name. Before any name of a `NetworkPolicy` may stand what
+/// Calico puts before those that it made of Kubernetes' or `OpenStack`'s (`networkPolicyNameRegex` of libcalico-go).
+pub(super) fn policy_name(text: &str, namespaced: bool) -> Result<(), String> {
+    let made = ["knp.default.", "ossg.default."].iter().find_map(|prefix| text.strip_prefix(prefix));
+    if let Some(rest) = made.filter(|_| namespaced) {
+        return resource_name(rest);
+    }
+    resource_name(text)?;
+    if text.matches('.').count() > 1 {
+        return Err("not the name of a policy: at most one dot is allowed, between tier and name".to_owned());
+    }
+    Ok(())
+}
+
+/// The key of a label or annotation (Kubernetes' `IsQualifiedName`): `NAME` or `PREFIX/NAME`.
+pub(super) fn qualified_name(text: &str) -> Result<(), String> {
+    let (prefix, name) = text.split_once('/').map_or((None, text), |(prefix, name)| (Some(prefix), name));
+    if !name.is_empty() && label_value(name).is_ok() && prefix.is_none_or(|prefix| resource_name(prefix).is_ok()) {
+        return Ok(());
+    }
+    Err("at most 63 letters, digits and - _ . are allowed, a letter or digit at both ends; \
+         before them a domain in lower case and / may stand"
+        .to_owned())
+}
+
+/// The value of a label (Kubernetes' `IsValidLabelValue`).
+pub(super) fn label_value(text: &str) -> Result<(), String> {
+    let alphanumeric = |b: Option<&u8>| b.is_none_or(u8::is_ascii_alphanumeric);
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+    let bytes = text.as_bytes();
+    if text.len() <= 63 && text.bytes().all(allowed) && alphanumeric(bytes.first()) && alphanumeric(bytes.last()) {
+        return Ok(());
+    }
+    Err("at most 63 letters, digits and - _ . are allowed, a letter or digit at both ends".to_owned())
+}
+
 /// The name of a namespace: one RFC 1123 label, at most 63 characters.
 pub(super) fn namespace_name(text: &str) -> Result<(), String> {
     if text.contains('.') || text.len() > 63 {
@@ -201,11 +273,13 @@ mod tests {
     fn networks() {
         for (text, expected) in [
             ("10.0.0.0/8", Ok("10.0.0.0/8")),
-            ("10.0.0.1", Ok("10.0.0.1/32")),
+            ("10.0.0.1/32", Ok("10.0.0.1/32")),
+            ("10.0.0.1", Err("write 10.0.0.1/32")),
             ("0.0.0.0/0", Ok("0.0.0.0/0")),
             ("fd00::/8", Ok("fd00::/8")),
-            ("FD00::1", Ok("fd00::1/128")),
-            ("10.1.2.3/8", Err("write 10.0.0.0/8, or 10.1.2.3")),
+            ("FD00::1/128", Ok("fd00::1/128")),
+            ("FD00::1", Err("write fd00::1/128")),
+            ("10.1.2.3/8", Err("write 10.0.0.0/8, or 10.1.2.3/32")),
             ("10.0.0.0/33", Err("0 to 32")),
             ("fd00::/129", Err("0 to 128")),
             ("10.0.0.0/", Err("prefix length")),

@@ -39,8 +39,9 @@ const PORT: Table = &[
     ("name", Use::Read),
     ("protocol", Use::Read),
     ("port", Use::Read),
-    ("hostPort", Use::Ignored),
-    ("hostIP", Use::Ignored),
+    // Where the port is reached on the host is the business of whoever translates it.
+    ("hostPort", Use::Read),
+    ("hostIP", Use::Read),
 ];
 const NAMED_PORT_PROTOCOLS: [&str; 3] = ["TCP", "UDP", "SCTP"];
 
@@ -49,9 +50,14 @@ pub(super) fn workload(decoder: &mut Decoder<'_>, document: &Document<'_>) -> Op
     let root = FieldPath::ROOT;
     let path = root.field("spec");
     let spec = spec(decoder, document)?;
-    let optional = |decoder: &mut Decoder<'_>, name: &str| match spec.get(name) {
-        Some(node) => decoder.text(node, &path.field(name)).filter(|text| !text.is_empty()).map(str::to_owned),
-        None => None,
+    let optional = |decoder: &mut Decoder<'_>, name: &str| {
+        let (node, path) = (spec.get(name)?, path.field(name));
+        let text = decoder.text(node, &path).filter(|text| !text.is_empty())?;
+        let checked = if name == "containerID" { values::container_id(text) } else { values::resource_name(text) };
+        if let Err(message) = checked {
+            decoder.error(node, &path, message);
+        }
+        Some(text.to_owned())
     };
     let node = match spec.get("node") {
         Some(node) => {
@@ -224,6 +230,13 @@ fn ports(decoder: &mut Decoder<'_>, spec: &Fields<'_>, path: &FieldPath<'_>) -> 
 
 fn named_port(decoder: &mut Decoder<'_>, node: &Node, path: &FieldPath<'_>) -> Option<NamedPort> {
     let fields = decoder.fields(node, path, PORT)?;
+    let host_port = fields.get("hostPort").and_then(|node| decoder.integer(node, &path.field("hostPort"), 0..=65535));
+    if let Some(node) = fields.get("hostIP") {
+        let path = path.field("hostIP");
+        if let Some(Err(message)) = decoder.text(node, &path).filter(|text| !text.is_empty()).map(values::any_network) {
+            decoder.error(node, &path, message);
+        }
+    }
     let mut required = |name: &str| {
         let node = fields.get(name);
         if node.is_none() {
@@ -231,11 +244,14 @@ fn named_port(decoder: &mut Decoder<'_>, node: &Node, path: &FieldPath<'_>) -> O
         }
         node
     };
-    let (name, protocol, port) = (required("name"), required("protocol"), required("port"));
+    // One that is only mapped to a port of the host needs no name; nobody can mean it.
+    let is_named = host_port.is_none_or(|port: u16| port == 0) || fields.get("name").is_some();
+    let name = if is_named { required("name") } else { None };
+    let (protocol, port) = (required("protocol"), required("port"));
     let name = name.and_then(|node| {
         let path = path.field("name");
         let text = decoder.text(node, &path)?;
-        values::port_name(text).map_err(|message| decoder.error(node, &path, message)).ok()?;
+        values::endpoint_port_name(text).map_err(|message| decoder.error(node, &path, message)).ok()?;
         Some(text.to_owned())
     });
     let protocol = protocol.and_then(|node| {
@@ -261,8 +277,8 @@ fn spoofed_prefixes(decoder: &mut Decoder<'_>, spec: &Fields<'_>, path: &FieldPa
     for (i, item) in decoder.list(node, &path).iter().enumerate() {
         let path = path.index(i);
         let Some(text) = decoder.text(item, &path) else { continue };
-        match values::network(text) {
-            Ok(net) => nets.push(net),
+        match values::any_network(text) {
+            Ok((_, net)) => nets.push(net.trunc()),
             Err(message) => decoder.error(item, &path, message),
         }
     }
