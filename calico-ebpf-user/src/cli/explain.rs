@@ -260,7 +260,10 @@ impl<'a> Judge<'a> {
             Who::Address(address) => Ok(Party {
                 v4: Some(*address).filter(IpAddr::is_ipv4),
                 v6: Some(*address).filter(IpAddr::is_ipv6),
-                workload: workloads.iter().find(|workload| workload.addresses.contains(address)),
+                workload: workloads
+                    .iter()
+                    .map(|workload| &**workload)
+                    .find(|workload| workload.addresses.contains(address)),
                 host: false,
             }),
             Who::Named { namespace, name } => {

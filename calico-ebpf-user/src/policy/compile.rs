@@ -14,7 +14,10 @@ use super::{
     endpoints::Endpoints,
     expand::{PortNames, expand},
 };
-use crate::resources::model::{EndpointToHostAction, Policy, Profile, ResourceSet, Rule, RuleAction, WorkloadEndpoint};
+use crate::resources::{
+    Shared,
+    model::{EndpointToHostAction, Policy, Profile, ResourceSet, Rule, RuleAction, WorkloadEndpoint},
+};
 
 /// Compiles what `set` says for the workloads of `node`.
 #[must_use]
@@ -70,7 +73,7 @@ pub fn compile(set: &ResourceSet, node: &str) -> Compiled {
 
 /// Indices of the policies in the order of evaluation: tiers by order and name, policies by order (absent is last) and
 /// name without the tier's prefix; what is still equal by namespace and kind.
-pub(super) fn evaluation_order(policies: &[Policy]) -> Vec<usize> {
+pub(super) fn evaluation_order(policies: &[Shared<Policy>]) -> Vec<usize> {
     let by_order = |a: Option<f64>, b: Option<f64>| {
         a.unwrap_or(f64::INFINITY).partial_cmp(&b.unwrap_or(f64::INFINITY)).unwrap_or(Ordering::Equal)
     };

@@ -36,6 +36,7 @@ fn judge(set: &ResourceSet, workload: &WorkloadEndpoint, direction: Direction, f
         })
         .filter(|policy| policy.namespace.as_ref().is_none_or(|namespace| *namespace == workload.namespace))
         .filter(|policy| policy.selector.matches(&labels))
+        .map(|policy| &**policy)
         .collect();
     policies.sort_by(|a, b| sort_key(a).partial_cmp(&sort_key(b)).unwrap_or(std::cmp::Ordering::Equal));
 
@@ -133,7 +134,8 @@ fn end_matches(
     namespace: Option<&str>,
 ) -> bool {
     let inside = |nets: &[IpNet]| nets.iter().any(|net| net.contains(&address));
-    let endpoints = || set.workloads.iter().filter(|workload| workload.addresses.contains(&address));
+    let endpoints =
+        || set.workloads.iter().map(|workload| &**workload).filter(|workload| workload.addresses.contains(&address));
     let any_selector =
         entity.selector.is_some() || entity.not_selector.is_some() || entity.namespace_selector.is_some();
     let selected = |workload: &&WorkloadEndpoint| {

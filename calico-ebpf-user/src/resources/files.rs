@@ -7,7 +7,7 @@ use std::{
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     thread,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use super::diagnostic::{Diagnostic, Severity};
@@ -17,23 +17,38 @@ const MAX_SIZE: u64 = 32 << 20;
 /// How often files are read again because they changed meanwhile.
 const ATTEMPTS: u32 = 5;
 
+/// How long a file must have been left alone for its stamp to tell whether it changed: more than the granularity of the
+/// file system's clock.
+const SETTLED: Duration = Duration::from_millis(100);
+
 /// A file, or why it cannot be read.
 pub(super) struct Raw {
     /// Which of the paths given led to it.
     pub(super) root: usize,
     pub(super) path: PathBuf,
-    pub(super) content: Result<Vec<u8>, Diagnostic>,
+    pub(super) content: Result<Content, Diagnostic>,
+}
+
+/// What is in a file.
+pub(super) enum Content {
+    /// What was in it when it had the stamp that it has still.
+    Known,
+    Bytes {
+        bytes: Vec<u8>,
+        /// Absent where the file was changed so lately that the next change might leave it as it is.
+        stamp: Option<Stamp>,
+    },
 }
 
 /// Reads all files of these paths: the files themselves; of directories the `*.yaml`, `*.yml` and `*.json` files directly
 /// inside, in name order, without names that begin with a dot. Symbolic links are followed, a file that two paths lead to is
 /// read once. If something changes while it is being read (a `ConfigMap` is switched, an editor saves), all is read again, so
-/// that the contents belong together.
-pub(super) fn read(paths: &[PathBuf]) -> Vec<Raw> {
+/// that the contents belong together. What is `known`, given its stamp, is not read.
+pub(super) fn read(paths: &[PathBuf], known: impl Fn(&Path, &Stamp) -> bool) -> Vec<Raw> {
     let mut attempt = 1;
     loop {
         let before = list(paths);
-        let files: Vec<_> = before.iter().map(read_entry).collect();
+        let files: Vec<_> = before.iter().map(|entry| read_entry(entry, &known)).collect();
         let unchanged = list(paths).iter().map(Entry::stamp).eq(before.iter().map(Entry::stamp));
         if unchanged || attempt == ATTEMPTS {
             return files;
@@ -64,7 +79,34 @@ struct Entry {
     found: Result<Stamp, String>,
 }
 
-type Stamp = (u64, u64, u64, i64, i64, i64, i64);
+/// Device, inode, size, times of modification and of change. What is written into a file changes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Stamp {
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    fn of(metadata: &fs::Metadata) -> Self {
+        Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size: metadata.size(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        }
+    }
+
+    /// Whether a change that comes after `now` gives another stamp.
+    fn is_settled(&self, now: SystemTime) -> bool {
+        let nanos = |(seconds, nanos): (i64, i64)| i128::from(seconds) * 1_000_000_000 + i128::from(nanos);
+        let now = now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_nanos() as i128);
+        nanos(self.modified.max(self.changed)) + (SETTLED.as_nanos() as i128) < now
+    }
+}
 
 impl Entry {
     fn stamp(&self) -> (&Path, Option<&Stamp>) {
@@ -116,7 +158,7 @@ fn add(
             if !seen.insert((m.dev(), m.ino())) {
                 return;
             }
-            Ok((m.dev(), m.ino(), m.size(), m.mtime(), m.mtime_nsec(), m.ctime(), m.ctime_nsec()))
+            Ok(Stamp::of(&m))
         }
         Err(error) => Err(describe(&error)),
     };
@@ -137,9 +179,13 @@ fn inside(directory: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(names.into_iter().map(|name| directory.join(name)).collect())
 }
 
-fn read_entry(entry: &Entry) -> Raw {
+fn read_entry(entry: &Entry, known: impl Fn(&Path, &Stamp) -> bool) -> Raw {
     let content = match &entry.found {
-        Ok(_) => read_file(&entry.path),
+        Ok(stamp) if known(&entry.path, stamp) => Ok(Content::Known),
+        Ok(stamp) => {
+            let stamp = Some(stamp.clone()).filter(|stamp| stamp.is_settled(SystemTime::now()));
+            read_file(&entry.path).map(|bytes| Content::Bytes { bytes, stamp })
+        }
         Err(message) => Err(message.clone()),
     };
     let content = content.map_err(|message| file_error(&entry.path, message));

@@ -12,7 +12,7 @@ use std::{
 
 use ipnet::IpNet;
 
-use super::selector::Selector;
+use super::{selector::Selector, shared::Shared};
 
 /// Labels of a resource.
 pub type Labels = BTreeMap<String, String>;
@@ -32,9 +32,9 @@ pub struct Origin {
 #[derive(Clone, Debug, Default)]
 pub struct ResourceSet {
     /// Workloads of all nodes: the remote ones are peers that selectors find.
-    pub workloads: Vec<WorkloadEndpoint>,
+    pub workloads: Vec<Shared<WorkloadEndpoint>>,
     /// Policies of all kinds.
-    pub policies: Vec<Policy>,
+    pub policies: Vec<Shared<Policy>>,
     /// Profiles, those that namespaces imply included.
     pub profiles: Vec<Profile>,
     /// Namespaces.

@@ -2,6 +2,7 @@
 
 use super::{
     model::{FelixConfiguration, Namespace, Policy, Profile, WorkloadEndpoint},
+    shared::Shared,
     source::Position,
 };
 
@@ -40,7 +41,7 @@ impl Identity {
 #[derive(Clone, Debug)]
 pub(super) enum Body {
     Workload(Box<ParsedWorkload>),
-    Policy(Box<Policy>),
+    Policy(Shared<Policy>),
     Profile(Profile),
     Namespace(Namespace),
     /// The profile that it implies.
@@ -51,7 +52,7 @@ pub(super) enum Body {
 /// A workload and the places that checks across files point to.
 #[derive(Clone, Debug)]
 pub(super) struct ParsedWorkload {
-    pub(super) endpoint: WorkloadEndpoint,
+    pub(super) endpoint: Shared<WorkloadEndpoint>,
     pub(super) interface_at: Position,
     /// One for each address.
     pub(super) addresses_at: Vec<Position>,

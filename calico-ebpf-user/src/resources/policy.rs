@@ -83,7 +83,7 @@ fn read(decoder: &mut Decoder<'_>, document: &Document<'_>, kind: PolicyKind, ta
     // Without `types`: what there are rules for, and ingress where there are none at all.
     let (applies_ingress, applies_egress) =
         types.unwrap_or((!ingress.is_empty() || egress.is_empty(), !egress.is_empty()));
-    Some(Body::Policy(Box::new(Policy {
+    let policy = Policy {
         kind,
         namespace: document.metadata.namespace.clone(),
         name: document.metadata.name.clone()?,
@@ -95,7 +95,8 @@ fn read(decoder: &mut Decoder<'_>, document: &Document<'_>, kind: PolicyKind, ta
         ingress,
         egress,
         origin: decoder.origin(document.metadata.name_at),
-    })))
+    };
+    Some(Body::Policy(policy.into()))
 }
 
 fn tier(decoder: &mut Decoder<'_>, spec: &Fields<'_>, path: &FieldPath<'_>) -> String {

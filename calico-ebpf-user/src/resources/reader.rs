@@ -10,7 +10,7 @@ use std::{
 use super::{
     decode::{Decoder, FieldPath},
     diagnostic::{Diagnostic, Severity},
-    files::{self, Raw},
+    files::{self, Content, Raw, Stamp},
     kinds,
     model::ResourceSet,
     parsed::Parsed,
@@ -80,6 +80,10 @@ pub(super) struct ParsedFile {
     pub(super) diagnostics: Vec<Diagnostic>,
     /// How many documents it has, broken ones included.
     documents: usize,
+    /// Its length and hash.
+    identity: FileStamp,
+    /// If the file still has this stamp, it is still the same.
+    stamp: Option<Stamp>,
     /// Whether `source` holds what was in the file.
     exact: bool,
 }
@@ -93,11 +97,19 @@ impl Reader {
         // Of each path; absent while no file of its own was seen: all of them may have been read by way of another path.
         let mut is_empty: Vec<Option<bool>> = vec![None; paths.len()];
         let mut kept = HashMap::new();
-        for Raw { root, path, content } in files::read(paths) {
+        let known = |path: &Path, stamp: &Stamp| self.files.get(path).is_some_and(|f| f.stamp.as_ref() == Some(stamp));
+        for Raw { root, path, content } in files::read(paths, known) {
             match content {
                 Ok(content) => {
-                    stamps.push(stamp(&path, &content));
-                    let file = self.parse(&path, content);
+                    let file = match content {
+                        // What is known is there.
+                        Content::Known => match self.files.get(&path) {
+                            Some(file) => Arc::clone(file),
+                            None => continue,
+                        },
+                        Content::Bytes { bytes, stamp } => self.parse(&path, bytes, stamp),
+                    };
+                    stamps.push(file.identity.clone());
                     is_empty[root] = Some(is_empty[root].unwrap_or(true) && file.documents == 0);
                     kept.insert(path, Arc::clone(&file));
                     parsed.push(file);
@@ -125,12 +137,19 @@ impl Reader {
         Loaded { set, diagnostics, files: stamps }
     }
 
-    fn parse(&self, path: &Path, content: Vec<u8>) -> Arc<ParsedFile> {
+    fn parse(&mut self, path: &Path, content: Vec<u8>, stamp: Option<Stamp>) -> Arc<ParsedFile> {
         let bytes = content.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&content);
-        match self.files.get(path) {
-            Some(known) if known.exact && known.source.text.as_bytes() == bytes => Arc::clone(known),
-            _ => Arc::new(parse(path, content)),
+        if let Some(known) = self.files.get_mut(path)
+            && known.exact
+            && known.source.text.as_bytes() == bytes
+        {
+            // Nobody else has it: what is made of a file's resources does not keep the file.
+            if let Some(known) = Arc::get_mut(known) {
+                known.stamp = stamp;
+            }
+            return Arc::clone(known);
         }
+        Arc::new(ParsedFile { stamp, ..parse(path, content) })
     }
 }
 
@@ -140,13 +159,14 @@ pub fn load(paths: &[PathBuf]) -> Loaded {
     Reader::default().load(paths)
 }
 
-fn stamp(path: &Path, content: &[u8]) -> FileStamp {
+fn identity(path: &Path, content: &[u8]) -> FileStamp {
     let mut hasher = DefaultHasher::new();
     content.hash(&mut hasher);
     FileStamp { path: path.to_owned(), length: content.len() as u64, hash: hasher.finish() }
 }
 
 fn parse(path: &Path, mut content: Vec<u8>) -> ParsedFile {
+    let identity = identity(path, &content);
     if content.starts_with(BYTE_ORDER_MARK) {
         content.drain(..BYTE_ORDER_MARK.len());
     }
@@ -161,7 +181,7 @@ fn parse(path: &Path, mut content: Vec<u8>) -> ParsedFile {
             } else {
                 "bytes that are not UTF-8: save the file as UTF-8"
             };
-            return broken(path, &String::from_utf8_lossy(error.as_bytes()), valid, message);
+            return broken(path, identity, &String::from_utf8_lossy(error.as_bytes()), valid, message);
         }
     };
     // What YAML does not allow. A zero byte comes from UTF-16, or from a file system after a power failure.
@@ -173,7 +193,7 @@ fn parse(path: &Path, mut content: Vec<u8>) -> ParsedFile {
         } else {
             "a control character"
         };
-        return broken(path, &text, offset, message);
+        return broken(path, identity, &text, offset, message);
     }
     let source = SourceText::new(path, text);
     let mut decoder = Decoder::new(&source);
@@ -191,11 +211,11 @@ fn parse(path: &Path, mut content: Vec<u8>) -> ParsedFile {
         !decoder.is_full()
     });
     let diagnostics = decoder.finish();
-    ParsedFile { source, resources, diagnostics, documents, exact: true }
+    ParsedFile { source, resources, diagnostics, documents, identity, stamp: None, exact: true }
 }
 
 /// A file that is no text. `offset`: in bytes, where that shows.
-fn broken(path: Arc<Path>, text: &str, offset: usize, message: &str) -> ParsedFile {
+fn broken(path: Arc<Path>, identity: FileStamp, text: &str, offset: usize, message: &str) -> ParsedFile {
     let before = text.get(..offset).unwrap_or_default();
     let line_start = before.rfind('\n').map_or(0, |i| i + 1);
     let at = Position {
@@ -204,5 +224,13 @@ fn broken(path: Arc<Path>, text: &str, offset: usize, message: &str) -> ParsedFi
     };
     let source = SourceText::new(path, text.to_owned());
     let diagnostic = source.diagnostic(Severity::Error, at, 1, None, None, message);
-    ParsedFile { source, resources: Vec::new(), diagnostics: vec![diagnostic], documents: 1, exact: false }
+    ParsedFile {
+        source,
+        resources: Vec::new(),
+        diagnostics: vec![diagnostic],
+        documents: 1,
+        identity,
+        stamp: None,
+        exact: false,
+    }
 }

@@ -43,7 +43,7 @@ pub(super) fn check(files: &[Arc<ParsedFile>], complete: bool) -> (ResourceSet, 
             match &parsed.body {
                 None => {}
                 Some(Body::Workload(workload)) => workloads.push((place, &**workload)),
-                Some(Body::Policy(policy)) => set.policies.push((**policy).clone()),
+                Some(Body::Policy(policy)) => set.policies.push(policy.clone()),
                 Some(Body::Profile(profile)) => {
                     profiles.insert(profile.name.clone(), profile.clone());
                 }

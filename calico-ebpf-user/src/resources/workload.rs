@@ -132,7 +132,12 @@ pub(super) fn workload(decoder: &mut Decoder<'_>, document: &Document<'_>) -> Op
         labels,
         origin: decoder.origin(document.metadata.name_at),
     };
-    Some(Body::Workload(Box::new(ParsedWorkload { endpoint, interface_at, addresses_at, profiles_at })))
+    Some(Body::Workload(Box::new(ParsedWorkload {
+        endpoint: endpoint.into(),
+        interface_at,
+        addresses_at,
+        profiles_at,
+    })))
 }
 
 fn spec<'n>(decoder: &mut Decoder<'_>, document: &Document<'n>) -> Option<Fields<'n>> {

@@ -9,6 +9,7 @@ use crate::{
         flow::Flow,
     },
     resources::{
+        Shared,
         model::{
             EntityRule, Labels, NamedPort, Policy, PolicyKind, PortMatch, Profile, ResourceSet, Rule, RuleAction,
             WorkloadEndpoint,
@@ -27,10 +28,10 @@ fn workload(
     addresses: &[&str],
     labels: &[(&str, &str)],
     profiles: &[&str],
-) -> WorkloadEndpoint {
+) -> Shared<WorkloadEndpoint> {
     let mut labels: Labels = labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
     labels.insert("projectcalico.org/namespace".to_owned(), "x".to_owned());
-    WorkloadEndpoint {
+    let endpoint = WorkloadEndpoint {
         namespace: "x".to_owned(),
         name: name.to_owned(),
         node: node.to_owned(),
@@ -44,7 +45,8 @@ fn workload(
         allow_spoofed_source_prefixes: Vec::new(),
         labels,
         origin: origin(),
-    }
+    };
+    endpoint.into()
 }
 
 pub(super) fn rule(action: RuleAction) -> Rule {
@@ -102,7 +104,7 @@ fn set(policies: Vec<Policy>) -> ResourceSet {
             workload("b", "n2", &["10.65.0.3"], &[("role", "b")], &["open"]),
             workload("c", NODE, &["10.65.0.4"], &[], &["open"]),
         ],
-        policies,
+        policies: policies.into_iter().map(Shared::from).collect(),
         profiles: vec![profile("open", vec![allow()], vec![allow()])],
         ..ResourceSet::default()
     }
@@ -456,7 +458,7 @@ fn directions_and_types() {
             workload("w1", NODE, &[w1], &[("name", "w1")], &["open"]),
             workload("w2", NODE, &[w2], &[("name", "w2")], &["open"]),
         ],
-        ..ResourceSet { policies, ..set(Vec::new()) }
+        ..set(policies)
     };
     let of_w0 = |ingress: Vec<Rule>, egress: Vec<Rule>, types: &str| Policy {
         selector: Selector::parse("name == 'w0'").unwrap(),
@@ -512,7 +514,7 @@ fn profiles() {
     let mut set = with(&["open"]);
     set.profiles[0].labels_to_apply =
         Labels::from([("role".to_owned(), "open".to_owned()), ("extra".to_owned(), "1".to_owned())]);
-    set.policies = vec![policy("p", "default", vec![])];
+    set.policies = vec![policy("p", "default", vec![]).into()];
     for (selector, selects) in [("extra == '1'", true), ("role == 'open'", false), ("role == 'server'", true)] {
         set.policies[0].selector = Selector::parse(selector).unwrap();
         check(&set, |_| !selects, &flows);

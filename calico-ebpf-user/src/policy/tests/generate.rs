@@ -222,14 +222,19 @@ impl Random {
     }
 
     pub(super) fn set(&mut self) -> ResourceSet {
-        let workloads =
-            (1..9).filter_map(|number| if self.one_in(5) { None } else { Some(self.workload(number)) }).collect();
+        let workloads = (1..9)
+            .filter_map(|number| if self.one_in(5) { None } else { Some(self.workload(number).into()) })
+            .collect();
         let profiles = PROFILES[..3]
             .iter()
             .filter_map(|name| if self.one_in(4) { None } else { Some(self.profile(name)) })
             .collect();
-        let mut set =
-            ResourceSet { workloads, policies: self.list(7, Self::policy), profiles, ..ResourceSet::default() };
+        let mut set = ResourceSet {
+            workloads,
+            policies: self.list(7, |r| r.policy().into()),
+            profiles,
+            ..ResourceSet::default()
+        };
         distinct(&mut set);
         set
     }
@@ -246,7 +251,7 @@ impl Random {
                 let name = format!("w{number}");
                 set.workloads.retain(|workload| workload.name != name);
                 let workload = self.workload(number);
-                set.workloads.push(workload);
+                set.workloads.push(workload.into());
             }
             2 | 3 if !set.workloads.is_empty() => {
                 let labels = self.labels(&set.workloads[workload].namespace.clone());
@@ -263,7 +268,7 @@ impl Random {
             7 => {}
             _ => {
                 let policy = self.policy();
-                set.policies.push(policy);
+                set.policies.push(policy.into());
             }
         }
         distinct(set);

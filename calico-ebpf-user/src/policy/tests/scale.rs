@@ -105,8 +105,8 @@ fn cluster(selects: impl Fn(u32) -> String, unique_labels: bool) -> ResourceSet 
         origin: origin(),
     };
     ResourceSet {
-        workloads: (0..WORKLOADS).map(workload).collect(),
-        policies: (0..POLICIES).map(policy).collect(),
+        workloads: (0..WORKLOADS).map(|number| workload(number).into()).collect(),
+        policies: (0..POLICIES).map(|number| policy(number).into()).collect(),
         profiles: vec![Profile {
             name: "allow".to_owned(),
             ingress: vec![allow(())],
