@@ -14,9 +14,8 @@ use super::{
     endpoints::Endpoints,
     expand::{PortNames, expand},
 };
-use crate::resources::{
-    Shared,
-    model::{EndpointToHostAction, Policy, Profile, ResourceSet, Rule, RuleAction, WorkloadEndpoint},
+use crate::resources::model::{
+    EndpointToHostAction, Policy, Profile, ResourceSet, Rule, RuleAction, TierAction, WorkloadEndpoint,
 };
 
 /// Compiles what `set` says for the workloads of `node`.
@@ -32,14 +31,15 @@ pub fn compile(set: &ResourceSet, node: &str) -> Compiled {
         known: HashMap::new(),
         tables: Vec::new(),
     };
-    let order = evaluation_order(&set.policies);
+    let order = evaluation_order(set);
     let mut selected: HashMap<(u32, &str), Vec<usize>> = HashMap::new();
     let mut workloads = BTreeMap::new();
     for (index, workload) in set.workloads.iter().enumerate().filter(|(_, workload)| workload.node == node) {
-        let group = endpoints.group_of(index);
+        let group = endpoints.of_workload(index);
         let applying = selected.entry((group, &workload.namespace)).or_insert_with(|| {
             let selects = |policy: &Policy| {
-                policy.namespace.as_deref().is_none_or(|namespace| namespace == workload.namespace)
+                policy.judges_workloads()
+                    && policy.namespace.as_deref().is_none_or(|namespace| namespace == workload.namespace)
                     && endpoints.holds(&policy.selector, group)
             };
             order.iter().copied().filter(|&policy| selects(&set.policies[policy])).collect()
@@ -73,42 +73,25 @@ pub fn compile(set: &ResourceSet, node: &str) -> Compiled {
 
 /// Indices of the policies in the order of evaluation: tiers by order and name, policies by order (absent is last) and
 /// name without the tier's prefix; what is still equal by namespace and kind.
-pub(super) fn evaluation_order(policies: &[Shared<Policy>]) -> Vec<usize> {
+fn evaluation_order(set: &ResourceSet) -> Vec<usize> {
     let by_order = |a: Option<f64>, b: Option<f64>| {
         a.unwrap_or(f64::INFINITY).partial_cmp(&b.unwrap_or(f64::INFINITY)).unwrap_or(Ordering::Equal)
     };
-    let mut order: Vec<usize> = (0..policies.len()).collect();
+    let mut tiers: HashMap<&str, Option<f64>> = HashMap::new();
+    for tier in set.policies.iter().map(|policy| policy.tier.as_str()) {
+        tiers.entry(tier).or_insert_with(|| set.tier(tier).and_then(|tier| tier.order));
+    }
+    let mut order: Vec<usize> = (0..set.policies.len()).collect();
     order.sort_by(|&a, &b| {
-        let (a, b) = (&policies[a], &policies[b]);
-        by_order(tier(&a.tier).order, tier(&b.tier).order)
+        let (a, b) = (&set.policies[a], &set.policies[b]);
+        by_order(tiers[a.tier.as_str()], tiers[b.tier.as_str()])
             .then_with(|| a.tier.cmp(&b.tier))
             .then_with(|| by_order(a.order, b.order))
-            .then_with(|| name_in_tier(a).cmp(name_in_tier(b)))
+            .then_with(|| a.base_name().cmp(b.base_name()))
             .then_with(|| a.namespace.cmp(&b.namespace))
             .then_with(|| a.kind.cmp(&b.kind))
     });
     order
-}
-
-/// The name without the prefix of the tier, with which it may be written.
-fn name_in_tier(policy: &Policy) -> &str {
-    policy.name.strip_prefix(policy.tier.as_str()).and_then(|name| name.strip_prefix('.')).unwrap_or(&policy.name)
-}
-
-/// What is known of a tier.
-pub(super) struct Tier {
-    pub(super) order: Option<f64>,
-    pub(super) passes: bool,
-}
-
-/// The tiers that Calico brings along; any other is last and denies.
-pub(super) fn tier(name: &str) -> Tier {
-    match name {
-        "kube-admin" => Tier { order: Some(1_000.0), passes: true },
-        "default" => Tier { order: Some(1_000_000.0), passes: false },
-        "kube-baseline" => Tier { order: Some(10_000_000.0), passes: true },
-        _ => Tier { order: None, passes: false },
-    }
 }
 
 /// A rule of a table before it is known where the next tier begins.
@@ -153,7 +136,10 @@ impl<'a> Compiler<'a> {
                 self.policy(&set.policies[index], index, direction, &mut rules);
             }
             let name = &set.policies[tier_policies[0]].tier;
-            let action = if tier(name).passes { Action::Pass } else { Action::Deny };
+            let action = match set.tier(name).map(|tier| tier.default_action) {
+                Some(TierAction::Pass) => Action::Pass,
+                Some(TierAction::Deny) | None => Action::Deny,
+            };
             rules.push(default_rule(action, direction, Reason::TierDefault, Some(name)));
             // A pass leads to whatever comes after this tier.
             let next = u16::try_from(rules.len()).unwrap_or(u16::MAX);
@@ -240,8 +226,14 @@ fn expand_all(
     conditions: &mut Conditions,
 ) -> Expanded {
     let mut expanded = Vec::new();
+    let mut last: Option<Arc<RuleName>> = None;
     for (index, rule) in (0..).zip(rules) {
-        let name = Arc::new(RuleName { rule: Some(index), ..name.clone() });
+        let number = Some(rule.number.unwrap_or(index));
+        let name = match last.take_if(|last| last.rule == number) {
+            Some(name) => name,
+            None => Arc::new(RuleName { rule: number, ..name.clone() }),
+        };
+        last = Some(name.clone());
         for matches in expand(rule, name.direction, namespace, names, conditions) {
             expanded.push((rule.action, name.clone(), matches));
         }

@@ -45,7 +45,7 @@ impl Conditions {
         self.intern(format!("net:{net}"), || Condition::Net(net))
     }
 
-    /// The address is that of an endpoint with such labels.
+    /// The address is that of an endpoint with such labels, or in a network set with such.
     pub(super) fn endpoints(&mut self, selector: &Selector) -> u32 {
         self.intern(format!("sel:{}", selector.canonical()), || Condition::Endpoints(selector.clone()))
     }
@@ -98,7 +98,7 @@ impl Conditions {
             }
         }
         for (index, workload) in set.workloads.iter().enumerate() {
-            let group = endpoints.group_of(index);
+            let group = endpoints.of_workload(index);
             let mut holding = of_group[group as usize].clone();
             for port in &workload.ports {
                 let conditions = by_port.get(&(port.protocol, port.port, &port.name)).into_iter().flatten();
@@ -111,6 +111,14 @@ impl Conditions {
             if !holding.is_empty() {
                 for &address in &workload.addresses {
                     direct.entry(address.into()).or_default().extend_from_slice(&holding);
+                }
+            }
+        }
+        for (index, network_set) in set.network_sets.iter().enumerate() {
+            let holding = &of_group[endpoints.of_network_set(index) as usize];
+            if !holding.is_empty() {
+                for net in network_set.nets.iter() {
+                    direct.entry(*net).or_default().extend_from_slice(holding);
                 }
             }
         }

@@ -1,21 +1,16 @@
-//! The endpoints of all nodes as selectors see them.
+//! The endpoints and network sets of all nodes as selectors see them.
 
 use std::collections::HashMap;
 
 use crate::resources::{
-    model::{Labels, Profile, ResourceSet, WorkloadEndpoint},
+    model::{Labels, NAMESPACE_LABEL, NAMESPACE_PREFIX, Profile, ResourceSet},
     selector::{Expression, Selector},
 };
 
-/// The namespace of an endpoint, as a label.
-pub(super) const NAMESPACE_LABEL: &str = "projectcalico.org/namespace";
-/// What a namespace's labels begin with where its profile hands them on.
-const NAMESPACE_PREFIX: &str = "pcns.";
-
-/// Labels of an endpoint with those that its profiles apply: its own win, then the earlier profile.
-pub(super) fn effective_labels(workload: &WorkloadEndpoint, profiles: &HashMap<&str, &Profile>) -> Labels {
-    let mut labels = workload.labels.clone();
-    for profile in workload.profiles.iter().filter_map(|name| profiles.get(name.as_str())) {
+/// Labels with those that profiles apply: the own ones win, then the earlier profile.
+fn effective_labels(own: &Labels, profiles: &[String], known: &HashMap<&str, &Profile>) -> Labels {
+    let mut labels = own.clone();
+    for profile in profiles.iter().filter_map(|name| known.get(name.as_str())) {
         for (key, value) in &profile.labels_to_apply {
             labels.entry(key.clone()).or_insert_with(|| value.clone());
         }
@@ -23,12 +18,14 @@ pub(super) fn effective_labels(workload: &WorkloadEndpoint, profiles: &HashMap<&
     labels
 }
 
-/// All endpoints, grouped by equal labels.
+/// All endpoints and network sets, grouped by equal labels.
 pub(super) struct Endpoints {
     /// Distinct sets of labels.
     groups: Vec<Labels>,
     /// Index into `groups` for each workload of the resources.
-    group_of: Vec<u32>,
+    of_workloads: Vec<u32>,
+    /// Index into `groups` for each network set of the resources.
+    of_network_sets: Vec<u32>,
     /// Groups with a label, and with a label of a value.
     by_key: HashMap<String, Vec<u32>>,
     by_value: HashMap<(String, String), Vec<u32>>,
@@ -39,17 +36,21 @@ impl Endpoints {
         let mut known: HashMap<(&Labels, &[String]), u32> = HashMap::new();
         let mut known_labels: HashMap<Labels, u32> = HashMap::new();
         let mut groups: Vec<Labels> = Vec::new();
-        let mut group_of = Vec::with_capacity(set.workloads.len());
-        for workload in &set.workloads {
-            let group = *known.entry((&workload.labels, &workload.profiles)).or_insert_with(|| {
-                let labels = effective_labels(workload, profiles);
-                *known_labels.entry(labels).or_insert_with_key(|labels| {
-                    groups.push(labels.clone());
-                    groups.len() as u32 - 1
+        let workloads = set.workloads.iter().map(|workload| (&workload.labels, workload.profiles.as_slice()));
+        let network_sets = set.network_sets.iter().map(|set| (&set.labels, set.profiles.as_slice()));
+        let mut of_workloads: Vec<u32> = workloads
+            .chain(network_sets)
+            .map(|(own, names)| {
+                *known.entry((own, names)).or_insert_with(|| {
+                    let labels = effective_labels(own, names, profiles);
+                    *known_labels.entry(labels).or_insert_with_key(|labels| {
+                        groups.push(labels.clone());
+                        groups.len() as u32 - 1
+                    })
                 })
-            });
-            group_of.push(group);
-        }
+            })
+            .collect();
+        let of_network_sets = of_workloads.split_off(set.workloads.len());
         let (mut by_key, mut by_value) = (HashMap::<_, Vec<u32>>::new(), HashMap::<_, Vec<u32>>::new());
         for (group, labels) in (0..).zip(&groups) {
             for (key, value) in labels {
@@ -57,7 +58,7 @@ impl Endpoints {
                 by_value.entry((key.clone(), value.clone())).or_default().push(group);
             }
         }
-        Self { groups, group_of, by_key, by_value }
+        Self { groups, of_workloads, of_network_sets, by_key, by_value }
     }
 
     /// Number of groups.
@@ -66,8 +67,13 @@ impl Endpoints {
     }
 
     /// Group of the workload with this index in the resources.
-    pub(super) fn group_of(&self, workload: usize) -> u32 {
-        self.group_of[workload]
+    pub(super) fn of_workload(&self, workload: usize) -> u32 {
+        self.of_workloads[workload]
+    }
+
+    /// Group of the network set with this index in the resources.
+    pub(super) fn of_network_set(&self, network_set: usize) -> u32 {
+        self.of_network_sets[network_set]
     }
 
     /// Whether the selector holds for a group.
@@ -120,24 +126,10 @@ fn sorted(mut groups: Vec<u32>) -> Vec<u32> {
 /// What a `namespaceSelector` demands of an endpoint's labels: a namespace's labels are those of its profile, and as in
 /// Calico `all()` is whatever has a namespace, `global()` what has none.
 pub(super) fn of_namespaces(selector: &Selector) -> Expression {
-    fn convert(expression: &Expression) -> Expression {
-        let key = |key: &String| format!("{NAMESPACE_PREFIX}{key}");
-        let has_namespace = || Expression::Has(NAMESPACE_LABEL.to_owned());
-        match expression {
-            Expression::All => has_namespace(),
-            Expression::Global => Expression::Not(Box::new(has_namespace())),
-            Expression::Has(k) => Expression::Has(key(k)),
-            Expression::Equal(k, v) => Expression::Equal(key(k), v.clone()),
-            Expression::NotEqual(k, v) => Expression::NotEqual(key(k), v.clone()),
-            Expression::In(k, v) => Expression::In(key(k), v.clone()),
-            Expression::NotIn(k, v) => Expression::NotIn(key(k), v.clone()),
-            Expression::Contains(k, v) => Expression::Contains(key(k), v.clone()),
-            Expression::StartsWith(k, v) => Expression::StartsWith(key(k), v.clone()),
-            Expression::EndsWith(k, v) => Expression::EndsWith(key(k), v.clone()),
-            Expression::Not(inner) => Expression::Not(Box::new(convert(inner))),
-            Expression::And(all) => Expression::And(all.iter().map(convert).collect()),
-            Expression::Or(any) => Expression::Or(any.iter().map(convert).collect()),
-        }
-    }
-    convert(selector.expression())
+    let has_namespace = || Expression::Has(NAMESPACE_LABEL.to_owned());
+    selector.expression().map_leaves(&|leaf| match leaf {
+        Expression::All => has_namespace(),
+        Expression::Global => Expression::Not(Box::new(has_namespace())),
+        leaf => leaf.with_label(&|label| format!("{NAMESPACE_PREFIX}{label}")),
+    })
 }

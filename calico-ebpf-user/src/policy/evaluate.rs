@@ -9,7 +9,8 @@ use super::{
     flow::{EndVerdict, Flow, Verdict},
 };
 use crate::resources::model::{
-    EntityRule, Labels, Policy, PortMatch, Profile, ResourceSet, Rule, RuleAction, WorkloadEndpoint,
+    EntityRule, Labels, NAMESPACE_LABEL, NamedPort, Policy, PolicyHook, PolicyKind, PortMatch, Profile, ResourceSet,
+    Rule, RuleAction, TierAction, WorkloadEndpoint,
 };
 
 /// Judges a flow at both ends, wherever their workloads are. Where several have one address, the first is meant.
@@ -34,11 +35,13 @@ fn judge(set: &ResourceSet, workload: &WorkloadEndpoint, direction: Direction, f
             Direction::Ingress => policy.applies_ingress,
             Direction::Egress => policy.applies_egress,
         })
+        .filter(|policy| !matches!(policy.hook, PolicyHook::PreDnat | PolicyHook::Untracked))
         .filter(|policy| policy.namespace.as_ref().is_none_or(|namespace| *namespace == workload.namespace))
         .filter(|policy| policy.selector.matches(&labels))
         .map(|policy| &**policy)
         .collect();
-    policies.sort_by(|a, b| sort_key(a).partial_cmp(&sort_key(b)).unwrap_or(std::cmp::Ordering::Equal));
+    let key = |policy| sort_key(set, policy);
+    policies.sort_by(|a, b| key(a).partial_cmp(&key(b)).unwrap_or(std::cmp::Ordering::Equal));
 
     let mut passed: Option<&str> = None;
     for (index, policy) in policies.iter().enumerate() {
@@ -63,11 +66,11 @@ fn judge(set: &ResourceSet, workload: &WorkloadEndpoint, direction: Direction, f
             return (action == RuleAction::Allow, rule);
         }
         let last_of_tier = policies.get(index + 1).is_none_or(|next| next.tier != policy.tier);
-        if last_of_tier && !["kube-admin", "kube-baseline"].contains(&policy.tier.as_str()) {
+        if last_of_tier && set.tier(&policy.tier).is_none_or(|tier| tier.default_action == TierAction::Deny) {
             return (false, RuleName { tier, ..name(Reason::TierDefault) });
         }
     }
-    for profile in profiles(set, workload) {
+    for profile in profiles(set, &workload.profiles) {
         let rules = if direction == Direction::Ingress { &profile.ingress } else { &profile.egress };
         if let Some((number, action)) = first_match(set, rules, flow, None) {
             let rule = RuleName {
@@ -83,18 +86,12 @@ fn judge(set: &ResourceSet, workload: &WorkloadEndpoint, direction: Direction, f
 }
 
 /// Tier's order and name, policy's order and name in the tier, then namespace and kind.
-fn sort_key(policy: &Policy) -> (f64, &str, f64, &str, Option<&str>, &str) {
-    let tier_order = match policy.tier.as_str() {
-        "kube-admin" => 1e3,
-        "default" => 1e6,
-        "kube-baseline" => 1e7,
-        _ => f64::INFINITY,
-    };
+fn sort_key<'p>(set: &ResourceSet, policy: &'p Policy) -> (f64, &'p str, f64, &'p str, Option<&'p str>, PolicyKind) {
+    let tier_order = set.tier(&policy.tier).and_then(|tier| tier.order).unwrap_or(f64::INFINITY);
     let prefix = format!("{}.", policy.tier);
     let name = policy.name.strip_prefix(&prefix).unwrap_or(&policy.name);
-    // "GlobalNetworkPolicy" comes before "NetworkPolicy".
     let order = policy.order.unwrap_or(f64::INFINITY);
-    (tier_order, &policy.tier, order, name, policy.namespace.as_deref(), policy.kind.as_str())
+    (tier_order, &policy.tier, order, name, policy.namespace.as_deref(), policy.kind)
 }
 
 /// Number and action of the first rule that decides, `Log` being none.
@@ -102,7 +99,7 @@ fn first_match(set: &ResourceSet, rules: &[Rule], flow: &Flow, namespace: Option
     (0..)
         .zip(rules)
         .find(|(_, rule)| rule.action != RuleAction::Log && matches(set, rule, flow, namespace))
-        .map(|(number, rule)| (number, rule.action))
+        .map(|(index, rule)| (rule.number.unwrap_or(index), rule.action))
 }
 
 fn matches(set: &ResourceSet, rule: &Rule, flow: &Flow, namespace: Option<&str>) -> bool {
@@ -134,53 +131,68 @@ fn end_matches(
     namespace: Option<&str>,
 ) -> bool {
     let inside = |nets: &[IpNet]| nets.iter().any(|net| net.contains(&address));
-    let endpoints =
-        || set.workloads.iter().map(|workload| &**workload).filter(|workload| workload.addresses.contains(&address));
+    let known = known(set, address);
     let any_selector =
         entity.selector.is_some() || entity.not_selector.is_some() || entity.namespace_selector.is_some();
-    let selected = |workload: &&WorkloadEndpoint| {
-        let labels = labels(set, workload);
+    let selected = |Known { labels, .. }: &&Known<'_>| {
+        let own_namespace = labels.get(NAMESPACE_LABEL);
         let of_namespace = match (&entity.namespace_selector, namespace) {
-            (Some(selector), _) => {
-                !selector.is_global()
-                    && selector.matches_with(&|key| labels.get(&format!("pcns.{key}")).map(String::as_str))
-            }
-            (None, Some(namespace)) => !any_selector || workload.namespace == namespace,
+            (Some(selector), _) if selector.is_global() => own_namespace.is_none(),
+            (Some(selector), _) if selector.is_all() => own_namespace.is_some(),
+            (Some(selector), _) => selector.matches_with(&|key| labels.get(&format!("pcns.{key}")).map(String::as_str)),
+            (None, Some(namespace)) => !any_selector || own_namespace.is_some_and(|own| own == namespace),
             (None, None) => true,
         };
-        of_namespace && entity.selector.as_ref().is_none_or(|selector| selector.matches(&labels))
+        of_namespace && entity.selector.as_ref().is_none_or(|selector| selector.matches(labels))
     };
-    let excluded = entity
-        .not_selector
-        .as_ref()
-        .is_some_and(|selector| endpoints().any(|workload| selector.matches(&labels(set, workload))));
+    let excluded =
+        entity.not_selector.as_ref().is_some_and(|selector| known.iter().any(|known| selector.matches(&known.labels)));
     let needs_endpoint =
         entity.selector.is_some() || entity.namespace_selector.is_some() || (any_selector && namespace.is_some());
     let is_port = |wanted: &PortMatch| match wanted {
         PortMatch::Range(first, last) => (*first..=*last).contains(&port),
-        PortMatch::Named(name) => endpoints().filter(selected).any(|workload| {
-            workload.ports.iter().any(|named| named.name == *name && named.protocol == protocol && named.port == port)
+        PortMatch::Named(name) => known.iter().filter(selected).any(|known| {
+            known.ports.iter().any(|named| named.name == *name && named.protocol == protocol && named.port == port)
         }),
     };
     let has_ports = [6, 17, 132, 136].contains(&protocol);
     (entity.nets.is_empty() || inside(&entity.nets))
         && !inside(&entity.not_nets)
-        && (!needs_endpoint || endpoints().any(|workload| selected(&workload)))
+        && (!needs_endpoint || known.iter().any(|known| selected(&known)))
         && !excluded
         && (entity.ports.is_empty() || has_ports && entity.ports.iter().any(is_port))
         && (entity.not_ports.is_empty() || has_ports && !entity.not_ports.iter().any(is_port))
 }
 
-fn profiles<'a>(set: &'a ResourceSet, workload: &'a WorkloadEndpoint) -> impl Iterator<Item = &'a Profile> {
-    workload.profiles.iter().filter_map(|name| set.profiles.iter().find(|profile| profile.name == *name))
+/// A workload or network set that has an address.
+struct Known<'a> {
+    labels: Labels,
+    ports: &'a [NamedPort],
 }
 
-/// The workload's labels, and what its profiles add; the earlier one wins.
+fn known(set: &ResourceSet, address: IpAddr) -> Vec<Known<'_>> {
+    let workloads = set.workloads.iter().filter(|workload| workload.addresses.contains(&address));
+    let workloads = workloads.map(|workload| Known { labels: labels(set, workload), ports: &workload.ports });
+    let network_sets = set.network_sets.iter().filter(|set| set.nets.iter().any(|net| net.contains(&address)));
+    let network_sets = network_sets
+        .map(|network_set| Known { labels: inherit(set, &network_set.labels, &network_set.profiles), ports: &[] });
+    workloads.chain(network_sets).collect()
+}
+
+fn profiles<'a>(set: &'a ResourceSet, names: &'a [String]) -> impl Iterator<Item = &'a Profile> {
+    names.iter().filter_map(|name| set.profiles.iter().find(|profile| profile.name == *name))
+}
+
 fn labels(set: &ResourceSet, workload: &WorkloadEndpoint) -> Labels {
+    inherit(set, &workload.labels, &workload.profiles)
+}
+
+/// The own labels, and what the profiles add; the earlier one wins.
+fn inherit(set: &ResourceSet, own: &Labels, names: &[String]) -> Labels {
     let mut labels = Labels::new();
-    for profile in profiles(set, workload).collect::<Vec<_>>().into_iter().rev() {
+    for profile in profiles(set, names).collect::<Vec<_>>().into_iter().rev() {
         labels.extend(profile.labels_to_apply.clone());
     }
-    labels.extend(workload.labels.clone());
+    labels.extend(own.clone());
     labels
 }

@@ -13,11 +13,11 @@ use ipnet::IpNet;
 use super::{
     compiled::{AddressMatch, Direction, RuleMatch},
     conditions::{Conditions, NamedPortCondition},
-    endpoints::{NAMESPACE_LABEL, of_namespaces},
+    endpoints::of_namespaces,
     ranges::Ranges,
 };
 use crate::resources::{
-    model::{EntityRule, PortMatch, ResourceSet, Rule},
+    model::{EntityRule, NAMESPACE_LABEL, PortMatch, ResourceSet, Rule},
     selector::{Expression, Selector},
 };
 

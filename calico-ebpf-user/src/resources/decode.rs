@@ -21,8 +21,6 @@ const MAX_ANNOTATIONS: usize = 256 << 10;
 pub(super) enum Use {
     /// It is read.
     Read,
-    /// It is Calico's, and read, but not enforced by this version: refused.
-    NotYet,
     /// It is Calico's and has no effect here: a warning.
     NoEffect,
     /// It changes nothing: written by servers, or for other readers.
@@ -91,6 +89,11 @@ impl<'n> Fields<'n> {
     /// Of a mapping that is not there; `at`: of the one that lacks it.
     pub(super) const fn none(at: Position) -> Self {
         Self { at, entries: &[] }
+    }
+
+    /// Names of the fields that say something.
+    pub(super) fn names_with_content(&self) -> impl Iterator<Item = &'n str> {
+        self.entries.iter().filter(|entry| !is_empty(&entry.value)).map(|entry| entry.key.as_str())
     }
 
     /// A field that is there and not null.
@@ -211,31 +214,9 @@ impl<'s> Decoder<'s> {
         Some(Fields { at: node.named_at, entries })
     }
 
-    /// Refuses the fields that this version does not enforce yet, except where something else was found wrong with them.
-    pub(super) fn refuse_not_yet(&mut self, fields: &Fields<'_>, path: &FieldPath<'_>, table: Table) {
-        for (name, used) in table {
-            if *used == Use::NotYet
-                && let Some(node) = fields.get(name)
-                && !is_empty(node)
-            {
-                self.not_yet(node, &path.field(name));
-            }
-        }
-    }
-
-    /// Refuses a value that this version does not enforce yet, unless something else is wrong with it.
-    pub(super) fn not_yet(&mut self, node: &Node, path: &FieldPath<'_>) {
-        let field = path.to_string();
-        let known = self.diagnostics.iter().rev().take(50).any(|d| {
-            d.resource == self.resource
-                && d.field
-                    .as_ref()
-                    .and_then(|f| f.strip_prefix(&field))
-                    .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
-        });
-        if !known {
-            self.error(node, path, "not supported yet: what this says would not be enforced");
-        }
+    /// Notes a field of the resource at hand that has no effect.
+    pub(super) fn note_without_effect(&mut self, path: &FieldPath<'_>, at: Position) {
+        self.without_effect.push((path.to_string(), at));
     }
 
     /// One warning for all fields of the resource at hand that have no effect.

@@ -2,12 +2,13 @@
 
 use super::{
     decode::{Decoder, FieldPath, Fields, Table, Use, did_you_mean},
-    felix,
+    felix, kubernetes,
     metadata::{self, Metadata},
+    network_set, node,
     parsed::{Body, Identity, Parsed},
-    policy, profile,
+    policy, pool, profile,
     source::Position,
-    values, workload,
+    tier, values, workload,
     yaml::{Node, Value},
 };
 
@@ -88,16 +89,21 @@ static KINDS: [Kind; 26] = [
         namespaced: true,
         reader: Reader::Reads(SERVICE_ACCOUNT, profile::service_account),
     },
-    Kind { name: "NetworkPolicy", api_version: KUBERNETES_POLICY, namespaced: true, reader: Reader::NotYet },
-    calico("StagedGlobalNetworkPolicy", false, Reader::NotYet),
-    calico("StagedNetworkPolicy", true, Reader::NotYet),
-    calico("StagedKubernetesNetworkPolicy", true, Reader::NotYet),
-    calico("Tier", false, Reader::NotYet),
+    Kind {
+        name: "NetworkPolicy",
+        api_version: KUBERNETES_POLICY,
+        namespaced: true,
+        reader: Reader::Reads(WITH_SPEC, kubernetes::network_policy),
+    },
+    calico("StagedGlobalNetworkPolicy", false, Reader::Reads(WITH_SPEC, policy::staged_global)),
+    calico("StagedNetworkPolicy", true, Reader::Reads(WITH_SPEC, policy::staged_namespaced)),
+    calico("StagedKubernetesNetworkPolicy", true, Reader::Reads(WITH_SPEC, kubernetes::staged)),
+    calico("Tier", false, Reader::Reads(WITH_SPEC, tier::tier)),
+    calico("GlobalNetworkSet", false, Reader::Reads(WITH_SPEC, network_set::network_set)),
+    calico("NetworkSet", true, Reader::Reads(WITH_SPEC, network_set::network_set)),
+    calico("IPPool", false, Reader::Reads(WITH_SPEC, pool::pool)),
+    calico("Node", false, Reader::Reads(WITH_SPEC, node::node)),
     calico("HostEndpoint", false, Reader::NotYet),
-    calico("GlobalNetworkSet", false, Reader::NotYet),
-    calico("NetworkSet", true, Reader::NotYet),
-    calico("IPPool", false, Reader::NotYet),
-    calico("Node", false, Reader::NotYet),
     calico("BGPConfiguration", false, Reader::NotYet),
     calico("BGPPeer", false, Reader::NotYet),
     calico("BGPFilter", false, Reader::NotYet),
@@ -277,16 +283,16 @@ fn read(decoder: &mut Decoder<'_>, node: &Node, kind: &'static Kind, into: &mut 
     let body = body(decoder, &document);
     decoder.warn_without_effect();
     if let Some(name) = document.metadata.name {
-        let base_name = match &body {
-            Some(Body::Policy(policy)) => policy.base_name().to_owned(),
-            _ if kind.name.ends_with("Policy") => name.strip_prefix("default.").unwrap_or(&name).to_owned(),
-            _ => name.clone(),
+        let in_tier = match &body {
+            Some(Body::Policy(policy)) => Some((policy.policy.tier.clone(), policy.policy.base_name().to_owned())),
+            _ => None,
         };
         let identity = Identity {
             kind: kind.name,
+            api_version: kind.api_version,
             namespace: document.metadata.namespace,
             name,
-            base_name,
+            in_tier,
             name_at: document.metadata.name_at,
             metadata_at: document.metadata.at,
         };
@@ -296,13 +302,17 @@ fn read(decoder: &mut Decoder<'_>, node: &Node, kind: &'static Kind, into: &mut 
     decoder.resource = None;
 }
 
+fn is_calico_policy(kind: &str) -> bool {
+    kind.ends_with("NetworkPolicy") && kind != "StagedKubernetesNetworkPolicy"
+}
+
 /// Checks the name of a resource.
 pub(super) fn check_name(decoder: &mut Decoder<'_>, node: &Node, path: &FieldPath<'_>, name: &str, kind: &Kind) {
     let checked = match kind.name {
         "Namespace" => values::namespace_name(name),
-        _ if kind.api_version == CALICO && kind.name.ends_with("Policy") && !kind.name.contains("Kubernetes") => {
-            values::policy_name(name, kind.namespaced)
-        }
+        "Tier" => values::tier_name(name),
+        // The names of Kubernetes have as many dots as they like.
+        _ if kind.api_version == CALICO && is_calico_policy(kind.name) => values::policy_name(name, kind.namespaced),
         _ => values::resource_name(name),
     };
     if let Err(message) = checked {

@@ -1,7 +1,6 @@
 //! The resources after validation: what the policy compiler and the agent work on.
 //!
 //! Everything here is checked (names resolve, ranges are right, selectors are parsed); nothing depends on YAML any more.
-//! The rule model covers the whole of Calico's language; the reader refuses what the compiler does not implement yet.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,6 +12,17 @@ use std::{
 use ipnet::IpNet;
 
 use super::{selector::Selector, shared::Shared};
+
+/// The label that an endpoint has of its namespace.
+pub const NAMESPACE_LABEL: &str = "projectcalico.org/namespace";
+/// The label that an endpoint has of its orchestrator.
+pub const ORCHESTRATOR_LABEL: &str = "projectcalico.org/orchestrator";
+/// The label that an endpoint has of its service account.
+pub const SERVICE_ACCOUNT_LABEL: &str = "projectcalico.org/serviceaccount";
+/// What the labels of a namespace begin with where its profile hands them on.
+pub const NAMESPACE_PREFIX: &str = "pcns.";
+/// What the labels of a service account begin with where its profile hands them on.
+pub const SERVICE_ACCOUNT_PREFIX: &str = "pcsa.";
 
 /// Labels of a resource.
 pub type Labels = BTreeMap<String, String>;
@@ -33,12 +43,22 @@ pub struct Origin {
 pub struct ResourceSet {
     /// Workloads of all nodes: the remote ones are peers that selectors find.
     pub workloads: Vec<Shared<WorkloadEndpoint>>,
-    /// Policies of all kinds.
+    /// Tiers that are written down, by name. [`ResourceSet::tier`] knows those, too, that exist always.
+    pub tiers: BTreeMap<String, Tier>,
+    /// Policies that are enforced.
     pub policies: Vec<Shared<Policy>>,
+    /// Policies that are not: what they would do is shown only.
+    pub staged: Vec<StagedPolicy>,
     /// Profiles, those that namespaces imply included.
     pub profiles: Vec<Profile>,
     /// Namespaces.
     pub namespaces: Vec<Namespace>,
+    /// `GlobalNetworkSet`s and `NetworkSet`s.
+    pub network_sets: Vec<Shared<NetworkSet>>,
+    /// `IPPool`s by name.
+    pub ip_pools: BTreeMap<String, IpPool>,
+    /// `Node`s by name.
+    pub node_resources: BTreeMap<String, Node>,
     /// `FelixConfiguration`s by name: `default` and `node.NAME`.
     pub felix: BTreeMap<String, FelixConfiguration>,
 }
@@ -85,13 +105,47 @@ pub struct NamedPort {
     pub port: u16,
 }
 
+/// A `Tier`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tier {
+    /// Order among the tiers; absent is last.
+    pub order: Option<f64>,
+    /// What becomes of traffic that no rule of the tier decides, of workloads that a policy of the tier selects.
+    pub default_action: TierAction,
+}
+
+/// `defaultAction` of a tier.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum TierAction {
+    /// Drop.
+    #[default]
+    Deny,
+    /// Go on with the next tier.
+    Pass,
+}
+
+/// The tiers that exist in every cluster: name, order, default action (`names.go` and `tier.go` of Calico's API).
+pub const BUILT_IN_TIERS: [(&str, f64, TierAction); 3] = [
+    ("kube-admin", 1_000.0, TierAction::Pass),
+    ("default", 1_000_000.0, TierAction::Deny),
+    ("kube-baseline", 10_000_000.0, TierAction::Pass),
+];
+
 /// What kind of policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum PolicyKind {
     /// `GlobalNetworkPolicy`.
     Global,
-    /// `NetworkPolicy`.
+    /// `NetworkPolicy` of Calico.
     Namespaced,
+    /// `NetworkPolicy` of Kubernetes, as the policy that Calico makes of it.
+    Kubernetes,
+    /// `StagedGlobalNetworkPolicy`.
+    StagedGlobal,
+    /// `StagedNetworkPolicy`.
+    StagedNamespaced,
+    /// `StagedKubernetesNetworkPolicy`, as the policy that Calico makes of it.
+    StagedKubernetes,
 }
 
 impl PolicyKind {
@@ -100,7 +154,20 @@ impl PolicyKind {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Global => "GlobalNetworkPolicy",
-            Self::Namespaced => "NetworkPolicy",
+            Self::Namespaced | Self::Kubernetes => "NetworkPolicy",
+            Self::StagedGlobal => "StagedGlobalNetworkPolicy",
+            Self::StagedNamespaced => "StagedNetworkPolicy",
+            Self::StagedKubernetes => "StagedKubernetesNetworkPolicy",
+        }
+    }
+
+    /// The kind of policy that a staged one would become, and any other is.
+    #[must_use]
+    pub const fn enforced(self) -> Self {
+        match self {
+            Self::Global | Self::StagedGlobal => Self::Global,
+            Self::Namespaced | Self::StagedNamespaced => Self::Namespaced,
+            Self::Kubernetes | Self::StagedKubernetes => Self::Kubernetes,
         }
     }
 }
@@ -118,7 +185,8 @@ pub struct Policy {
     pub tier: String,
     /// Order within the tier; absent is last.
     pub order: Option<f64>,
-    /// Which workloads it applies to (of its namespace, for a namespaced one).
+    /// Which workloads it applies to (of its namespace, for a namespaced one): `selector`, `namespaceSelector` and
+    /// `serviceAccountSelector` in one.
     pub selector: Selector,
     /// Whether it polices what workloads receive: `types`, with Calico's default where absent.
     pub applies_ingress: bool,
@@ -128,16 +196,117 @@ pub struct Policy {
     pub ingress: Vec<Rule>,
     /// Egress rules, as in the file.
     pub egress: Vec<Rule>,
+    /// What it judges.
+    pub hook: PolicyHook,
     /// Where it was written.
     pub origin: Origin,
 }
 
+/// What a policy judges: `doNotTrack`, `preDNAT` and `applyOnForward`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum PolicyHook {
+    /// Traffic of workloads, and what host endpoints send and receive themselves.
+    #[default]
+    Normal,
+    /// `applyOnForward`: also what host endpoints forward. For workloads it is like `Normal`.
+    Forward,
+    /// `preDNAT`: what host endpoints receive, before destinations are translated.
+    PreDnat,
+    /// `doNotTrack`: what host endpoints send and receive, before connections are tracked.
+    Untracked,
+}
+
 impl Policy {
+    /// Whether it has a say about workloads: policies before connection tracking and before DNAT are about host
+    /// endpoints only (`tierInfoToProtoTierInfo` of Felix).
+    #[must_use]
+    pub const fn judges_workloads(&self) -> bool {
+        matches!(self.hook, PolicyHook::Normal | PolicyHook::Forward)
+    }
+
     /// The name without the prefix `TIER.`, which it may carry or not: what counts for order and for being the same one.
     #[must_use]
     pub fn base_name(&self) -> &str {
         self.name.strip_prefix(&self.tier).and_then(|rest| rest.strip_prefix('.')).unwrap_or(&self.name)
     }
+}
+
+/// A policy that is not enforced.
+#[derive(Clone, Debug)]
+pub struct StagedPolicy {
+    /// What shall happen when it is applied.
+    pub action: StagedAction,
+    /// The policy; without rules if it would be deleted.
+    pub policy: Shared<Policy>,
+}
+
+/// `stagedAction`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum StagedAction {
+    /// The policy would come into force, in place of one of the same kind, tier and name.
+    #[default]
+    Set,
+    /// The policy in force of the same kind, tier and name would go.
+    Delete,
+    /// As `Set`: a policy that a tool still works on.
+    Learn,
+    /// Nothing would happen.
+    Ignore,
+}
+
+/// A `GlobalNetworkSet` or `NetworkSet`.
+#[derive(Clone, Debug)]
+pub struct NetworkSet {
+    /// Namespace of a `NetworkSet`.
+    pub namespace: Option<String>,
+    /// Name.
+    pub name: String,
+    /// Its networks, of both IP versions, bits beyond the prefix lengths cleared.
+    pub nets: Vec<IpNet>,
+    /// Its own labels and the implied one of its namespace; without what the namespace's profile adds.
+    pub labels: Labels,
+    /// The profile of its namespace, whose labels it inherits.
+    pub profiles: Vec<String>,
+    /// Where it was written.
+    pub origin: Origin,
+}
+
+/// An `IPPool`: what routing needs of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IpPool {
+    /// The addresses of the pool.
+    pub cidr: IpNet,
+    /// Prefix length of the blocks that nodes take from it.
+    pub block_size: u8,
+    /// Whether what workloads send to elsewhere shall get the node's address.
+    pub nat_outgoing: bool,
+    /// Whether no addresses are given out any more.
+    pub disabled: bool,
+    /// Whether its routes are kept from BGP.
+    pub disable_bgp_export: bool,
+    /// Nodes that may take blocks.
+    pub node_selector: Selector,
+    /// Where it was written.
+    pub origin: Origin,
+}
+
+/// A `Node`: what routing needs of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// Labels.
+    pub labels: Labels,
+    /// `spec.bgp.ipv4Address`, with the network that the node is in.
+    pub ipv4: Option<IpNet>,
+    /// `spec.bgp.ipv6Address`.
+    pub ipv6: Option<IpNet>,
+    /// `spec.bgp.asNumber`.
+    pub as_number: Option<u32>,
+    /// `spec.bgp.routeReflectorClusterID`.
+    pub route_reflector_cluster_id: Option<std::net::Ipv4Addr>,
+    /// `spec.addresses`.
+    pub addresses: Vec<IpAddr>,
+    /// Where it was written.
+    pub origin: Origin,
 }
 
 /// A `Profile`, written or implied by a namespace (`kns.NAME`).
@@ -184,6 +353,9 @@ pub enum RuleAction {
 pub struct Rule {
     /// What it does.
     pub action: RuleAction,
+    /// Its number in the list of the file, where that is not its place in the list here: of one rule of a Kubernetes
+    /// `NetworkPolicy` Calico makes several.
+    pub number: Option<u32>,
     /// 4 or 6.
     pub ip_version: Option<u8>,
     /// IP protocol number.
@@ -209,9 +381,9 @@ pub struct EntityRule {
     pub nets: Vec<IpNet>,
     /// None of these.
     pub not_nets: Vec<IpNet>,
-    /// A known endpoint with such labels.
+    /// A known endpoint or network set with such labels: `selector` and `serviceAccounts` in one.
     pub selector: Option<Selector>,
-    /// Not a known endpoint with such labels.
+    /// Not a known endpoint or network set with such labels.
     pub not_selector: Option<Selector>,
     /// Limits `selector` to namespaces with such labels.
     pub namespace_selector: Option<Selector>,
@@ -270,6 +442,39 @@ impl ResourceSet {
     #[must_use]
     pub fn nodes(&self) -> BTreeSet<&str> {
         self.workloads.iter().map(|workload| workload.node.as_str()).collect()
+    }
+
+    /// The tier of this name, if there is one.
+    #[must_use]
+    pub fn tier(&self, name: &str) -> Option<Tier> {
+        let built_in = || {
+            let (_, order, default_action) = BUILT_IN_TIERS.into_iter().find(|(known, ..)| *known == name)?;
+            Some(Tier { order: Some(order), default_action })
+        };
+        self.tiers.get(name).cloned().or_else(built_in)
+    }
+
+    /// The set as it would be with all staged policies applied.
+    #[must_use]
+    pub fn with_staged_applied(&self) -> Self {
+        let mut set = self.clone();
+        for StagedPolicy { action, policy } in std::mem::take(&mut set.staged) {
+            let replaced = |other: &Shared<Policy>| {
+                other.kind == policy.kind.enforced()
+                    && other.namespace == policy.namespace
+                    && other.tier == policy.tier
+                    && other.base_name() == policy.base_name()
+            };
+            match action {
+                StagedAction::Ignore => {}
+                StagedAction::Delete => set.policies.retain(|other| !replaced(other)),
+                StagedAction::Set | StagedAction::Learn => {
+                    set.policies.retain(|other| !replaced(other));
+                    set.policies.push(policy);
+                }
+            }
+        }
+        set
     }
 
     /// The configuration in force on a node: `default`, overridden field by field by `node.NAME`.

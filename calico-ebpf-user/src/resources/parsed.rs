@@ -1,7 +1,9 @@
 //! What one file gives: resources that are right in themselves, with the places that checks across files point to.
 
 use super::{
-    model::{FelixConfiguration, Namespace, Policy, Profile, WorkloadEndpoint},
+    model::{
+        FelixConfiguration, IpPool, Namespace, NetworkSet, Node, Policy, Profile, StagedAction, Tier, WorkloadEndpoint,
+    },
     shared::Shared,
     source::Position,
 };
@@ -18,10 +20,11 @@ pub(super) struct Parsed {
 #[derive(Clone, Debug)]
 pub(super) struct Identity {
     pub(super) kind: &'static str,
+    pub(super) api_version: &'static str,
     pub(super) namespace: Option<String>,
     pub(super) name: String,
-    /// The name without the prefix of its tier: both forms are one name.
-    pub(super) base_name: String,
+    /// Of a policy: its tier, and its name without the prefix of that, since both forms are one name.
+    pub(super) in_tier: Option<(String, String)>,
     /// Where the name stands, or the mapping that lacks it.
     pub(super) name_at: Position,
     /// Where the metadata begin, or the resource that has none.
@@ -41,12 +44,26 @@ impl Identity {
 #[derive(Clone, Debug)]
 pub(super) enum Body {
     Workload(Box<ParsedWorkload>),
-    Policy(Shared<Policy>),
+    Policy(Box<ParsedPolicy>),
+    Tier(Tier),
     Profile(Profile),
     Namespace(Namespace),
     /// The profile that it implies.
     ServiceAccount(Profile),
+    NetworkSet(Shared<NetworkSet>),
+    Pool(Box<IpPool>),
+    Node(Box<Node>),
     Felix(Box<FelixConfiguration>),
+}
+
+/// A policy and the place that checks across files point to.
+#[derive(Clone, Debug)]
+pub(super) struct ParsedPolicy {
+    pub(super) policy: Shared<Policy>,
+    /// Of a staged one.
+    pub(super) staged: Option<StagedAction>,
+    /// Where the tier is named.
+    pub(super) tier_at: Position,
 }
 
 /// A workload and the places that checks across files point to.

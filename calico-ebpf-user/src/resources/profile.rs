@@ -5,7 +5,9 @@ use std::{path::Path, sync::Arc};
 use super::{
     decode::{Decoder, FieldPath, Fields, Table, Use},
     kinds::Document,
-    model::{EntityRule, Labels, Namespace, Origin, Profile, Rule, RuleAction},
+    model::{
+        EntityRule, Labels, NAMESPACE_PREFIX, Namespace, Origin, Profile, Rule, RuleAction, SERVICE_ACCOUNT_PREFIX,
+    },
     parsed::Body,
     rules,
 };
@@ -52,19 +54,24 @@ pub(super) fn service_account(decoder: &mut Decoder<'_>, document: &Document<'_>
         // It brings labels only, as in Calico: whether traffic is allowed is the business of the namespace's profile.
         ingress: Vec::new(),
         egress: Vec::new(),
-        labels_to_apply: prefixed_labels("pcsa", name, &document.metadata.labels),
+        labels_to_apply: prefixed_labels(SERVICE_ACCOUNT_PREFIX, name, &document.metadata.labels),
         origin: Some(decoder.origin(document.metadata.name_at)),
     }))
+}
+
+/// The name of the profile that a namespace implies.
+pub(super) fn of_namespace(namespace: &str) -> String {
+    format!("kns.{namespace}")
 }
 
 /// The profile that a namespace implies, as Calico makes it on Kubernetes: allow all, and hand the labels on.
 pub(super) fn implied_by(namespace: &Namespace) -> Profile {
     let allow = vec![allow_all(namespace.origin.clone())];
     Profile {
-        name: format!("kns.{}", namespace.name),
+        name: of_namespace(&namespace.name),
         ingress: allow.clone(),
         egress: allow,
-        labels_to_apply: prefixed_labels("pcns", &namespace.name, &namespace.labels),
+        labels_to_apply: prefixed_labels(NAMESPACE_PREFIX, &namespace.name, &namespace.labels),
         origin: Some(namespace.origin.clone()),
     }
 }
@@ -82,13 +89,14 @@ pub(super) fn default_allow() -> Profile {
 }
 
 fn prefixed_labels(prefix: &str, name: &str, labels: &Labels) -> Labels {
-    let own = labels.iter().map(|(key, value)| (format!("{prefix}.{key}"), value.clone()));
-    own.chain([(format!("{prefix}.projectcalico.org/name"), name.to_owned())]).collect()
+    let own = labels.iter().map(|(key, value)| (format!("{prefix}{key}"), value.clone()));
+    own.chain([(format!("{prefix}projectcalico.org/name"), name.to_owned())]).collect()
 }
 
 fn allow_all(origin: Origin) -> Rule {
     Rule {
         action: RuleAction::Allow,
+        number: None,
         ip_version: None,
         protocol: None,
         not_protocol: None,

@@ -7,9 +7,10 @@ use std::{
 };
 
 use super::{
+    decode::did_you_mean,
     diagnostic::{Diagnostic, Severity},
-    model::{Profile, ResourceSet},
-    parsed::{Body, Identity, ParsedWorkload},
+    model::{BUILT_IN_TIERS, Profile, ResourceSet, StagedPolicy},
+    parsed::{Body, Identity, ParsedPolicy, ParsedWorkload},
     profile,
     reader::ParsedFile,
     source::{Position, SourceText},
@@ -22,28 +23,27 @@ const LISTED: usize = 20;
 pub(super) fn check(files: &[Arc<ParsedFile>], complete: bool) -> (ResourceSet, Vec<Diagnostic>) {
     let mut set = ResourceSet::default();
     let mut findings = Vec::new();
-    let mut names: HashMap<(&str, Option<&str>, &str), Place<'_>> = HashMap::new();
+    let mut names = Names::default();
     let mut workloads = Vec::new();
+    let mut policies = Vec::new();
     let mut profiles: BTreeMap<String, Profile> = BTreeMap::new();
     let mut implied = Vec::new();
     for file in files {
         for parsed in &file.resources {
             let identity = &parsed.identity;
             let place = Place { source: &file.source, identity };
-            let key = (identity.kind, identity.namespace.as_deref(), identity.base_name.as_str());
-            if let Some(first) = names.get(&key) {
-                let also =
-                    if first.identity.name == identity.name { "" } else { ", with and without its tier in the name" };
-                let message =
-                    format!("the same resource stands at {first} already{also}: remove or rename one of them");
+            if let Some(message) = names.add(place) {
                 findings.push(place.finding(Severity::Error, identity.metadata_at, "metadata.name", &message));
                 continue;
             }
-            names.insert(key, place);
+            let name = || identity.name.clone();
             match &parsed.body {
                 None => {}
                 Some(Body::Workload(workload)) => workloads.push((place, &**workload)),
-                Some(Body::Policy(policy)) => set.policies.push(policy.clone()),
+                Some(Body::Policy(policy)) => policies.push((place, &**policy)),
+                Some(Body::Tier(tier)) => {
+                    set.tiers.insert(name(), tier.clone());
+                }
                 Some(Body::Profile(profile)) => {
                     profiles.insert(profile.name.clone(), profile.clone());
                 }
@@ -52,10 +52,27 @@ pub(super) fn check(files: &[Arc<ParsedFile>], complete: bool) -> (ResourceSet, 
                     set.namespaces.push(namespace.clone());
                 }
                 Some(Body::ServiceAccount(profile)) => implied.push(profile.clone()),
+                Some(Body::NetworkSet(network_set)) => set.network_sets.push(network_set.clone()),
+                Some(Body::Pool(pool)) => {
+                    set.ip_pools.insert(name(), (**pool).clone());
+                }
+                Some(Body::Node(node)) => {
+                    set.node_resources.insert(name(), (**node).clone());
+                }
                 Some(Body::Felix(configuration)) => {
-                    set.felix.insert(identity.name.clone(), (**configuration).clone());
+                    set.felix.insert(name(), (**configuration).clone());
                 }
             }
+        }
+    }
+    for (place, ParsedPolicy { policy, staged, tier_at }) in policies {
+        // A tier with an error in it is there all the same.
+        if set.tier(&policy.tier).is_none() && !names.has_tier(&policy.tier) {
+            findings.push(place.finding(Severity::Error, *tier_at, "spec.tier", &missing_tier(&set, &policy.tier)));
+        }
+        match staged {
+            None => set.policies.push(policy.clone()),
+            Some(action) => set.staged.push(StagedPolicy { action: *action, policy: policy.clone() }),
         }
     }
     implied.push(profile::default_allow());
@@ -70,6 +87,45 @@ pub(super) fn check(files: &[Arc<ParsedFile>], complete: bool) -> (ResourceSet, 
         findings.extend(endpoint_to_host_notice(&set, &workloads));
     }
     (set, findings)
+}
+
+/// The resources met so far, by what may not be twice.
+#[derive(Default)]
+struct Names<'a> {
+    by_name: HashMap<(&'a str, &'a str, Option<&'a str>, &'a str), Place<'a>>,
+    /// Policies by tier and name without it.
+    in_tier: HashMap<(&'a str, Option<&'a str>, &'a str, &'a str), Place<'a>>,
+}
+
+impl<'a> Names<'a> {
+    /// Adds a resource, or says where it stands already.
+    fn add(&mut self, place: Place<'a>) -> Option<String> {
+        let Identity { kind, api_version, namespace, name, in_tier, .. } = place.identity;
+        let namespace = namespace.as_deref();
+        if let Some(first) = self.by_name.get(&(*kind, *api_version, namespace, name.as_str())) {
+            return Some(format!("the same resource stands at {first} already: remove or rename one of them"));
+        }
+        self.by_name.insert((kind, api_version, namespace, name), place);
+        let (tier, base_name) = in_tier.as_ref()?;
+        if let Some(first) = self.in_tier.get(&(*kind, namespace, tier.as_str(), base_name.as_str())) {
+            return Some(format!(
+                "the same resource stands at {first} already, with and without its tier in the name: \
+                 remove or rename one of them"
+            ));
+        }
+        self.in_tier.insert((kind, namespace, tier, base_name), place);
+        None
+    }
+
+    fn has_tier(&self, name: &str) -> bool {
+        self.by_name.keys().any(|(kind, .., known)| (*kind, *known) == ("Tier", name))
+    }
+}
+
+fn missing_tier(set: &ResourceSet, name: &str) -> String {
+    let built_in = BUILT_IN_TIERS.iter().map(|(name, ..)| *name);
+    let known: Vec<&str> = built_in.chain(set.tiers.keys().map(String::as_str)).collect();
+    format!("the tier \"{name}\" does not exist{}", did_you_mean(name, known.into_iter()))
 }
 
 /// A resource and the file it stands in.

@@ -74,7 +74,7 @@ fn plural(count: usize, noun: &str) -> String {
 fn count(loaded: &Loaded) -> BTreeMap<&'static str, usize> {
     let set = &loaded.set;
     let mut counts = BTreeMap::new();
-    for policy in &set.policies {
+    for policy in set.policies.iter().chain(set.staged.iter().map(|staged| &staged.policy)) {
         *counts.entry(policy.kind.as_str()).or_default() += 1;
     }
     // Implied ones stand where their namespace or service account stands, or nowhere.
@@ -84,6 +84,11 @@ fn count(loaded: &Loaded) -> BTreeMap<&'static str, usize> {
     for (kind, count) in [
         ("WorkloadEndpoint", set.workloads.len()),
         ("Namespace", set.namespaces.len()),
+        ("Tier", set.tiers.len()),
+        ("GlobalNetworkSet", set.network_sets.iter().filter(|set| set.namespace.is_none()).count()),
+        ("NetworkSet", set.network_sets.iter().filter(|set| set.namespace.is_some()).count()),
+        ("IPPool", set.ip_pools.len()),
+        ("Node", set.node_resources.len()),
         ("FelixConfiguration", set.felix.len()),
         ("Profile", written.count()),
     ] {

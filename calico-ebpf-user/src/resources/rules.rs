@@ -1,11 +1,10 @@
-//! Rules of policies and profiles: the whole of Calico's rule language is read and checked; what this version does not
-//! enforce yet is refused by [`NotYet`](Use::NotYet) in the tables and by [`NOT_YET_ACTIONS`].
+//! Rules of policies and profiles.
 
 use ipnet::IpNet;
 
 use super::{
     decode::{Decoder, FieldPath, Fields, Table, Use, did_you_mean},
-    model::{EntityRule, PortMatch, Rule, RuleAction},
+    model::{EntityRule, PortMatch, Rule, RuleAction, SERVICE_ACCOUNT_LABEL, SERVICE_ACCOUNT_PREFIX},
     policy::workload_selector,
     selector::Selector,
     values,
@@ -14,11 +13,11 @@ use super::{
 
 const RULE: Table = &[
     ("action", Use::Read),
-    ("ipVersion", Use::NotYet),
+    ("ipVersion", Use::Read),
     ("protocol", Use::Read),
-    ("notProtocol", Use::NotYet),
-    ("icmp", Use::NotYet),
-    ("notICMP", Use::NotYet),
+    ("notProtocol", Use::Read),
+    ("icmp", Use::Read),
+    ("notICMP", Use::Read),
     ("source", Use::Read),
     ("destination", Use::Read),
     ("http", Use::Refused("HTTP cannot be judged by packets: what this says would not be enforced; remove it")),
@@ -28,13 +27,13 @@ const RULE: Table = &[
 const METADATA: Table = &[("annotations", Use::Read)];
 const ENTITY: Table = &[
     ("nets", Use::Read),
-    ("notNets", Use::NotYet),
+    ("notNets", Use::Read),
     ("selector", Use::Read),
-    ("notSelector", Use::NotYet),
-    ("namespaceSelector", Use::NotYet),
+    ("notSelector", Use::Read),
+    ("namespaceSelector", Use::Read),
     ("ports", Use::Read),
-    ("notPorts", Use::NotYet),
-    ("serviceAccounts", Use::NotYet),
+    ("notPorts", Use::Read),
+    ("serviceAccounts", Use::Read),
     (
         "services",
         Use::Refused("Kubernetes services are not known here: what this says would not be enforced; use a selector"),
@@ -43,11 +42,6 @@ const ENTITY: Table = &[
 ];
 const ICMP: Table = &[("type", Use::Read), ("code", Use::Read)];
 const SERVICE_ACCOUNTS: Table = &[("names", Use::Read), ("selector", Use::Read)];
-
-/// Actions that are read, but not enforced by this version.
-const NOT_YET_ACTIONS: &[RuleAction] = &[RuleAction::Log, RuleAction::Pass];
-/// Whether ports may be named in rules.
-const NAMED_PORTS: bool = false;
 
 const ACTIONS: [(&str, RuleAction); 4] =
     [("Allow", RuleAction::Allow), ("Deny", RuleAction::Deny), ("Log", RuleAction::Log), ("Pass", RuleAction::Pass)];
@@ -73,13 +67,24 @@ fn rule(decoder: &mut Decoder<'_>, node: &Node, path: &FieldPath<'_>) -> Option<
     let is_icmp = matches!(protocol, Some(ICMP_V4 | ICMP_V6));
     let icmp = icmp(decoder, &fields, path, "icmp", is_icmp);
     let not_icmp = self::icmp(decoder, &fields, path, "notICMP", is_icmp);
-    // A protocol that is wrong was told already.
-    let supports_ports = protocol.map_or(fields.get("protocol").is_some(), values::has_ports);
+    // As Felix does; a family that contradicts is refused below.
+    let implied_version = match protocol {
+        Some(ICMP_V4) => Some(4),
+        Some(ICMP_V6) => Some(6),
+        _ => None,
+    };
+    let supported_ports = match protocol {
+        Some(protocol) if values::has_ports(protocol) => Ports::Any,
+        Some(_) => Ports::None,
+        // A protocol that is wrong was told already.
+        None if fields.get("protocol").is_some() => Ports::Any,
+        None => Ports::Named,
+    };
     let mut families = Families { seen: None, version: ip_version };
     let mut entity_of = |decoder: &mut Decoder<'_>, name: &str| {
         let path = path.field(name);
         match fields.get(name) {
-            Some(node) => entity(decoder, node, &path, supports_ports, &mut families),
+            Some(node) => entity(decoder, node, &path, supported_ports, &mut families),
             None => Some(EntityRule::default()),
         }
     };
@@ -93,12 +98,11 @@ fn rule(decoder: &mut Decoder<'_>, node: &Node, path: &FieldPath<'_>) -> Option<
             decoder.annotations(node, &path.field("annotations"));
         }
     }
-    if let (Some(version), Some(protocol), Some(node)) =
-        (ip_version, protocol.or(not_protocol), fields.get("ipVersion"))
-    {
-        let other = match (version, protocol) {
-            (6, ICMP_V4) => Some(("ICMP", "ICMPv6")),
-            (4, ICMP_V6) => Some(("ICMPv6", "ICMP")),
+    if let (Some(version), Some(node)) = (ip_version, fields.get("ipVersion")) {
+        let has = |number: u8| protocol == Some(number) || not_protocol == Some(number);
+        let other = match version {
+            6 if has(ICMP_V4) => Some(("ICMP", "ICMPv6")),
+            4 if has(ICMP_V6) => Some(("ICMPv6", "ICMP")),
             _ => None,
         };
         if let Some((wrong, right)) = other {
@@ -106,10 +110,10 @@ fn rule(decoder: &mut Decoder<'_>, node: &Node, path: &FieldPath<'_>) -> Option<
             decoder.error(node, &path.field("ipVersion"), message);
         }
     }
-    decoder.refuse_not_yet(&fields, path, RULE);
     Some(Rule {
         action: action?,
-        ip_version,
+        number: None,
+        ip_version: ip_version.or(implied_version),
         protocol,
         not_protocol,
         icmp,
@@ -136,9 +140,6 @@ fn action(decoder: &mut Decoder<'_>, fields: &Fields<'_>, path: &FieldPath<'_>) 
         decoder.error(node, &path, format!("unknown action \"{text}\"{right}"));
         return None;
     };
-    if NOT_YET_ACTIONS.contains(action) {
-        decoder.not_yet(node, &path);
-    }
     Some(*action)
 }
 
@@ -211,27 +212,32 @@ impl Families {
     }
 }
 
+/// Which ports a rule may speak of, by its protocol.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ports {
+    /// Without a protocol: the port of a name has its own.
+    Named,
+    Any,
+    None,
+}
+
 fn entity(
     decoder: &mut Decoder<'_>,
     node: &Node,
     path: &FieldPath<'_>,
-    supports_ports: bool,
+    supported_ports: Ports,
     families: &mut Families,
 ) -> Option<EntityRule> {
     let fields = decoder.fields(node, path, ENTITY)?;
     let rule = EntityRule {
         nets: nets(decoder, &fields, path, "nets", families),
         not_nets: nets(decoder, &fields, path, "notNets", families),
-        selector: optional_selector(decoder, &fields, path, "selector"),
+        selector: selector_of_peers(decoder, &fields, path),
         not_selector: optional_selector(decoder, &fields, path, "notSelector"),
         namespace_selector: namespace_selector(decoder, &fields, path),
-        ports: ports(decoder, &fields, path, "ports", supports_ports),
-        not_ports: ports(decoder, &fields, path, "notPorts", supports_ports),
+        ports: ports(decoder, &fields, path, "ports", supported_ports),
+        not_ports: ports(decoder, &fields, path, "notPorts", supported_ports),
     };
-    if let Some(node) = fields.get("serviceAccounts") {
-        service_accounts(decoder, node, &path.field("serviceAccounts"));
-    }
-    decoder.refuse_not_yet(&fields, path, ENTITY);
     Some(rule)
 }
 
@@ -270,6 +276,14 @@ fn nets(
     nets
 }
 
+/// `selector` and `serviceAccounts` in one (`getEndpointSelector` of libcalico-go).
+fn selector_of_peers(decoder: &mut Decoder<'_>, fields: &Fields<'_>, path: &FieldPath<'_>) -> Option<Selector> {
+    let own = optional_selector(decoder, fields, path, "selector");
+    let accounts =
+        fields.get("serviceAccounts").and_then(|node| service_accounts(decoder, node, &path.field("serviceAccounts")));
+    Selector::all_of(accounts.into_iter().chain(own))
+}
+
 /// An empty selector is like none: any peer, not any known endpoint (`EntityRule.Selector` of Calico's API).
 fn optional_selector(
     decoder: &mut Decoder<'_>,
@@ -299,7 +313,7 @@ fn namespace_selector(decoder: &mut Decoder<'_>, fields: &Fields<'_>, path: &Fie
     Some(selector)
 }
 
-fn is_empty_text(node: &Node) -> bool {
+pub(super) fn is_empty_text(node: &Node) -> bool {
     matches!(&node.value, Value::Scalar(scalar) if scalar.meaning() == Meaning::Text(""))
 }
 
@@ -308,17 +322,19 @@ fn ports(
     fields: &Fields<'_>,
     path: &FieldPath<'_>,
     name: &str,
-    supported: bool,
+    supported: Ports,
 ) -> Vec<PortMatch> {
     let Some(node) = fields.get(name) else {
         return Vec::new();
     };
     let path = path.field(name);
     let items = decoder.list(node, &path);
-    if !supported && !items.is_empty() {
+    let ports: Vec<_> = items.iter().enumerate().filter_map(|(i, item)| port(decoder, item, &path.index(i))).collect();
+    let has_number = ports.iter().any(|port| matches!(port, PortMatch::Range(..)));
+    if supported == Ports::None && !items.is_empty() || supported == Ports::Named && has_number {
         decoder.missing(node.place(), &path, "ports need protocol: TCP, UDP or SCTP in the same rule");
     }
-    items.iter().enumerate().filter_map(|(i, item)| port(decoder, item, &path.index(i))).collect()
+    ports
 }
 
 fn port(decoder: &mut Decoder<'_>, node: &Node, path: &FieldPath<'_>) -> Option<PortMatch> {
@@ -329,10 +345,6 @@ fn port(decoder: &mut Decoder<'_>, node: &Node, path: &FieldPath<'_>) -> Option<
     }
     let text = decoder.text(node, path)?;
     match values::port(text) {
-        Ok(PortMatch::Named(name)) if !NAMED_PORTS => {
-            decoder.error(node, path, format!("the named port \"{name}\" is not supported yet: write its number"));
-            None
-        }
         Ok(port) => Some(port),
         Err(message) => {
             decoder.error(node, path, message);
@@ -341,15 +353,23 @@ fn port(decoder: &mut Decoder<'_>, node: &Node, path: &FieldPath<'_>) -> Option<
     }
 }
 
-fn service_accounts(decoder: &mut Decoder<'_>, node: &Node, path: &FieldPath<'_>) {
-    let Some(fields) = decoder.fields(node, path, SERVICE_ACCOUNTS) else {
-        return;
-    };
+/// What `serviceAccounts` demands of the labels of a peer; `None` if it demands nothing.
+fn service_accounts(decoder: &mut Decoder<'_>, node: &Node, path: &FieldPath<'_>) -> Option<Selector> {
+    let fields = decoder.fields(node, path, SERVICE_ACCOUNTS)?;
+    let selector = optional_selector(decoder, &fields, path, "selector");
+    let mut names = Vec::new();
     if let Some(node) = fields.get("names") {
         let path = path.field("names");
         for (i, item) in decoder.list(node, &path).iter().enumerate() {
-            decoder.text(item, &path.index(i));
+            let path = path.index(i);
+            let Some(name) = decoder.text(item, &path) else { continue };
+            match values::resource_name(name) {
+                Ok(()) => names.push(name.to_owned()),
+                Err(message) => decoder.error(item, &path, message),
+            }
         }
     }
-    optional_selector(decoder, &fields, path, "selector");
+    let of_labels = selector.map(|selector| selector.with_prefix(SERVICE_ACCOUNT_PREFIX));
+    let by_name = (!names.is_empty()).then(|| Selector::one_of(SERVICE_ACCOUNT_LABEL, names));
+    Selector::all_of(of_labels.into_iter().chain(by_name))
 }

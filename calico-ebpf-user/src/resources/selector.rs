@@ -98,6 +98,39 @@ impl Selector {
         Self::from(Expression::All)
     }
 
+    /// `LABEL in { VALUES }`.
+    #[must_use]
+    pub fn one_of(label: &str, mut values: Vec<String>) -> Self {
+        values.sort_unstable();
+        values.dedup();
+        Self::from(Expression::In(label.to_owned(), values))
+    }
+
+    /// What holds where all of these do; `None` if there are none.
+    #[must_use]
+    pub fn all_of(parts: impl IntoIterator<Item = Self>) -> Option<Self> {
+        let mut parts: Vec<Self> = parts.into_iter().collect();
+        if parts.len() < 2 {
+            return parts.pop();
+        }
+        Some(Self::from(Expression::And(parts.iter().map(|part| part.expression().clone()).collect())))
+    }
+
+    /// The same selector about labels with this in front of their names.
+    #[must_use]
+    pub fn with_prefix(&self, prefix: &str) -> Self {
+        Self::from(self.expression.map_leaves(&|leaf| leaf.with_label(&|label| format!("{prefix}{label}"))))
+    }
+
+    /// The same selector with another expression in place of each `all()`.
+    #[must_use]
+    pub fn with_all_as(&self, all: &Expression) -> Self {
+        Self::from(self.expression.map_leaves(&|leaf| match leaf {
+            Expression::All => all.clone(),
+            other => other.clone(),
+        }))
+    }
+
     /// The canonical text: sets sorted and without duplicates, spaces normalised.
     #[must_use]
     pub fn canonical(&self) -> &str {
@@ -186,6 +219,33 @@ impl fmt::Display for Selector {
 }
 
 impl Expression {
+    /// The same tree with other leaves: everything but `!`, `&&` and `||` is a leaf.
+    #[must_use]
+    pub fn map_leaves(&self, change: &impl Fn(&Self) -> Self) -> Self {
+        match self {
+            Self::Not(inner) => Self::Not(Box::new(inner.map_leaves(change))),
+            Self::And(parts) => Self::And(parts.iter().map(|part| part.map_leaves(change)).collect()),
+            Self::Or(parts) => Self::Or(parts.iter().map(|part| part.map_leaves(change)).collect()),
+            leaf => change(leaf),
+        }
+    }
+
+    /// A leaf about another label; what is about no label stays.
+    #[must_use]
+    pub fn with_label(&self, name: &impl Fn(&str) -> String) -> Self {
+        match self {
+            Self::Has(label) => Self::Has(name(label)),
+            Self::Equal(label, value) => Self::Equal(name(label), value.clone()),
+            Self::NotEqual(label, value) => Self::NotEqual(name(label), value.clone()),
+            Self::In(label, set) => Self::In(name(label), set.clone()),
+            Self::NotIn(label, set) => Self::NotIn(name(label), set.clone()),
+            Self::Contains(label, part) => Self::Contains(name(label), part.clone()),
+            Self::StartsWith(label, part) => Self::StartsWith(name(label), part.clone()),
+            Self::EndsWith(label, part) => Self::EndsWith(name(label), part.clone()),
+            Self::All | Self::Global | Self::Not(_) | Self::And(_) | Self::Or(_) => self.clone(),
+        }
+    }
+
     fn holds<'a>(&self, lookup: &impl Fn(&str) -> Option<&'a str>) -> bool {
         let is_in = |value: &str, set: &[String]| set.binary_search_by(|item| item.as_str().cmp(value)).is_ok();
         match self {

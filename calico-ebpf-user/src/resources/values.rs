@@ -27,7 +27,7 @@ pub(super) fn address(text: &str) -> Result<IpAddr, String> {
     }
 }
 
-/// A network in CIDR notation, or an address, which is a network of one.
+/// A network in CIDR notation, or an address, which is a network of one: the address as written, and the network with it.
 pub(super) fn any_network(text: &str) -> Result<(IpAddr, IpNet), String> {
     let Some((ip, length)) = text.split_once('/') else {
         let ip = address(text).map_err(|e| if e.contains("clothes") { e } else { format!("{e} or network") })?;
@@ -255,6 +255,14 @@ pub(super) fn label_value(text: &str) -> Result<(), String> {
         return Ok(());
     }
     Err("at most 63 letters, digits and - _ . are allowed, a letter or digit at both ends".to_owned())
+}
+
+/// The name of a tier: one RFC 1123 label, at most 63 characters.
+pub(super) fn tier_name(text: &str) -> Result<(), String> {
+    if text.contains('.') || text.len() > 63 {
+        return Err("not the name of a tier: at most 63 lower case letters, digits and - are allowed".to_owned());
+    }
+    resource_name(text)
 }
 
 /// The name of a namespace: one RFC 1123 label, at most 63 characters.

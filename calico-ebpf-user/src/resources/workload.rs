@@ -7,7 +7,10 @@ use ipnet::IpNet;
 use super::{
     decode::{Decoder, FieldPath, Fields, Table, Use, did_you_mean},
     kinds::Document,
-    model::{NamedPort, WorkloadEndpoint},
+    model::{
+        NAMESPACE_LABEL, NAMESPACE_PREFIX, NamedPort, ORCHESTRATOR_LABEL, SERVICE_ACCOUNT_LABEL,
+        SERVICE_ACCOUNT_PREFIX, WorkloadEndpoint,
+    },
     parsed::{Body, ParsedWorkload},
     rules,
     source::Position,
@@ -109,12 +112,14 @@ pub(super) fn workload(decoder: &mut Decoder<'_>, document: &Document<'_>) -> Op
 
     let namespace = document.metadata.namespace.clone()?;
     let mut labels = document.metadata.labels.clone();
-    labels.insert("projectcalico.org/namespace".to_owned(), namespace.clone());
+    // No workload pretends to be in another namespace (`convertWorkloadEndpointV2ToV1Value` of libcalico-go).
+    labels.retain(|key, _| !key.starts_with(NAMESPACE_PREFIX) && !key.starts_with(SERVICE_ACCOUNT_PREFIX));
+    labels.insert(NAMESPACE_LABEL.to_owned(), namespace.clone());
     if let Some(orchestrator) = &orchestrator {
-        labels.insert("projectcalico.org/orchestrator".to_owned(), orchestrator.clone());
+        labels.insert(ORCHESTRATOR_LABEL.to_owned(), orchestrator.clone());
     }
     if let Some(account) = service_account {
-        labels.insert("projectcalico.org/serviceaccount".to_owned(), account);
+        labels.insert(SERVICE_ACCOUNT_LABEL.to_owned(), account);
     }
     let (interface, interface_at) = interface?;
     let endpoint = WorkloadEndpoint {

@@ -11,8 +11,8 @@ use crate::{
     resources::{
         Shared,
         model::{
-            EntityRule, Labels, NamedPort, Policy, PolicyKind, PortMatch, Profile, ResourceSet, Rule, RuleAction,
-            WorkloadEndpoint,
+            EntityRule, Labels, NamedPort, Policy, PolicyHook, PolicyKind, PortMatch, Profile, ResourceSet, Rule,
+            RuleAction, WorkloadEndpoint,
         },
         selector::Selector,
     },
@@ -52,6 +52,7 @@ fn workload(
 pub(super) fn rule(action: RuleAction) -> Rule {
     Rule {
         action,
+        number: None,
         ip_version: None,
         protocol: None,
         not_protocol: None,
@@ -87,6 +88,7 @@ fn policy(name: &str, tier: &str, ingress: Vec<Rule>) -> Policy {
         applies_egress: false,
         ingress,
         egress: Vec::new(),
+        hook: PolicyHook::Normal,
         origin: origin(),
     }
 }

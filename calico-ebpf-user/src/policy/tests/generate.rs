@@ -6,8 +6,8 @@ use super::{NODE, origin};
 use crate::policy::flow::Flow;
 use crate::resources::{
     model::{
-        EntityRule, Labels, NamedPort, Policy, PolicyKind, PortMatch, Profile, ResourceSet, Rule, RuleAction,
-        WorkloadEndpoint,
+        EntityRule, Labels, NamedPort, Policy, PolicyHook, PolicyKind, PortMatch, Profile, ResourceSet, Rule,
+        RuleAction, WorkloadEndpoint,
     },
     selector::Selector,
 };
@@ -121,6 +121,7 @@ impl Random {
                 RuleAction::Pass,
                 RuleAction::Log,
             ]),
+            number: None,
             ip_version: self.some(6, |r| r.pick(&[4, 6])),
             protocol,
             not_protocol: self.some(6, |r| r.pick(&PROTOCOLS)),
@@ -153,6 +154,7 @@ impl Random {
             applies_egress: !self.one_in(3),
             ingress: self.list(5, Self::rule),
             egress: self.list(5, Self::rule),
+            hook: PolicyHook::Normal,
             origin: origin(),
         }
     }

@@ -14,7 +14,8 @@ use crate::{
     },
     resources::{
         model::{
-            EntityRule, Labels, Policy, PolicyKind, PortMatch, Profile, ResourceSet, Rule, RuleAction, WorkloadEndpoint,
+            EntityRule, Labels, Policy, PolicyHook, PolicyKind, PortMatch, Profile, ResourceSet, Rule, RuleAction,
+            WorkloadEndpoint,
         },
         selector::Selector,
     },
@@ -70,6 +71,7 @@ fn cluster(selects: impl Fn(u32) -> String, unique_labels: bool) -> ResourceSet 
         let port = 1000 + (policy * RULES + number) as u16;
         Rule {
             action: RuleAction::Allow,
+            number: None,
             ip_version: None,
             protocol: Some(6),
             not_protocol: None,
@@ -91,10 +93,12 @@ fn cluster(selects: impl Fn(u32) -> String, unique_labels: bool) -> ResourceSet 
         applies_egress: false,
         ingress: (0..RULES).map(|rule_number| rule(number, rule_number)).collect(),
         egress: Vec::new(),
+        hook: PolicyHook::Normal,
         origin: origin(),
     };
     let allow = |_| Rule {
         action: RuleAction::Allow,
+        number: None,
         ip_version: None,
         protocol: None,
         not_protocol: None,
