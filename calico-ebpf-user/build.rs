@@ -21,6 +21,13 @@ fn main() -> anyhow::Result<()> {
         std::env::set_var("RUSTC_BOOTSTRAP", "1");
         // What the inner cargo says comes out as warnings of this crate: errors only.
         std::env::set_var("CARGO_TERM_QUIET", "true");
+        // The kernel verifies what comes out, so it is made the same way everywhere: split into units for incremental
+        // compilation, or by another profile from the environment, it is other code, which may be refused.
+        std::env::set_var("CARGO_INCREMENTAL", "0");
+        let profiles = std::env::vars_os().map(|(name, _)| name);
+        for name in profiles.filter(|name| name.to_string_lossy().starts_with("CARGO_PROFILE_")) {
+            std::env::remove_var(name);
+        }
     }
     aya_build::build_ebpf(
         [aya_build::Package {

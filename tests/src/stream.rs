@@ -8,7 +8,7 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use xtask::lab::Namespace;
@@ -57,8 +57,8 @@ impl Talk {
     pub fn goes_on(&self, patience: Duration) -> bool {
         // Two: the first may have been on its way.
         let goal = self.rounds.load(Ordering::Relaxed) + 2;
-        let end = std::time::Instant::now() + patience;
-        while std::time::Instant::now() < end {
+        let end = Instant::now() + patience;
+        while Instant::now() < end {
             if self.rounds.load(Ordering::Relaxed) >= goal {
                 return true;
             }
@@ -80,6 +80,7 @@ impl Drop for Talk {
 #[derive(Debug)]
 pub struct Beat {
     stop: Arc<AtomicBool>,
+    silence: Arc<AtomicU64>,
     sender: JoinHandle<u64>,
     receiver: JoinHandle<u64>,
 }
@@ -96,6 +97,7 @@ impl Beat {
         socket.connect(to).expect("a route");
         socket.set_read_timeout(Some(Duration::from_millis(500))).expect("a timeout");
         let stop = Arc::new(AtomicBool::new(false));
+        let silence = Arc::new(AtomicU64::new(0));
         let sender = thread::spawn({
             let (stop, socket) = (Arc::clone(&stop), socket.try_clone().expect("clones"));
             move || {
@@ -110,12 +112,18 @@ impl Beat {
             }
         });
         let receiver = thread::spawn({
-            let stop = Arc::clone(&stop);
+            let (stop, silence) = (Arc::clone(&stop), Arc::clone(&silence));
             move || {
                 let (mut received, mut buffer) = (0, [0; 16]);
+                let mut last = Instant::now();
                 loop {
                     match socket.recv(&mut buffer) {
-                        Ok(8) => received += 1,
+                        Ok(8) => {
+                            received += 1;
+                            let gap = u64::try_from(last.elapsed().as_micros()).unwrap_or(u64::MAX);
+                            silence.fetch_max(gap, Ordering::Relaxed);
+                            last = Instant::now();
+                        }
                         Ok(_) => {}
                         Err(_) if stop.load(Ordering::Relaxed) => return received,
                         Err(_) => {}
@@ -123,7 +131,13 @@ impl Beat {
                 }
             }
         });
-        Self { stop, sender, receiver }
+        Self { stop, silence, sender, receiver }
+    }
+
+    /// The longest time between two answers so far.
+    #[must_use]
+    pub fn silence(&self) -> Duration {
+        Duration::from_micros(self.silence.load(Ordering::Relaxed))
     }
 
     /// Ends it: how many were sent, how many came back.

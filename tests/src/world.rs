@@ -157,15 +157,16 @@ impl World {
 
     /// Starts it with more options.
     pub fn start_with(&mut self, more: &[&str]) {
+        let command = self.run_command(more);
+        self.start_command(command);
+    }
+
+    /// Starts what [`World::run_command`] made, and the test may have changed.
+    pub fn start_command(&mut self, mut command: Command) {
         assert!(self.running.is_none(), "it runs");
         let log = fs::File::options().create(true).append(true).open(&self.log).expect("opens the log");
-        let mut child = self
-            .run_command(more)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(log)
-            .spawn()
-            .expect("starts calico-ebpf");
+        let mut child =
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).spawn().expect("starts calico-ebpf");
         let output = child.stdout.take().expect("was piped");
         self.running = Some(child);
         let (ready, waits) = mpsc::channel();

@@ -1,14 +1,10 @@
 //! Namespaces to try things in.
 #![allow(clippy::expect_used, dead_code, unreachable_pub, missing_docs, reason = "shared by several test programs")]
 
-use std::{
-    process::Command,
-    sync::atomic::{AtomicU32, Ordering},
-};
+use std::process::Command;
 
 use calico_ebpf_user::dataplane::{AttachMode, Dataplane, Instance, Options, netns, purge::purge, view::View};
-
-static NEXT: AtomicU32 = AtomicU32::new(0);
+use xtask::lab::{pin_dir, unique_name};
 
 /// A host and a workload, each a network namespace; the calling thread is in the host's.
 pub struct Lab {
@@ -18,8 +14,8 @@ pub struct Lab {
 
 impl Lab {
     pub fn new() -> Self {
-        let name = format!("dp-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let lab = Self { instance: Instance::new(format!("/sys/fs/bpf/{name}")), name };
+        let name = unique_name().expect("a name");
+        let lab = Self { instance: Instance::new(pin_dir(&name)), name };
         for namespace in [lab.host(), lab.pod()] {
             run(&["ip", "netns", "add", &namespace]);
         }

@@ -1,6 +1,7 @@
 //! The real program, real packets: as root, with `calico-ebpf` built.
 
 mod agent;
+mod bird;
 mod churn;
 mod closed;
 mod commands;
@@ -8,6 +9,7 @@ mod demo;
 mod flood;
 mod instances;
 mod kernel;
+mod lab;
 mod neighbours;
 mod purge;
 mod reach;

@@ -3,14 +3,16 @@
 use std::{
     net::SocketAddr,
     process::Stdio,
+    thread,
     time::{Duration, Instant},
 };
 
 use calico_ebpf_tests::{
-    Protocol::{Icmp, Tcp},
+    Protocol::{Icmp, Tcp, Udp},
     World,
-    lab::{self, HOST4, HOST6, OUTSIDE4, UPLINK},
+    lab::{self, GATEWAY4, GATEWAY6, HOST_SIDE_MAC, HOST4, HOST6, Namespace, OUTSIDE4, UPLINK},
     resources,
+    stream::Beat,
 };
 
 #[test]
@@ -42,6 +44,76 @@ fn a_neighbour_may_change_its_mac() {
     assert!(lab::ping(outside, HOST6.into(), Duration::from_secs(2)).expect("ping"));
     world.allowed("a", "outside", Tcp(80));
     assert!(world.lab.host.ip("neigh show").expect("neighbours").contains("02:00:00:00:00:77"));
+}
+
+/// What the uplink and a plainly forwarding kernel are told, so that neighbours are doubted within a second.
+fn doubt_neighbours_early(host: &Namespace) {
+    for family in ["ipv4", "ipv6"] {
+        for (name, value) in [("base_reachable_time_ms", 400), ("delay_first_probe_time", 1), ("retrans_time_ms", 100)]
+        {
+            let setting = format!("net.{family}.neigh.{UPLINK}.{name}={value}");
+            assert!(host.command("sysctl").args(["-qw", &setting]).status().expect("sysctl").success(), "{setting}");
+        }
+    }
+}
+
+/// The same network with nothing but the kernel's forwarding.
+fn plain_kernel() -> World {
+    let mut world = World::new(&["a"]);
+    world.serve(80);
+    let a = world.lab.workload("a");
+    for setting in ["net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"] {
+        assert!(world.lab.host.command("sysctl").args(["-qw", setting]).status().expect("sysctl").success());
+    }
+    world.lab.host.ip(&format!("route add {} dev calia", a.v4)).expect("a route");
+    world.lab.host.ip(&format!("-6 route add {} dev calia", a.v6)).expect("a route");
+    for gateway in [GATEWAY4.to_string(), GATEWAY6.to_string()] {
+        a.namespace.ip(&format!("neigh replace {gateway} lladdr {HOST_SIDE_MAC} dev eth0")).expect("a neighbour");
+    }
+    world
+}
+
+#[test]
+fn a_neighbour_that_changes_its_mac_in_silence_heals_as_fast_as_in_the_kernel() {
+    let mut ours = World::new(&["a"]);
+    ours.serve(80);
+    ours.start();
+    let kernel = plain_kernel();
+    let worlds = [&ours, &kernel];
+    worlds.iter().for_each(|world| doubt_neighbours_early(&world.lab.host));
+    for mac in ["02:00:00:00:00:77", "02:00:00:00:00:78"] {
+        worlds.iter().for_each(|world| world.allowed("a", "outside", Udp(80)));
+        let beats = worlds.map(|world| {
+            world.addresses("outside").map(|address| {
+                Beat::start(world.namespace("a"), SocketAddr::new(address, 80), Duration::from_millis(2))
+            })
+        });
+        thread::sleep(Duration::from_millis(300));
+        for world in worlds {
+            world.lab.outside.ip(&format!("link set eth0 address {mac}")).expect("another MAC");
+        }
+        // Reachable for up to 600 ms, a second of delay, three probes, the broadcast.
+        thread::sleep(Duration::from_secs(4));
+        let [ours, kernel] = beats.map(|beats| {
+            beats.map(|beat| {
+                let silence = beat.silence();
+                let (sent, received) = beat.stop();
+                assert!(received > sent / 10, "{received} of {sent}");
+                silence
+            })
+        });
+        println!("{mac}: silent for {ours:?}, with the kernel's own forwarding {kernel:?}");
+        for (ours, kernel) in ours.into_iter().zip(kernel) {
+            // Else nothing was measured.
+            assert!(kernel > Duration::from_millis(800), "the kernel healed in {kernel:?}");
+            // How long a neighbour counts as reachable is drawn from 200 to 600 ms in each namespace.
+            assert!(ours < kernel + Duration::from_millis(900), "{ours:?}, the kernel {kernel:?}");
+        }
+    }
+    for (family, world) in [("-4", &ours), ("-6", &ours)] {
+        let neighbours = world.lab.host.ip(&format!("{family} neigh show dev {UPLINK}")).expect("neighbours");
+        assert!(neighbours.contains("02:00:00:00:00:78"), "{neighbours}");
+    }
 }
 
 #[test]
@@ -151,7 +223,7 @@ fn transfer(to: SocketAddr, length: usize) -> usize {
     let mut stream = std::net::TcpStream::connect_timeout(&to, Duration::from_secs(3)).expect("connects");
     stream.set_read_timeout(Some(Duration::from_secs(5))).expect("a timeout");
     let mut writer = stream.try_clone().expect("clones");
-    let sender = std::thread::spawn(move || writer.write_all(&vec![7; length]));
+    let sender = thread::spawn(move || writer.write_all(&vec![7; length]));
     let mut buffer = vec![0; 1 << 16];
     let mut received = 0;
     while received < length {

@@ -3,7 +3,6 @@
 use std::{
     path::{Path, PathBuf},
     process::Command,
-    sync::atomic::{AtomicU32, Ordering},
 };
 
 use aya::{
@@ -17,7 +16,7 @@ use calico_ebpf_common::abi::{
     NodeRef, PolicyRef, Quota, Root, RuleEntry, Settings, Stamped, TableHeader, Timeouts, VEC_ANY, VectorHeader,
     Workload, names, role, workload_flags,
 };
-use calico_ebpf_tests::lab::Namespace;
+use calico_ebpf_tests::lab::{self, Namespace};
 use calico_ebpf_user::dataplane;
 
 /// `TC_ACT_UNSPEC`: to the stack.
@@ -79,13 +78,11 @@ pub(crate) struct World {
     loaded: Vec<&'static str>,
 }
 
-static COUNT: AtomicU32 = AtomicU32::new(0);
-
 #[expect(clippy::wrong_self_convention, reason = "`from_a` is where a frame comes from")]
 impl World {
     /// Two workloads that may send and receive everything.
     pub(crate) fn new() -> Self {
-        let name = format!("pr{}x{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let name = lab::unique_name().expect("a name");
         let namespace = Namespace::create(name.clone()).expect("makes a network namespace");
         for (interface, mac) in [(A.interface, HOST_MAC), (B.interface, HOST_MAC), (UPLINK, HOST_MAC)] {
             let mac = mac.map(|byte| format!("{byte:02x}")).join(":");

@@ -18,13 +18,12 @@ mod traffic;
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::PathBuf,
-    sync::atomic::{AtomicU32, Ordering},
 };
 
 use anyhow::Context as _;
 
 pub use namespace::Namespace;
-pub use owner::reap;
+pub use owner::{pin_dir, reap, unique_name};
 pub use traffic::{Server, ping, tcp, udp};
 
 /// The uplink's name in the host's namespace.
@@ -43,9 +42,6 @@ pub const GATEWAY4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 pub const GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0xecee, 0xeeff, 0xfeee, 0xeeee);
 /// Calico's MAC for all host sides.
 pub const HOST_SIDE_MAC: &str = "ee:ee:ee:ee:ee:ee";
-
-/// Laboratories made by this process.
-static COUNT: AtomicU32 = AtomicU32::new(0);
 
 /// A laboratory. It ends when it is dropped.
 #[derive(Debug)]
@@ -81,7 +77,7 @@ impl Lab {
     /// # Errors
     /// `ip` is missing or refuses, for example because this is not root.
     pub fn new(names: &[&str]) -> anyhow::Result<Self> {
-        let name = owner::name(COUNT.fetch_add(1, Ordering::Relaxed))?;
+        let name = unique_name()?;
         let mut lab = Self {
             host: Namespace::create(format!("{name}-host"))?,
             outside: Namespace::create(format!("{name}-out"))?,
@@ -104,7 +100,7 @@ impl Lab {
     /// A pin directory of its own; removed with the laboratory.
     #[must_use]
     pub fn pin_dir(&self) -> PathBuf {
-        owner::pin_dir(&self.name)
+        pin_dir(&self.name)
     }
 
     /// The workload of this name.

@@ -3,7 +3,8 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
 };
 
 use anyhow::Context as _;
@@ -15,14 +16,25 @@ const PREFIX: &str = "calilab";
 /// Where pins go.
 const BPFFS: &str = "/sys/fs/bpf";
 
-/// The name of the laboratory `number` of this process: prefix, process, the time that process started, number.
-pub(super) fn name(number: u32) -> anyhow::Result<String> {
+/// Names given out by this process.
+static COUNT: AtomicU32 = AtomicU32::new(0);
+
+/// A name that nobody else has: prefix, process, the time that process started, number.
+///
+/// Whatever begins with it is removed by [`reap`] once this process is dead: network namespaces, and directories in the bpf
+/// file system and among the temporary ones, also where a file system is mounted.
+///
+/// # Errors
+/// `/proc` cannot be read.
+pub fn unique_name() -> anyhow::Result<String> {
     let pid = std::process::id();
     let start = start_time(pid).context("cannot read /proc/self/stat")?;
-    Ok(format!("{PREFIX}-{pid}-{start}-{number}"))
+    Ok(format!("{PREFIX}-{pid}-{start}-{}", COUNT.fetch_add(1, Ordering::Relaxed)))
 }
 
-pub(super) fn pin_dir(lab: &str) -> PathBuf {
+/// Where a laboratory of that name pins.
+#[must_use]
+pub fn pin_dir(lab: &str) -> PathBuf {
     Path::new(BPFFS).join(lab)
 }
 
@@ -32,18 +44,24 @@ pub(super) fn remove_pins(lab: &str) {
     let _nothing_pinned = fs::remove_dir_all(pin_dir(lab));
 }
 
-/// Removes laboratories whose process is dead: namespaces, the processes in them, pins.
+/// Removes laboratories whose process is dead: namespaces, the processes in them, pins, temporary directories and mounts.
 pub fn reap() {
-    for name in names("/run/netns").filter(|name| is_orphan(name)) {
+    for name in names(Path::new("/run/netns")).filter(|name| is_orphan(name)) {
         kill_processes(&name);
         let _gone = Command::new("ip").args(["netns", "del", &name]).status();
     }
-    for name in names(BPFFS).filter(|name| is_orphan(name)) {
+    for name in names(Path::new(BPFFS)).filter(|name| is_orphan(name)) {
         remove_pins(&name);
+    }
+    let temporary = std::env::temp_dir();
+    for name in names(&temporary).filter(|name| is_orphan(name)) {
+        let directory = temporary.join(name);
+        let _nothing_mounted = Command::new("umount").arg("-l").arg(&directory).stderr(Stdio::null()).status();
+        let _gone = fs::remove_dir_all(&directory);
     }
 }
 
-fn names(directory: &str) -> impl Iterator<Item = String> {
+fn names(directory: &Path) -> impl Iterator<Item = String> {
     fs::read_dir(directory)
         .into_iter()
         .flatten()
@@ -73,11 +91,11 @@ fn start_time(pid: u32) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::{is_orphan, name, start_time};
+    use super::{is_orphan, start_time, unique_name};
 
     #[test]
     fn own_labs_are_no_orphans() {
-        let own = name(0).expect("reads /proc");
+        let own = unique_name().expect("reads /proc");
         assert!(!is_orphan(&own));
         assert!(!is_orphan(&format!("{own}-host")));
     }

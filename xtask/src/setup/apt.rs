@@ -44,10 +44,7 @@ pub(super) fn install(packages: &[&str], why: &str) -> anyhow::Result<()> {
         bail!("missing: {why}. Not root here; as root: {line}");
     }
     say(&format!("missing: {why}"));
-    if !wanted.iter().all(|package| knows(package)) {
-        say("running `apt-get update`");
-        cargo::run(apt_get().arg("update"))?;
-    }
+    refresh(&wanted)?;
     let unknown: Vec<_> = wanted.iter().copied().filter(|package| !knows(package)).collect();
     if !unknown.is_empty() {
         bail!("missing: {why}. The apt sources of this system do not have {}", unknown.join(", "));
@@ -56,6 +53,19 @@ pub(super) fn install(packages: &[&str], why: &str) -> anyhow::Result<()> {
     let mut command = apt_get();
     command.args(["install", "-y", "--no-install-recommends"]).args(&wanted);
     cargo::run(&mut command).with_context(|| format!("cannot install {}", wanted.join(", ")))
+}
+
+/// Makes apt look at its sources again where it does not know all of `packages`. Without root it stays as it is.
+///
+/// # Errors
+/// The sources cannot be read.
+pub(super) fn refresh(packages: &[&str]) -> anyhow::Result<()> {
+    let useless = find_program("apt-get").is_none() || !nix::unistd::geteuid().is_root();
+    if useless || packages.iter().all(|package| knows(package)) {
+        return Ok(());
+    }
+    say("running `apt-get update`");
+    cargo::run(apt_get().arg("update"))
 }
 
 fn apt_get() -> Command {

@@ -5,13 +5,14 @@
 
 use std::{
     fs,
+    os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::Command,
 };
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 
-use super::{BPF_LINKER, LLVM_MAJOR, apt, cargo_home, find_program, say, tools};
+use super::{BPF_LINKER, LLVM_MAJOR, TOOLCHAIN, apt, cargo_home, find_program, say, tools};
 use crate::cargo;
 
 /// What is needed to build bpf-linker, by the names of Debian's packages.
@@ -28,7 +29,7 @@ pub(super) fn ensure() -> anyhow::Result<()> {
     ensure!(
         rustc == LLVM_MAJOR,
         "Rust {} here has LLVM {rustc}, not {LLVM_MAJOR}: this is not the toolchain that this project is pinned to",
-        super::TOOLCHAIN
+        TOOLCHAIN
     );
     let Some(found) = find() else {
         say("bpf-linker is missing: it links the kernel side");
@@ -40,7 +41,7 @@ pub(super) fn ensure() -> anyhow::Result<()> {
             say(&format!(
                 "{} is built with LLVM {other}, rustc {} with LLVM {rustc}: such a pair fails with `Invalid record`",
                 found.display(),
-                super::TOOLCHAIN
+                TOOLCHAIN
             ));
             say("yours is left alone, another one is put into the target directory");
             install(&tools())
@@ -53,16 +54,35 @@ pub(super) fn ensure() -> anyhow::Result<()> {
 }
 
 fn install(root: &Path) -> anyhow::Result<()> {
-    let prefix = llvm_prefix()?;
+    let error = match llvm_prefix() {
+        Ok(prefix) => return build(root, &prefix),
+        Err(error) => error,
+    };
+    say(&format!("{error:#}"));
+    say(&format!("building bpf-linker with the LLVM inside of Rust {TOOLCHAIN} instead, for this project alone"));
+    rustc_prefix().and_then(|prefix| build(&tools(), &prefix)).with_context(|| {
+        format!(
+            "bpf-linker is needed, built with LLVM {LLVM_MAJOR}. One of these, then run this command again:\n\
+             * a distribution that has LLVM {LLVM_MAJOR} (Debian 12 and 13 do): apt-get install {packages}\n\
+             * the LLVM project's own packages for your release, then: apt-get install {packages}\n\
+             * LLVM {LLVM_MAJOR} anywhere else, with LLVM_PREFIX naming its directory\n\
+             * a ready-made bpf-linker of LLVM {LLVM_MAJOR}, put on the PATH",
+            packages = PACKAGES.join(" ")
+        )
+    })
+}
+
+/// Builds it with the LLVM in `prefix`, and looks at what came out.
+fn build(root: &Path, prefix: &Path) -> anyhow::Result<()> {
     let mut command = cargo::rustup("cargo");
     command.args(["install", "bpf-linker", "--version", BPF_LINKER, "--locked", "--no-default-features"]);
-    command.arg("--features").arg(format!("llvm-{LLVM_MAJOR}")).arg("--root").arg(root).env("LLVM_PREFIX", &prefix);
+    command.arg("--features").arg(format!("llvm-{LLVM_MAJOR}")).arg("--root").arg(root).env("LLVM_PREFIX", prefix);
     say(&format!("running LLVM_PREFIX={} {} (about a minute)", prefix.display(), cargo::describe(&command)));
     cargo::run(&mut command)?;
     let found = root.join("bin/bpf-linker");
     let llvm = linker_llvm(&found).with_context(|| format!("{} does not say its LLVM", found.display()))?;
     ensure!(llvm == LLVM_MAJOR, "{} came out with LLVM {llvm}, not {LLVM_MAJOR}", found.display());
-    Ok(())
+    cargo::output(Command::new(&found).arg("--version")).map(drop)
 }
 
 /// The installation of LLVM to build against, installed if need be.
@@ -73,22 +93,35 @@ fn llvm_prefix() -> anyhow::Result<PathBuf> {
         return Ok(prefix);
     }
     let complete = usual.join("bin/llvm-config").exists() && usual.join("include/llvm-c/Core.h").exists();
-    if complete && apt::missing(PACKAGES).is_none_or(|missing| missing.is_empty()) {
-        return Ok(usual);
+    if !complete || apt::missing(PACKAGES).is_some_and(|missing| !missing.is_empty()) {
+        apt::install(PACKAGES, &format!("LLVM {LLVM_MAJOR}, to build bpf-linker against"))?;
     }
-    match apt::install(PACKAGES, &format!("LLVM {LLVM_MAJOR}, to build bpf-linker against")) {
-        Ok(()) => Ok(usual),
-        Err(error) => bail!(
-            "{error:#}\n\
-             bpf-linker is needed, built with LLVM {LLVM_MAJOR}. One of these, then run this command again:\n\
-             * a distribution that has LLVM {LLVM_MAJOR} (Debian 12 and 13 do): apt-get install {}\n\
-             * the LLVM project's own packages for your release, then: apt-get install {}\n\
-             * LLVM {LLVM_MAJOR} anywhere else, with LLVM_PREFIX naming its directory\n\
-             * a ready-made bpf-linker of LLVM {LLVM_MAJOR}, put on the PATH",
-            PACKAGES.join(" "),
-            PACKAGES.join(" ")
-        ),
+    Ok(usual)
+}
+
+/// The library that rustc itself uses, under the name that bpf-linker's build looks for: the same LLVM to the last patch, with
+/// the BPF back end, and it needs no package. It is bound to this place, so such a linker is for this project alone.
+fn rustc_prefix() -> anyhow::Result<PathBuf> {
+    let sysroot = cargo::output(cargo::rustup("rustc").args(["--print", "sysroot"]))?;
+    let libraries = Path::new(sysroot.trim()).join("lib");
+    let name = format!("libLLVM.so.{LLVM_MAJOR}.");
+    let found = fs::read_dir(&libraries).with_context(|| libraries.display().to_string())?.flatten();
+    let library = found
+        .map(|entry| entry.path())
+        .find(|path| path.file_name().is_some_and(|file| file.to_string_lossy().starts_with(&name)));
+    let library = library.with_context(|| format!("no {name}* in {}", libraries.display()))?;
+    let prefix = tools().join("rustc-llvm");
+    let directory = prefix.join("lib");
+    fs::create_dir_all(&directory)?;
+    // One name for the linker, the other (its soname) for the program when it runs.
+    for link in [Path::new("libLLVM.so"), Path::new(library.file_name().unwrap_or_default())] {
+        let link = directory.join(link);
+        if link.is_symlink() {
+            fs::remove_file(&link)?;
+        }
+        symlink(&library, &link).with_context(|| link.display().to_string())?;
     }
+    Ok(prefix)
 }
 
 fn rustc_llvm() -> anyhow::Result<u32> {

@@ -4,6 +4,7 @@
 //! things it speaks of (toolchain, linker, programs) are where they were.
 
 mod apt;
+mod bpftool;
 mod linker;
 mod stamp;
 mod toolchain;

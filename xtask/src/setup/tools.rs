@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Purpose, apt};
+use super::{Purpose, apt, bpftool};
 
 /// A program that is needed.
 pub(super) struct Tool {
@@ -23,6 +23,12 @@ const TOOLS: &[Tool] = &[
     Tool { program: "nft", package: "nftables", why: "the guard of interfacePrefix, NAT in tests", from: Purpose::Lab },
     Tool { program: "bpftool", package: "bpftool", why: "shows the maps", from: Purpose::Lab },
     Tool { program: "tc", package: "iproute2", why: "looks at filters", from: Purpose::Test },
+    Tool {
+        program: "bird",
+        package: "bird2",
+        why: "takes our routes and tells others, in a test",
+        from: Purpose::Test,
+    },
     Tool { program: "qemu-system-x86_64", package: "qemu-system-x86", why: "boots other kernels", from: Purpose::Test },
     Tool {
         program: "busybox",
@@ -41,13 +47,16 @@ pub(super) fn needed(purpose: Purpose) -> impl Iterator<Item = &'static Tool> {
 
 pub(super) fn ensure(purpose: Purpose) -> anyhow::Result<()> {
     let missing: Vec<_> = needed(purpose).filter(|tool| find_program(tool.program).is_none()).collect();
-    if missing.is_empty() {
-        return Ok(());
+    if !missing.is_empty() {
+        let why: Vec<_> = missing.iter().map(|tool| format!("{} ({})", tool.program, tool.why)).collect();
+        apt::refresh(&missing.iter().map(|tool| tool.package).collect::<Vec<_>>())?;
+        let mut packages: Vec<_> = missing.iter().map(|tool| package(tool)).collect();
+        packages.dedup();
+        apt::install(&packages, &why.join(", "))?;
     }
-    let why: Vec<_> = missing.iter().map(|tool| format!("{} ({})", tool.program, tool.why)).collect();
-    let mut packages: Vec<_> = missing.iter().map(|tool| package(tool)).collect();
-    packages.dedup();
-    apt::install(&packages, &why.join(", "))?;
+    if purpose >= Purpose::Lab {
+        bpftool::ensure()?;
+    }
     let absent: Vec<_> = missing.iter().filter(|tool| find_program(tool.program).is_none()).collect();
     anyhow::ensure!(
         absent.is_empty(),
@@ -57,17 +66,18 @@ pub(super) fn ensure(purpose: Purpose) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Ubuntu has bpftool in `linux-tools-common`.
+/// Ubuntu 24.04 has bpftool in `linux-tools-common`.
 fn package(tool: &Tool) -> &'static str {
     if tool.program == "bpftool" && !apt::knows("bpftool") { "linux-tools-common" } else { tool.package }
 }
 
-/// A program on the `PATH`, or where administrators' programs are (`su` does not put these on it).
+/// A program of ours, on the `PATH`, or where administrators' programs are (`su` does not put these on it).
 #[must_use]
 pub fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let cargo = super::cargo_home().join("bin");
     let more = [cargo.as_path(), Path::new("/usr/local/sbin"), Path::new("/usr/sbin"), Path::new("/sbin")];
     let directories = std::env::split_paths(&path).chain(more.iter().map(PathBuf::from));
+    let directories = std::iter::once(super::tools().join("bin")).chain(directories);
     directories.map(|directory| directory.join(name)).find(|file| file.is_file())
 }
