@@ -35,6 +35,7 @@ impl Bird {
             "router id {id};
              log \"{}\" all;
              protocol device {{ scan time 1; }}
+             protocol direct {{ ipv4; ipv6; }}
              protocol kernel kernel4 {{ learn; scan time 1; ipv4 {{ import all; export where source = RTS_BGP; }}; }}
              protocol kernel kernel6 {{ learn; scan time 1; ipv6 {{ import all; export where source = RTS_BGP; }}; }}
              protocol bgp bgp4 {{ local as 64512; neighbor {v4} as 64512; connect retry time 1; connect delay time 1;
