@@ -117,7 +117,7 @@ impl Conditions {
         for (index, network_set) in set.network_sets.iter().enumerate() {
             let holding = &of_group[endpoints.of_network_set(index) as usize];
             if !holding.is_empty() {
-                for net in network_set.nets.iter() {
+                for net in &network_set.nets {
                     direct.entry(*net).or_default().extend_from_slice(holding);
                 }
             }

@@ -1,13 +1,13 @@
 //! Random resources, changes of them, and flows, out of small pools so that everything meets everything.
 
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use super::{NODE, origin};
 use crate::policy::flow::Flow;
 use crate::resources::{
     model::{
-        EntityRule, Labels, NamedPort, Policy, PolicyHook, PolicyKind, PortMatch, Profile, ResourceSet, Rule,
-        RuleAction, WorkloadEndpoint,
+        EntityRule, Labels, NamedPort, NetworkSet, Policy, PolicyHook, PolicyKind, PortMatch, Profile, ResourceSet,
+        Rule, RuleAction, Tier, TierAction, WorkloadEndpoint,
     },
     selector::Selector,
 };
@@ -47,7 +47,8 @@ const SELECTORS: [&str; 14] = [
     "zone not in {'a'}",
     "projectcalico.org/namespace == 'x'",
 ];
-const NAMESPACE_SELECTORS: [&str; 4] = ["kind == 'prod'", "has(kind)", "global()", "kind != 'prod'"];
+const NAMESPACE_SELECTORS: [&str; 6] =
+    ["kind == 'prod'", "has(kind)", "global()", "kind != 'prod'", "all()", "kind not in {'test'}"];
 const PORT_NAMES: [&str; 3] = ["http", "dns", "none"];
 
 /// A small pseudo-random generator (splitmix64).
@@ -154,7 +155,11 @@ impl Random {
             applies_egress: !self.one_in(3),
             ingress: self.list(5, Self::rule),
             egress: self.list(5, Self::rule),
-            hook: PolicyHook::Normal,
+            hook: if self.one_in(10) {
+                self.pick(&[PolicyHook::Untracked, PolicyHook::PreDnat, PolicyHook::Forward])
+            } else {
+                PolicyHook::Normal
+            },
             origin: origin(),
         }
     }
@@ -223,6 +228,28 @@ impl Random {
         }
     }
 
+    fn network_set(&mut self) -> NetworkSet {
+        let namespace = self.some(2, |r| r.pick(&NAMESPACES).to_owned());
+        let mut labels = self.labels(namespace.as_deref().unwrap_or_default());
+        if namespace.is_none() {
+            labels.remove("projectcalico.org/namespace");
+        }
+        NetworkSet {
+            profiles: namespace.iter().map(|namespace| format!("kns.{namespace}")).collect(),
+            namespace,
+            name: format!("s{}", self.below(1000)),
+            nets: self.list(4, |r| r.pick(&NETS).parse().unwrap()),
+            labels,
+            origin: origin(),
+        }
+    }
+
+    fn tiers(&mut self) -> BTreeMap<String, Tier> {
+        let order = self.some(2, |r| r.pick(&[-1.0, 500.0, 1e6, 2e7]));
+        let tier = Tier { order, default_action: self.pick(&[TierAction::Deny, TierAction::Pass]) };
+        self.some(2, |_| ("zone".to_owned(), tier)).into_iter().collect()
+    }
+
     pub(super) fn set(&mut self) -> ResourceSet {
         let workloads = (1..9)
             .filter_map(|number| if self.one_in(5) { None } else { Some(self.workload(number).into()) })
@@ -235,6 +262,8 @@ impl Random {
             workloads,
             policies: self.list(7, |r| r.policy().into()),
             profiles,
+            network_sets: self.list(3, |r| r.network_set().into()),
+            tiers: self.tiers(),
             ..ResourceSet::default()
         };
         distinct(&mut set);
@@ -244,7 +273,7 @@ impl Random {
     /// Something else in the set.
     pub(super) fn change(&mut self, set: &mut ResourceSet) {
         let (workload, policy) = (self.below(set.workloads.len().max(1)), self.below(set.policies.len().max(1)));
-        match self.below(9) {
+        match self.below(11) {
             0 if !set.workloads.is_empty() => {
                 set.workloads.remove(workload);
             }
@@ -268,6 +297,12 @@ impl Random {
             }
             6 => *set = self.set(),
             7 => {}
+            8 => {
+                let network_set = self.network_set();
+                set.network_sets.truncate(2);
+                set.network_sets.push(network_set.into());
+            }
+            9 => set.tiers = self.tiers(),
             _ => {
                 let policy = self.policy();
                 set.policies.push(policy.into());
