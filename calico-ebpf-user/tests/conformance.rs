@@ -258,3 +258,8 @@ fn calico() {
 fn kubernetes() {
     assert!(run("k8s") > 400);
 }
+
+#[test]
+fn own() {
+    assert!(run("own") > 300);
+}
