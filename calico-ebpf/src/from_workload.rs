@@ -73,7 +73,7 @@ fn try_established<F: Tables>(skb: &Skb) -> Result<Code, DropReason> {
 /// `defaultEndpointToHostAction`, where the packet is for the host. Broadcasts and multicasts are: every socket of the
 /// host that is bound to no address gets them.
 #[inline(always)]
-fn host_welcomes<F: Tables>(env: &Env, packet: &Packet<F>, destination: &Located) -> Result<bool, DropReason> {
+pub(crate) fn host_welcomes<F: Tables>(env: &Env, packet: &Packet<F>, destination: &Located) -> Result<bool, DropReason> {
     let to_host = destination.host || F::is_host_scope(&packet.destination) || F::is_multicast(&packet.destination);
     if to_host && env.root.settings(env.generation).host_action == host_action::DROP {
         return Err(DropReason::EndpointToHost);
@@ -120,9 +120,7 @@ fn try_first<F: Sender>(skb: &Skb, missed: Code) -> Result<Code, DropReason> {
         opening::forget(work);
     }
     let packet = &work.packet;
-    if packet.protocol == protocol::IPIP
-        || packet.protocol == protocol::UDP && packet.transport.destination_port == VXLAN_PORT
-    {
+    if is_encapsulated(packet) {
         return Err(DropReason::Encapsulated);
     }
     if matches!(packet.kind, Kind::LaterFragment) {
@@ -161,6 +159,13 @@ fn try_first<F: Sender>(skb: &Skb, missed: Code) -> Result<Code, DropReason> {
         Some(receiver) if !leaves => to_workload(skb, packet, receiver),
         _ => Ok(TO_STACK),
     }
+}
+
+/// Whether a workload may not send it whatever policy says: what is inside would speak for others.
+#[inline(always)]
+pub(crate) fn is_encapsulated<F: Tables>(packet: &Packet<F>) -> bool {
+    packet.protocol == protocol::IPIP
+        || packet.protocol == protocol::UDP && packet.transport.destination_port == VXLAN_PORT
 }
 
 #[inline(always)]
@@ -267,24 +272,24 @@ impl Sender for V6 {
         if matches!(form, nd::Form::ForHost) {
             return Ok(Some(TO_STACK));
         }
-        let target = nd::target(skb, packet).ok_or(DropReason::Nd)?;
-        let of_sender = locate::<V6>(&target, env.generation).slot == slot;
+        let target: &[u8; 16] = skb.copy(nd::target_at(packet)).ok_or(DropReason::Nd)?;
+        let of_sender = locate::<V6>(target, env.generation).slot == slot;
         if matches!(form, nd::Form::Advertisement) {
             // It may speak for itself only, and to the host only.
             let to_link = nd::is_link_scope(&packet.destination) || V6::is_multicast(&packet.destination);
             return if !to_link && !locate::<V6>(&packet.destination, env.generation).host {
                 Ok(None)
-            } else if of_sender || nd::is_link_scope(&target) {
+            } else if of_sender || nd::is_link_scope(target) {
                 Ok(Some(TO_STACK))
             } else {
                 Err(DropReason::Nd)
             };
         }
         // Not a word to who asks whether an address is taken, nor about its own.
-        if nd::is_unspecified(&packet.source) || of_sender || target == packet.source {
+        if nd::is_unspecified(&packet.source) || of_sender || *target == packet.source {
             return Ok(Some(DROP));
         }
-        let frame = nd::AdvertisementFrame::new(source_mac(skb), packet.source, target, workload.host_mac);
+        let frame = nd::AdvertisementFrame::new(source_mac(skb), packet.source, *target, workload.host_mac);
         if skb.replace(frame) { Ok(Some(answer(skb))) } else { Err(DropReason::Nd) }
     }
 }

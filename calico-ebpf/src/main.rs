@@ -8,6 +8,7 @@
 
 mod conns;
 mod established;
+mod explain;
 mod forward;
 mod fragments;
 mod from_uplink;
@@ -71,6 +72,8 @@ steps! {
     cali_tu_known6() = to_uplink::established::<V6>;
     cali_fw_link6() = from_workload::of_link::<V6>;
     cali_fw_arp() = from_workload::arp;
+    cali_explain4() = explain::explain::<V4>;
+    cali_explain6() = explain::explain::<V6>;
 }
 
 /// Like the other steps, but without the packet, which it does not look at.
@@ -238,6 +241,21 @@ pub fn cali_sweep(_ctx: TcContext) -> i32 {
 #[classifier]
 pub fn cali_clock(_ctx: TcContext) -> i32 {
     jiffies() as i32
+}
+
+/// Writes its answer over the frame; see [`explain`].
+#[classifier]
+pub fn cali_explain(ctx: TcContext) -> i32 {
+    let skb = Skb::new(&ctx);
+    let code = match skb.ether_type() {
+        ether_type::IPV4 => cali_explain4(skb.raw_context()),
+        ether_type::IPV6 => cali_explain6(skb.raw_context()),
+        _ => dropped(DropReason::EtherType),
+    };
+    match reason(code) {
+        Some(reason) => reason as i32,
+        None => code as i32,
+    }
 }
 
 /// The action, with what is dropped counted.

@@ -33,8 +33,8 @@ impl Arena for Blocks {
     }
 }
 
-const ALLOWED: u64 = 1;
-const DENIED: u64 = 2;
+pub(crate) const ALLOWED: u64 = 1;
+pub(crate) const DENIED: u64 = 2;
 
 const DECIDED: u64 = 1 << 63;
 const DECIDED_ALLOW: u64 = 1 << 62;
@@ -64,15 +64,34 @@ extern "C" fn cali_visit(own_peer: u64, to_from: u64, entries_first: u64) -> u64
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn cali_judge(table: u32, own_class: u32, peer_class: u32, to: u32, from: u32) -> u64 {
-    let subject = Subject {
+    let Some(decision) = judge(&Blocks, table, &subject(own_class, peer_class, to, from)) else { return 0 };
+    count(RULE_HITS.get_ptr_mut(decision.counter));
+    verdict(&decision)
+}
+
+/// Likewise, but nothing is counted.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn cali_ask(table: u32, own_class: u32, peer_class: u32, to: u32, from: u32) -> u64 {
+    match judge(&Blocks, table, &subject(own_class, peer_class, to, from)) {
+        Some(decision) => verdict(&decision),
+        None => 0,
+    }
+}
+
+#[inline(always)]
+fn subject(own_class: u32, peer_class: u32, to: u32, from: u32) -> Subject {
+    Subject {
         own_class,
         peer_class,
         protocol: (to >> 16) as u8,
         source_port: from as u16,
         destination_port: to as u16,
-    };
-    let Some(decision) = judge(&Blocks, table, &subject) else { return 0 };
-    count(RULE_HITS.get_ptr_mut(decision.counter));
+    }
+}
+
+#[inline(always)]
+fn verdict(decision: &Decision) -> u64 {
     u64::from(decision.counter) << 32 | if decision.allow { ALLOWED } else { DENIED }
 }
 

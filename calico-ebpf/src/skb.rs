@@ -113,7 +113,7 @@ impl Skb {
     /// would otherwise take apart on the stack at odd places.
     #[inline(always)]
     pub(crate) fn copy<T: Pod>(&self, offset: u32) -> Option<&'static T> {
-        const { assert!(size_of::<T>() <= 64 && align_of::<T>() == 1) };
+        const { assert!(size_of::<T>() <= 64 && align_of::<T>() <= 8) };
         let buffer = buffer()?;
         // SAFETY: the buffer has room for it, and the helper fills it or says that it did not; `Pod` has no invalid bytes.
         unsafe {

@@ -8,6 +8,7 @@ mod address;
 mod arena;
 mod conn;
 mod drop_reason;
+mod explain;
 mod fragment;
 pub mod names;
 mod root;
@@ -24,6 +25,7 @@ pub use conn::{
     Quota, VICTIMS, account_opened_by, account_opened_to, conn_flags, tcp_state,
 };
 pub use drop_reason::{DROP_REASONS, DropReason};
+pub use explain::{Explained, ExplainedEnd, explained};
 pub use fragment::FragmentKey;
 pub use root::{Interface, MAX_UPLINKS, Root, Settings, Timeouts, host_action, role};
 pub use text::{INFO_BYTES, InfoText, RULE_BYTES, RuleText, WORKLOAD_BYTES, WorkloadText};

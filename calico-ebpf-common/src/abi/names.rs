@@ -14,6 +14,8 @@ pub const PROG_DROP: &str = "cali_drop";
 pub const PROG_SWEEP: &str = "cali_sweep";
 /// Run by user space only: returns the clock the connection entries are stamped with.
 pub const PROG_CLOCK: &str = "cali_clock";
+/// Run by user space only: what would become of a packet, found out without a trace. See [`super::Explained`].
+pub const PROG_EXPLAIN: &str = "cali_explain";
 
 /// `Array<Root>`, one entry, memory-mapped by the loader.
 pub const ROOT: &str = "cali_root";

@@ -65,35 +65,38 @@ impl Ip for V4 {
 
     #[inline(always)]
     fn parse<C: Cursor>(cursor: &C, length: u32) -> Result<Packet<Self>, DropReason> {
-        let header: Ipv4Header = cursor.near(ETHERNET_BYTES).ok_or(DropReason::Malformed)?;
-        let header_length = u32::from(header.version_length & 0xf) * 4;
-        let total = u32::from(u16::from_be_bytes(header.total_length));
+        // As words: what the compiler puts aside of them on the stack is aligned, as the verifier wants it.
+        let words: [u32; 5] = cursor.near(ETHERNET_BYTES).ok_or(DropReason::Malformed)?;
+        let [first, second, third] = [words[0], words[1], words[2]].map(u32::from_be);
+        let header_length = (first >> 24 & 0xf) * 4;
+        let total = first & 0xffff;
         let room = length.wrapping_sub(ETHERNET_BYTES as u32);
         // A length of 0 with more than 64 KiB behind it is how the kernel marks super-packets ("BIG TCP").
         let sane = total >= header_length && total <= room || total == 0 && room > 0xffff;
-        if header.version_length >> 4 != 4 || header_length < IPV4_BYTES as u32 || !sane {
+        if first >> 28 != 4 || header_length < IPV4_BYTES as u32 || !sane {
             return Err(DropReason::Malformed);
         }
-        let fragment = u16::from_be_bytes(header.fragment) & (MORE_FRAGMENTS | FRAGMENT_OFFSET);
+        let (ttl, protocol) = ((third >> 24) as u8, (third >> 16) as u8);
+        let fragment = second as u16 & (MORE_FRAGMENTS | FRAGMENT_OFFSET);
         let options = header_length != IPV4_BYTES as u32;
         let transport_at = ETHERNET_BYTES as u32 + header_length;
         let (kind, transport) = if fragment & FRAGMENT_OFFSET != 0 {
             (Kind::LaterFragment, Transport::default())
         } else if options {
-            transport::parse(cursor, At::Far(transport_at), header.protocol, protocol::ICMP)?
+            transport::parse(cursor, At::Far(transport_at), protocol, Self::ICMP)?
         } else {
-            transport::parse(cursor, At::Near(ETHERNET_BYTES + IPV4_BYTES), header.protocol, protocol::ICMP)?
+            transport::parse(cursor, At::Near(ETHERNET_BYTES + IPV4_BYTES), protocol, Self::ICMP)?
         };
-        let [id0, id1] = header.id;
+        let [id0, id1, ..] = second.to_be_bytes();
         Ok(Packet {
-            source: header.source,
-            destination: header.destination,
-            protocol: header.protocol,
-            ttl: header.ttl,
+            source: words[3].to_ne_bytes(),
+            destination: words[4].to_ne_bytes(),
+            protocol,
+            ttl,
             kind,
             fragment: fragment != 0,
             slow: fragment != 0 || options,
-            id: [0, header.protocol, id0, id1],
+            id: [0, protocol, id0, id1],
             transport_at,
             transport,
         })

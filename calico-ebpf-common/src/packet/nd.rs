@@ -3,7 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::{
-    Cursor, EthernetHeader, Kind, Packet, ether_type,
+    EthernetHeader, Kind, Packet, ether_type,
     ipv6::{Ipv6Header, V6, is_link_local},
     protocol,
 };
@@ -96,10 +96,11 @@ pub const fn is_link_scope(address: &[u8; 16]) -> bool {
     is_link_local(address)
 }
 
-/// The target of a solicitation or an advertisement.
+/// Where the target of a solicitation or an advertisement stands, an address.
 #[inline(always)]
-pub fn target<C: Cursor>(cursor: &C, packet: &Packet<V6>) -> Option<[u8; 16]> {
-    cursor.far(packet.transport_at + 8)
+#[must_use]
+pub const fn target_at(packet: &Packet<V6>) -> u32 {
+    packet.transport_at + 8
 }
 
 #[repr(C)]

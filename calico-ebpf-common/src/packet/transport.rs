@@ -1,6 +1,6 @@
 //! What is above IP: ports, TCP flags, ICMP messages.
 
-use bytemuck::{Pod, Zeroable};
+use bytemuck::Pod;
 
 use super::{Cursor, Kind};
 use crate::abi::DropReason;
@@ -21,6 +21,15 @@ pub mod protocol {
     pub const ICMPV6: u8 = IpProto::Ipv6Icmp as u8;
     /// SCTP.
     pub const SCTP: u8 = IpProto::Sctp as u8;
+    /// UDP-Lite, whose ports are where those of UDP are.
+    pub const UDP_LITE: u8 = IpProto::UdpLite as u8;
+
+    /// Whether the first four bytes above IP are a source and a destination port.
+    #[inline(always)]
+    #[must_use]
+    pub const fn has_ports(protocol: u8) -> bool {
+        matches!(protocol, TCP | UDP | SCTP | UDP_LITE)
+    }
 }
 
 /// Bits of [`Transport::tcp_flags`].
@@ -74,31 +83,13 @@ impl Transport {
     }
 }
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct TcpHead {
-    source_port: [u8; 2],
-    destination_port: [u8; 2],
-    sequence: [u8; 4],
-    acknowledgement: [u8; 4],
-    data_offset: u8,
-    flags: u8,
-}
+// Headers are read as words: what the compiler puts aside of them on the stack is aligned, as the kernel's verifier wants
+// it.
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Ports {
-    source: [u8; 2],
-    destination: [u8; 2],
-}
-
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct IcmpHead {
-    kind: u8,
-    code: u8,
-    checksum: [u8; 2],
-    id: [u8; 2],
+/// The upper and the lower half of a word.
+#[inline(always)]
+const fn halves(word: u32) -> [u16; 2] {
+    [(word >> 16) as u16, word as u16]
 }
 
 /// Where the transport header is: right behind a header without options, or anywhere.
@@ -123,29 +114,31 @@ pub(super) fn parse<C: Cursor>(cursor: &C, at: At, protocol: u8, icmp: u8) -> Re
     let mut transport = Transport::default();
     let mut kind = Kind::Flow;
     if protocol == protocol::TCP {
-        let head: TcpHead = read(cursor, at)?;
-        transport.source_port = u16::from_be_bytes(head.source_port);
-        transport.destination_port = u16::from_be_bytes(head.destination_port);
-        transport.sequence = u32::from_be_bytes(head.sequence);
-        transport.acknowledgement = u32::from_be_bytes(head.acknowledgement);
-        transport.tcp_flags = head.flags;
-        transport.header = (head.data_offset >> 4) * 4;
+        // The first 16 of at least 20 bytes.
+        let head = read::<C, [u32; 4]>(cursor, at)?.map(u32::from_be);
+        [transport.source_port, transport.destination_port] = halves(head[0]);
+        transport.sequence = head[1];
+        transport.acknowledgement = head[2];
+        transport.tcp_flags = (head[3] >> 16) as u8;
+        transport.header = (head[3] >> 28) as u8 * 4;
         if transport.header < 20 {
             return Err(DropReason::Malformed);
         }
-    } else if protocol == protocol::UDP || protocol == protocol::SCTP {
-        let head: Ports = read(cursor, at)?;
-        transport.source_port = u16::from_be_bytes(head.source);
-        transport.destination_port = u16::from_be_bytes(head.destination);
+    } else if protocol::has_ports(protocol) {
+        let ports = u32::from_be(read(cursor, at)?);
+        [transport.source_port, transport.destination_port] = halves(ports);
         transport.header = 8;
-    } else if protocol == icmp {
-        let head: IcmpHead = read(cursor, at)?;
-        transport.icmp = u16::from(head.kind) << 8 | u16::from(head.code);
+    } else if protocol == protocol::ICMP || protocol == protocol::ICMPV6 {
+        let head = read::<C, [u32; 2]>(cursor, at)?.map(u32::from_be);
+        [transport.icmp, _] = halves(head[0]);
         transport.header = 8;
-        kind = icmp_kind(icmp, head.kind);
-        if matches!(kind, Kind::Flow) {
-            let id = u16::from_be_bytes(head.id);
-            (transport.source_port, transport.destination_port) = (id, id);
+        // That of the other IP version has a type for rules, but it is no message to anybody.
+        if protocol == icmp {
+            kind = icmp_kind(icmp, (transport.icmp >> 8) as u8);
+            if matches!(kind, Kind::Flow) {
+                let [id, _] = halves(head[1]);
+                (transport.source_port, transport.destination_port) = (id, id);
+            }
         }
     }
     Ok((kind, transport))
@@ -170,13 +163,12 @@ const fn icmp_kind(icmp: u8, kind: u8) -> Kind {
 /// The ports of the packet that an ICMP error quotes. Eight bytes of its transport header are always there.
 #[inline(always)]
 pub(super) fn quoted_ports<C: Cursor>(cursor: &C, at: u32, protocol: u8, icmp: u8) -> Option<[u16; 2]> {
-    if protocol == protocol::TCP || protocol == protocol::UDP || protocol == protocol::SCTP {
-        let head: Ports = cursor.far(at)?;
-        Some([u16::from_be_bytes(head.source), u16::from_be_bytes(head.destination)])
+    if protocol::has_ports(protocol) {
+        Some(halves(u32::from_be(cursor.far(at)?)))
     } else if protocol == icmp {
-        let head: IcmpHead = cursor.far(at)?;
-        let id = u16::from_be_bytes(head.id);
-        matches!(icmp_kind(icmp, head.kind), Kind::Flow).then_some([id, id])
+        let head = cursor.far::<[u32; 2]>(at)?.map(u32::from_be);
+        let [id, _] = halves(head[1]);
+        matches!(icmp_kind(icmp, (head[0] >> 24) as u8), Kind::Flow).then_some([id, id])
     } else {
         Some([0, 0])
     }

@@ -28,8 +28,22 @@ use super::{
 
 pub(crate) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/calico-ebpf-kern"));
 
+#[cfg(not(test))]
+fn object() -> &'static [u8] {
+    OBJECT
+}
+
+/// Tests may be built without the object and get it at run time.
+#[cfg(test)]
+fn object() -> Vec<u8> {
+    match std::env::var_os("CALICO_EBPF_OBJECT") {
+        Some(path) => fs::read(path).expect("the object is there"),
+        None => OBJECT.to_vec(),
+    }
+}
+
 /// Programs that are attached or pinned.
-pub(crate) const PROGRAMS: [&str; 7] = [
+pub(crate) const PROGRAMS: [&str; 8] = [
     names::PROG_FROM_WORKLOAD,
     names::PROG_TO_WORKLOAD,
     names::PROG_FROM_UPLINK,
@@ -37,6 +51,7 @@ pub(crate) const PROGRAMS: [&str; 7] = [
     names::PROG_DROP,
     names::PROG_SWEEP,
     names::PROG_CLOCK,
+    names::PROG_EXPLAIN,
 ];
 
 /// The loaded programs; the maps are reached through their pins.
@@ -51,7 +66,8 @@ pub(crate) struct Programs {
 impl Programs {
     /// Creates or reuses the maps and loads the programs. Attaches nothing.
     pub(crate) fn load(options: &Options) -> Result<Self> {
-        if OBJECT.is_empty() {
+        let object = object();
+        if object.is_empty() {
             return Err(DataplaneError::NoObject);
         }
         let directory = options.instance.layout_dir();
@@ -63,7 +79,7 @@ impl Programs {
             loader.map_max_entries(name, *entries);
         }
         loader.override_global("AYA_LOG_LEVEL", &options.log_level, false);
-        let mut ebpf = loader.load(OBJECT).map_err(|error| DataplaneError::load("create the maps", &error))?;
+        let mut ebpf = loader.load(object.as_ref()).map_err(|error| DataplaneError::load("create the maps", &error))?;
         let mut ids = BTreeMap::new();
         for name in PROGRAMS {
             let program = program_mut(&mut ebpf, name)?;

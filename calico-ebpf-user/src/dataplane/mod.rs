@@ -9,6 +9,7 @@ mod bpffs;
 pub mod desired;
 pub mod doctor;
 pub mod error;
+mod frame;
 mod guard;
 mod info;
 pub mod instance;
@@ -18,6 +19,7 @@ mod maps;
 pub(crate) mod netlink;
 pub mod netns;
 pub mod preview;
+pub mod probe;
 pub mod purge;
 mod sys;
 mod sysctl;
@@ -25,6 +27,9 @@ mod tables;
 mod tc;
 pub mod view;
 pub mod watch;
+
+#[cfg(test)]
+mod differential;
 
 pub use apply::Dataplane;
 pub use desired::{

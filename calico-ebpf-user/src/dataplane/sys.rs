@@ -455,6 +455,22 @@ pub(crate) fn program_run(fd: RawFd, repeat: u32) -> io::Result<u32> {
     Ok(attr.retval)
 }
 
+/// Runs a TC program once on a frame, which it may change but not lengthen, and returns what it returned.
+pub(crate) fn program_run_on(fd: RawFd, frame: &mut [u8]) -> io::Result<u32> {
+    let mut attr = TestRunAttr {
+        prog_fd: fd as u32,
+        data_size_in: frame.len() as u32,
+        data_size_out: frame.len() as u32,
+        data_in: frame.as_ptr() as u64,
+        data_out: frame.as_mut_ptr() as u64,
+        repeat: 1,
+        ..TestRunAttr::zeroed()
+    };
+    // SAFETY: the kernel copies the frame before the program runs, and afterwards writes no more than `data_size_out` bytes.
+    unsafe { bpf(BPF_PROG_TEST_RUN, &mut attr) }?;
+    Ok(attr.retval)
+}
+
 /// Waits until every program that runs now has ended: an RCU grace period.
 pub(crate) fn grace_period() {
     const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;

@@ -19,4 +19,4 @@ pub mod store;
 pub mod write;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

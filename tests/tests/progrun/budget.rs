@@ -6,7 +6,7 @@ use crate::harness::World;
 
 /// The kernel refuses a million. Newer kernels look at fewer instructions, so this says nothing where the number is not
 /// reported.
-const BUDGETS: [(&str, u32); 7] = [
+const BUDGETS: [(&str, u32); 8] = [
     (names::PROG_FROM_WORKLOAD, 150_000),
     (names::PROG_TO_WORKLOAD, 120_000),
     (names::PROG_FROM_UPLINK, 100_000),
@@ -14,6 +14,7 @@ const BUDGETS: [(&str, u32); 7] = [
     (names::PROG_SWEEP, 5_000),
     (names::PROG_DROP, 100),
     (names::PROG_CLOCK, 100),
+    (names::PROG_EXPLAIN, 30_000),
 ];
 
 #[test]

@@ -52,7 +52,7 @@ const NAMESPACE_SELECTORS: [&str; 6] =
 const PORT_NAMES: [&str; 3] = ["http", "dns", "none"];
 
 /// A small pseudo-random generator (splitmix64).
-pub(super) struct Random(pub(super) u64);
+pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
     fn next(&mut self) -> u64 {
@@ -250,7 +250,7 @@ impl Random {
         self.some(2, |_| ("zone".to_owned(), tier)).into_iter().collect()
     }
 
-    pub(super) fn set(&mut self) -> ResourceSet {
+    pub(crate) fn set(&mut self) -> ResourceSet {
         let workloads = (1..9)
             .filter_map(|number| if self.one_in(5) { None } else { Some(self.workload(number).into()) })
             .collect();
@@ -271,7 +271,7 @@ impl Random {
     }
 
     /// Something else in the set.
-    pub(super) fn change(&mut self, set: &mut ResourceSet) {
+    pub(crate) fn change(&mut self, set: &mut ResourceSet) {
         let (workload, policy) = (self.below(set.workloads.len().max(1)), self.below(set.policies.len().max(1)));
         match self.below(11) {
             0 if !set.workloads.is_empty() => {
@@ -336,7 +336,7 @@ impl Random {
         Flow { source, destination, protocol, source_port, destination_port }
     }
 
-    pub(super) fn flows(&mut self, count: usize) -> Vec<Flow> {
+    pub(crate) fn flows(&mut self, count: usize) -> Vec<Flow> {
         (0..count).map(|_| self.flow()).collect()
     }
 }

@@ -1,7 +1,7 @@
 //! The compiled tables against the plain evaluator.
 
 mod cases;
-mod generate;
+pub(crate) mod generate;
 mod limits;
 mod properties;
 mod scale;
@@ -19,7 +19,7 @@ use super::{
 use crate::resources::model::{Origin, ResourceSet};
 
 /// The node that tests compile for.
-const NODE: &str = "n1";
+pub(crate) const NODE: &str = "n1";
 
 const LIMITS: Limits = Limits {
     blocks: 1 << 18,
@@ -43,12 +43,12 @@ fn fresh(set: &ResourceSet) -> (Store, Maps) {
     (plan.next, maps)
 }
 
-fn host() -> BTreeSet<IpAddr> {
+pub(crate) fn host() -> BTreeSet<IpAddr> {
     ["10.0.0.254", "192.168.7.1", "fd00::254"].map(|address| address.parse().unwrap()).into()
 }
 
 /// What the evaluator says, of what happens on [`NODE`].
-fn expected(set: &ResourceSet, flow: &Flow) -> Verdict {
+pub(crate) fn expected(set: &ResourceSet, flow: &Flow) -> Verdict {
     let mut verdict = evaluate(set, flow);
     let local = |address: IpAddr| {
         set.workloads.iter().any(|workload| workload.node == NODE && workload.addresses.contains(&address))
