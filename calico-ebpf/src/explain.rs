@@ -36,8 +36,7 @@ fn try_explain<F: Tables>(skb: &Skb) -> Result<Code, DropReason> {
 fn of_packet<F: Tables>(env: &Env, packet: &Packet<F>) -> Explained {
     let source = locate::<F>(&packet.source, env.generation);
     let destination = locate::<F>(&packet.destination, env.generation);
-    let mut answer =
-        Explained { generation: env.generation, reason: explained::PASSES, ends: [ExplainedEnd::NONE; 2] };
+    let mut answer = Explained { generation: env.generation, reason: explained::PASSES, ends: [ExplainedEnd::NONE; 2] };
     if source.host {
         // Nobody judges what the host sends.
         return answer;

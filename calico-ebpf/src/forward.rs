@@ -1,7 +1,10 @@
 //! The ways out.
 
 use aya_ebpf::{
-    bindings::{BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as FibParams, bpf_redir_neigh},
+    bindings::{
+        BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as FibParams, bpf_redir_neigh,
+        bpf_redir_neigh__bindgen_ty_1,
+    },
     helpers::generated::{bpf_fib_lookup, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer},
 };
 use calico_ebpf_common::{
@@ -12,7 +15,7 @@ use calico_ebpf_common::{
 use crate::{
     skb::Skb,
     tables::Tables,
-    work::{Code, Env},
+    work::{Code, Env, opaque_zero},
 };
 
 /// The next program in the chain, and behind it the stack: unlike `TC_ACT_OK`, which ends the chain.
@@ -47,7 +50,7 @@ pub(crate) fn to_workload<F: Tables>(skb: &Skb, packet: &Packet<F>, workload: &W
     if needs_stack(skb, packet) || workload.mac == [0; 6] || segment_length(skb, packet) > workload.mtu {
         return Ok(TO_STACK);
     }
-    rewrite_macs(skb, workload.mac, workload.host_mac).ok_or(DropReason::Malformed)?;
+    skb.put(0, workload.macs()).ok_or(DropReason::Malformed)?;
     F::decrement_ttl(skb).ok_or(DropReason::Malformed)?;
     // SAFETY: the helpers take plain numbers.
     let action = unsafe {
@@ -60,12 +63,25 @@ pub(crate) fn to_workload<F: Tables>(skb: &Skb, packet: &Packet<F>, workload: &W
     Ok(action)
 }
 
-#[inline(always)]
-fn rewrite_macs(skb: &Skb, destination: [u8; 6], source: [u8; 6]) -> Option<()> {
-    let [d0, d1, d2, d3, d4, d5] = destination;
-    let [s0, s1, s2, s3, s4, s5] = source;
-    skb.put::<[u8; 12]>(0, [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5])
+/// `struct bpf_fib_lookup` (`include/uapi/linux/bpf.h`), with the parts that are used by themselves.
+#[repr(C, align(8))]
+struct Fib {
+    family: u8,
+    protocol: u8,
+    /// Big-endian, as is the other.
+    source_port: u16,
+    destination_port: u16,
+    /// Of the packet from its IP header on: with it the kernel holds the packet against the MTU of the route, too.
+    length: u16,
+    /// Of the interface that the packet came in by; behind the lookup of the one that it leaves by.
+    ifindex: u32,
+    tos: u32,
+    source: [u64; 2],
+    /// Behind the lookup the next hop, of the family that `family` says then: IPv4 routes may have one of IPv6.
+    destination: [u64; 2],
+    rest: [u64; 2],
 }
+const _: () = assert!(size_of::<FibParams>() == size_of::<Fib>());
 
 /// To elsewhere: by the host's routes, and if the way is an uplink, past the stack.
 #[inline(always)]
@@ -73,24 +89,25 @@ pub(crate) fn elsewhere<F: Tables>(env: &Env, skb: &Skb, packet: &Packet<F>) -> 
     if needs_stack(skb, packet) {
         return Ok(TO_STACK);
     }
-    // SAFETY: plain numbers, for which zero is valid.
-    let mut params: FibParams = unsafe { core::mem::zeroed() };
-    params.family = F::AF;
-    params.l4_protocol = packet.protocol;
-    params.sport = packet.transport.source_port.to_be();
-    params.dport = packet.transport.destination_port.to_be();
-    // With the length the kernel holds the packet against the MTU of the route, too.
-    params.__bindgen_anon_1.tot_len = segment_length(skb, packet).min(0xffff) as u16;
-    params.ifindex = env.ifindex;
-    params.__bindgen_anon_3.ipv6_src = F::fib_address(&packet.source);
-    params.__bindgen_anon_4.ipv6_dst = F::fib_address(&packet.destination);
+    let mut fib = Fib {
+        family: F::AF,
+        protocol: packet.protocol,
+        source_port: packet.transport.source_port.to_be(),
+        destination_port: packet.transport.destination_port.to_be(),
+        length: segment_length(skb, packet).min(0xffff) as u16,
+        ifindex: env.ifindex,
+        tos: 0,
+        source: F::to_words(&packet.source),
+        destination: F::to_words(&packet.destination),
+        rest: [opaque_zero(); 2],
+    };
     // SAFETY: the helper is told the size of what it may read and write.
-    let found = unsafe { bpf_fib_lookup(skb.context(), &raw mut params, size_of::<FibParams>() as i32, 0) } as u32;
+    let found = unsafe { bpf_fib_lookup(skb.context(), (&raw mut fib).cast(), size_of::<Fib>() as i32, 0) } as u32;
     // A neighbour that is not resolved yet, `bpf_redirect_neigh` resolves as the stack would.
     if found != BPF_FIB_LKUP_RET_SUCCESS && found != BPF_FIB_LKUP_RET_NO_NEIGH {
         return Ok(TO_STACK);
     }
-    let out = params.ifindex;
+    let out = fib.ifindex;
     let mut is_uplink = false;
     for uplink in &env.root.uplinks {
         is_uplink |= *uplink == out;
@@ -99,12 +116,10 @@ pub(crate) fn elsewhere<F: Tables>(env: &Env, skb: &Skb, packet: &Packet<F>) -> 
         return Ok(TO_STACK);
     }
     F::decrement_ttl(skb).ok_or(DropReason::Malformed)?;
-    // SAFETY: plain numbers, for which zero is valid.
-    let mut next_hop: bpf_redir_neigh = unsafe { core::mem::zeroed() };
-    // An IPv4 route may have an IPv6 next hop: the lookup says so.
-    next_hop.nh_family = u32::from(params.family);
-    // SAFETY: all members of the union are plain numbers, and the lookup has written this one or left it as set above.
-    next_hop.__bindgen_anon_1.ipv6_nh = unsafe { params.__bindgen_anon_4.ipv6_dst };
+    let mut next_hop = bpf_redir_neigh {
+        nh_family: u32::from(fib.family),
+        __bindgen_anon_1: bpf_redir_neigh__bindgen_ty_1 { ipv6_nh: bytemuck::must_cast(fib.destination) },
+    };
     // SAFETY: the helper is told the size of what it may read.
     let action = unsafe { bpf_redirect_neigh(out, &raw mut next_hop, size_of::<bpf_redir_neigh>() as i32, 0) };
     Ok(action)

@@ -73,7 +73,11 @@ fn try_established<F: Tables>(skb: &Skb) -> Result<Code, DropReason> {
 /// `defaultEndpointToHostAction`, where the packet is for the host. Broadcasts and multicasts are: every socket of the
 /// host that is bound to no address gets them.
 #[inline(always)]
-pub(crate) fn host_welcomes<F: Tables>(env: &Env, packet: &Packet<F>, destination: &Located) -> Result<bool, DropReason> {
+pub(crate) fn host_welcomes<F: Tables>(
+    env: &Env,
+    packet: &Packet<F>,
+    destination: &Located,
+) -> Result<bool, DropReason> {
     let to_host = destination.host || F::is_host_scope(&packet.destination) || F::is_multicast(&packet.destination);
     if to_host && env.root.settings(env.generation).host_action == host_action::DROP {
         return Err(DropReason::EndpointToHost);

@@ -81,13 +81,7 @@ pub(crate) extern "C" fn cali_ask(table: u32, own_class: u32, peer_class: u32, t
 
 #[inline(always)]
 fn subject(own_class: u32, peer_class: u32, to: u32, from: u32) -> Subject {
-    Subject {
-        own_class,
-        peer_class,
-        protocol: (to >> 16) as u8,
-        source_port: from as u16,
-        destination_port: to as u16,
-    }
+    Subject { own_class, peer_class, protocol: (to >> 16) as u8, source_port: from as u16, destination_port: to as u16 }
 }
 
 #[inline(always)]

@@ -11,13 +11,17 @@ use aya_ebpf::{
 use bytemuck::Pod;
 
 use crate::work::buffer;
-use calico_ebpf_common::packet::{Cursor, ETHERNET_BYTES, EthernetHeader, IPV6_BYTES};
+use calico_ebpf_common::packet::{
+    Cursor, ETHERNET_BYTES, EthernetHeader, IPV4_BYTES, IPV6_BYTES, TRANSPORT_BYTES, ether_type,
+};
 
 /// `skb->pkt_type` of a frame for the receiving device's own MAC address.
 const PACKET_HOST: u32 = 0;
 const PACKET_OTHERHOST: u32 = 3;
-/// The headers that the fast path reads in place: Ethernet, IPv6, TCP.
-const HEADERS: u32 = (ETHERNET_BYTES + IPV6_BYTES + 20) as u32;
+/// What the fast path reads in place: Ethernet, IP and the most of TCP. Not a byte more than every segment of TCP has in
+/// one piece: to make that piece longer is to copy it.
+const HEADERS4: u32 = (ETHERNET_BYTES + IPV4_BYTES + TRANSPORT_BYTES) as u32;
+const HEADERS6: u32 = (ETHERNET_BYTES + IPV6_BYTES + TRANSPORT_BYTES) as u32;
 
 /// A packet in a TC program.
 #[derive(Clone, Copy)]
@@ -100,10 +104,11 @@ impl Skb {
     #[inline(always)]
     fn pull_headers(&self) {
         let skb = self.raw();
+        let headers = if skb.protocol == u32::from(u16::from_ne_bytes(ether_type::IPV6)) { HEADERS6 } else { HEADERS4 };
         let linear = (skb.data_end as u64).wrapping_sub(skb.data as u64);
         let length = self.length();
-        if linear < u64::from(HEADERS) && linear < u64::from(length) {
-            let wanted = if length < HEADERS { length } else { HEADERS };
+        if linear < u64::from(headers) && linear < u64::from(length) {
+            let wanted = if length < headers { length } else { headers };
             // SAFETY: the context is valid. A failure leaves the packet as it was, and reading it fails later.
             unsafe { bpf_skb_pull_data(self.0, wanted) };
         }
@@ -161,17 +166,18 @@ impl Skb {
 
 impl Cursor for Skb {
     #[inline(always)]
-    fn near<T: Pod>(&self, offset: usize) -> Option<T> {
+    fn near<T: Pod>(&self, offset: usize) -> Option<&T> {
+        const { assert!(align_of::<T>() == 1) };
         let (data, end) = (self.raw().data as usize, self.raw().data_end as usize);
         if data + offset + size_of::<T>() > end {
             return None;
         }
-        // SAFETY: within the packet, as just compared; `Pod` has no invalid bytes.
-        Some(unsafe { ptr::read_unaligned((data + offset) as *const T) })
+        // SAFETY: within the packet, as just compared, until a helper moves it; `Pod` has no invalid bytes.
+        Some(unsafe { &*((data + offset) as *const T) })
     }
 
     #[inline(always)]
-    fn far<T: Pod>(&self, offset: u32) -> Option<T> {
-        self.copy::<T>(offset).copied()
+    fn far<T: Pod>(&self, offset: u32) -> Option<&T> {
+        self.copy::<T>(offset)
     }
 }

@@ -50,11 +50,9 @@ pub(crate) trait Tables: Ip {
     fn may_spoof(slot: u32, address: &Self::Addr) -> bool;
     /// One router further.
     fn decrement_ttl(skb: &Skb) -> Option<()>;
-    /// The address as plain numbers, and back.
+    /// The address as plain numbers, its bytes in order, and back.
     fn to_words(address: &Self::Addr) -> [u64; 2];
     fn from_words(words: [u64; 2]) -> Self::Addr;
-    /// The address as `bpf_fib_lookup` has it.
-    fn fib_address(address: &Self::Addr) -> [u32; 4];
 }
 
 impl Tables for V4 {
@@ -96,9 +94,9 @@ impl Tables for V4 {
     }
     #[inline(always)]
     fn decrement_ttl(skb: &Skb) -> Option<()> {
-        let mut header: Ipv4Header = skb.near(ETHERNET_BYTES)?;
-        (header.ttl, header.checksum) = ttl_decremented(header.ttl, header.checksum);
-        skb.put::<[u8; 4]>(ETHERNET_BYTES + 8, [header.ttl, header.protocol, header.checksum[0], header.checksum[1]])
+        let header: &Ipv4Header = skb.near(ETHERNET_BYTES)?;
+        let (ttl, [c0, c1]) = ttl_decremented(header.ttl, header.checksum);
+        skb.put(ETHERNET_BYTES + 8, u32::from_ne_bytes([ttl, header.protocol, c0, c1]))
     }
     #[inline(always)]
     fn to_words(address: &Self::Addr) -> [u64; 2] {
@@ -107,10 +105,6 @@ impl Tables for V4 {
     #[inline(always)]
     fn from_words(words: [u64; 2]) -> Self::Addr {
         (words[0] as u32).to_ne_bytes()
-    }
-    #[inline(always)]
-    fn fib_address(address: &Self::Addr) -> [u32; 4] {
-        [u32::from_ne_bytes(*address), 0, 0, 0]
     }
 }
 
@@ -156,7 +150,7 @@ impl Tables for V6 {
     #[inline(always)]
     fn decrement_ttl(skb: &Skb) -> Option<()> {
         const HOP_LIMIT_AT: usize = ETHERNET_BYTES + 7;
-        let hop_limit: u8 = skb.near(HOP_LIMIT_AT)?;
+        let hop_limit: u8 = *skb.near(HOP_LIMIT_AT)?;
         skb.put(HOP_LIMIT_AT, hop_limit.wrapping_sub(1))?;
         // IPv6 has no checksum of its own that would make up for it. One less in the second byte of a word.
         skb.sum_changed(!u32::from(u16::from_ne_bytes([0, 1])));
@@ -169,10 +163,6 @@ impl Tables for V6 {
     #[inline(always)]
     fn from_words(words: [u64; 2]) -> Self::Addr {
         bytemuck::must_cast(words)
-    }
-    #[inline(always)]
-    fn fib_address(address: &Self::Addr) -> [u32; 4] {
-        bytemuck::must_cast(*address)
     }
 }
 

@@ -160,3 +160,12 @@ fn forget_origin() {
     // SAFETY: no instruction at all; the compiler has to expect that it changes memory.
     unsafe { asm!("") };
 }
+
+/// Zero that the compiler does not know to be it: words of known zeroes it sets byte by byte.
+#[inline(always)]
+pub(crate) fn opaque_zero() -> u64 {
+    let mut zero = 0;
+    // SAFETY: no instruction at all.
+    unsafe { asm!("/* {zero} */", zero = inout(reg) zero, options(nomem, nostack, preserves_flags)) };
+    zero
+}

@@ -57,6 +57,16 @@ impl Workload {
     pub const fn policy(&self, generation: u32) -> &PolicyRef {
         &self.policy[generation as usize & 1]
     }
+
+    /// The addresses of a frame to the workload: the beginning of its Ethernet header.
+    #[inline(always)]
+    #[must_use]
+    pub fn macs(&self) -> [u8; 12] {
+        const AT: usize = core::mem::offset_of!(Workload, mac);
+        const { assert!(core::mem::offset_of!(Workload, host_mac) == AT + 6) };
+        let bytes: &[u8; size_of::<Self>()] = bytemuck::must_cast_ref(self);
+        core::array::from_fn(|i| bytes[AT + i])
+    }
 }
 
 const _: () = assert!(size_of::<Workload>() == 64);

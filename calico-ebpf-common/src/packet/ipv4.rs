@@ -65,38 +65,35 @@ impl Ip for V4 {
 
     #[inline(always)]
     fn parse<C: Cursor>(cursor: &C, length: u32) -> Result<Packet<Self>, DropReason> {
-        // As words: what the compiler puts aside of them on the stack is aligned, as the verifier wants it.
-        let words: [u32; 5] = cursor.near(ETHERNET_BYTES).ok_or(DropReason::Malformed)?;
-        let [first, second, third] = [words[0], words[1], words[2]].map(u32::from_be);
-        let header_length = (first >> 24 & 0xf) * 4;
-        let total = first & 0xffff;
+        let header: &Ipv4Header = cursor.near(ETHERNET_BYTES).ok_or(DropReason::Malformed)?;
+        let header_length = u32::from(header.version_length & 0xf) * 4;
+        let total = u32::from(u16::from_be_bytes(header.total_length));
         let room = length.wrapping_sub(ETHERNET_BYTES as u32);
         // A length of 0 with more than 64 KiB behind it is how the kernel marks super-packets ("BIG TCP").
         let sane = total >= header_length && total <= room || total == 0 && room > 0xffff;
-        if first >> 28 != 4 || header_length < IPV4_BYTES as u32 || !sane {
+        if header.version_length >> 4 != 4 || header_length < IPV4_BYTES as u32 || !sane {
             return Err(DropReason::Malformed);
         }
-        let (ttl, protocol) = ((third >> 24) as u8, (third >> 16) as u8);
-        let fragment = second as u16 & (MORE_FRAGMENTS | FRAGMENT_OFFSET);
+        let fragment = u16::from_be_bytes(header.fragment) & (MORE_FRAGMENTS | FRAGMENT_OFFSET);
         let options = header_length != IPV4_BYTES as u32;
         let transport_at = ETHERNET_BYTES as u32 + header_length;
         let (kind, transport) = if fragment & FRAGMENT_OFFSET != 0 {
             (Kind::LaterFragment, Transport::default())
         } else if options {
-            transport::parse(cursor, At::Far(transport_at), protocol, Self::ICMP)?
+            transport::parse(cursor, At::Far(transport_at), header.protocol, protocol::ICMP)?
         } else {
-            transport::parse(cursor, At::Near(ETHERNET_BYTES + IPV4_BYTES), protocol, Self::ICMP)?
+            transport::parse(cursor, At::Near(ETHERNET_BYTES + IPV4_BYTES), header.protocol, protocol::ICMP)?
         };
-        let [id0, id1, ..] = second.to_be_bytes();
+        let [id0, id1] = header.id;
         Ok(Packet {
-            source: words[3].to_ne_bytes(),
-            destination: words[4].to_ne_bytes(),
-            protocol,
-            ttl,
+            source: header.source,
+            destination: header.destination,
+            protocol: header.protocol,
+            ttl: header.ttl,
             kind,
             fragment: fragment != 0,
             slow: fragment != 0 || options,
-            id: [0, protocol, id0, id1],
+            id: [0, header.protocol, id0, id1],
             transport_at,
             transport,
         })
@@ -105,7 +102,7 @@ impl Ip for V4 {
     #[inline(always)]
     fn quoted<C: Cursor>(cursor: &C, transport_at: u32) -> Option<Quoted<Self>> {
         let at = transport_at + 8;
-        let header: Ipv4Header = cursor.far(at)?;
+        let header: Ipv4Header = *cursor.far(at)?;
         if header.version_length >> 4 != 4 || u16::from_be_bytes(header.fragment) & FRAGMENT_OFFSET != 0 {
             return None;
         }
@@ -124,12 +121,13 @@ impl Ip for V4 {
         let source_end = u64::from(u32::from_be_bytes(*source)) << 16 | u64::from(from);
         let destination_end = u64::from(u32::from_be_bytes(*destination)) << 16 | u64::from(to);
         let source_is_a = source_end <= destination_end;
-        let (from, to) = (from.to_be_bytes(), to.to_be_bytes());
-        let key = if source_is_a {
-            ConnKey4 { addr_a: *source, addr_b: *destination, port_a: from, port_b: to, protocol, reserved: [0; 3] }
-        } else {
-            ConnKey4 { addr_a: *destination, addr_b: *source, port_a: to, port_b: from, protocol, reserved: [0; 3] }
-        };
+        let (a, b) = if source_is_a { (source_end, destination_end) } else { (destination_end, source_end) };
+        let address = |end: u64| u64::from(((end >> 16) as u32).to_be());
+        let port = |end: u64| u64::from((end as u16).to_be());
+        // In whole words: the kernel hashes and compares them right after, and would wait for narrower stores.
+        let addresses = address(a) | address(b) << 32;
+        let rest = port(a) | port(b) << 16 | u64::from(protocol) << 32;
+        let key = bytemuck::must_cast([addresses.to_le(), rest.to_le()]);
         (key, source_is_a)
     }
 

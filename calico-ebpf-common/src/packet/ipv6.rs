@@ -84,7 +84,7 @@ fn walk<C: Cursor>(cursor: &C, next_header: u8) -> Result<Walked, DropReason> {
         if walked.next_header == ROUTING || walked.next_header == MOBILITY {
             return Err(DropReason::Headers);
         }
-        let head: ExtensionHead = cursor.far(walked.at).ok_or(DropReason::Malformed)?;
+        let head: &ExtensionHead = cursor.far(walked.at).ok_or(DropReason::Malformed)?;
         if walked.next_header == FRAGMENT {
             if walked.fragment {
                 return Err(DropReason::Headers);
@@ -117,7 +117,7 @@ impl Ip for V6 {
 
     #[inline(always)]
     fn parse<C: Cursor>(cursor: &C, length: u32) -> Result<Packet<Self>, DropReason> {
-        let header: Ipv6Header = cursor.near(ETHERNET_BYTES).ok_or(DropReason::Malformed)?;
+        let header: &Ipv6Header = cursor.near(ETHERNET_BYTES).ok_or(DropReason::Malformed)?;
         let room = length.wrapping_sub((ETHERNET_BYTES + IPV6_BYTES) as u32);
         // The jumbo payload option has a length of 0 in front: only the kernel's own super-packets ("BIG TCP") have it.
         if header.version[0] >> 4 != 6 || u32::from(u16::from_be_bytes(header.payload_length)) > room {
@@ -156,11 +156,12 @@ impl Ip for V6 {
     #[inline(always)]
     fn quoted<C: Cursor>(cursor: &C, transport_at: u32) -> Option<Quoted<Self>> {
         let at = transport_at + 8;
-        let header: Ipv6Header = cursor.far(at)?;
+        let header: &Ipv6Header = cursor.far(at)?;
         if header.version[0] >> 4 != 6 || is_extension(header.next_header) {
             return None;
         }
         let ports = transport::quoted_ports(cursor, at + IPV6_BYTES as u32, header.next_header, protocol::ICMPV6)?;
+        let header: &Ipv6Header = cursor.far(at)?;
         Some(Quoted { source: header.source, destination: header.destination, protocol: header.next_header, ports })
     }
 
@@ -176,12 +177,13 @@ impl Ip for V6 {
         } else {
             from <= to
         };
-        let (from, to) = (from.to_be_bytes(), to.to_be_bytes());
-        let key = if source_is_a {
-            ConnKey6 { addr_a: *source, addr_b: *destination, port_a: from, port_b: to, protocol, reserved: [0; 3] }
-        } else {
-            ConnKey6 { addr_a: *destination, addr_b: *source, port_a: to, port_b: from, protocol, reserved: [0; 3] }
-        };
+        let source = [source_high.to_be(), source_low.to_be()];
+        let destination = [destination_high.to_be(), destination_low.to_be()];
+        let (a, b, port_a, port_b) =
+            if source_is_a { (source, destination, from, to) } else { (destination, source, to, from) };
+        // In whole words, as for IPv4.
+        let rest = u64::from(port_a.to_be()) | u64::from(port_b.to_be()) << 16 | u64::from(protocol) << 32;
+        let key = bytemuck::must_cast([a[0], a[1], b[0], b[1], rest.to_le()]);
         (key, source_is_a)
     }
 

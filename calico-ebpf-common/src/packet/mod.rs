@@ -15,7 +15,7 @@ pub use cursor::{Bytes, Cursor};
 pub use ethernet::{ETHERNET_BYTES, EthernetHeader, ether_type};
 pub use ipv4::{IPV4_BYTES, Ipv4Header, V4, ttl_decremented};
 pub use ipv6::{IPV6_BYTES, Ipv6Header, V6};
-pub use transport::{Transport, protocol, tcp_flags};
+pub use transport::{TRANSPORT_BYTES, Transport, protocol, tcp_flags};
 
 use crate::abi::{ConnKey6, DropReason, Family, FragmentKey};
 

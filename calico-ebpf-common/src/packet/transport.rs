@@ -83,14 +83,8 @@ impl Transport {
     }
 }
 
-// Headers are read as words: what the compiler puts aside of them on the stack is aligned, as the kernel's verifier wants
-// it.
-
-/// The upper and the lower half of a word.
-#[inline(always)]
-const fn halves(word: u32) -> [u16; 2] {
-    [(word >> 16) as u16, word as u16]
-}
+/// The most that is read of a transport header: of TCP, up to its flags.
+pub const TRANSPORT_BYTES: usize = 14;
 
 /// Where the transport header is: right behind a header without options, or anywhere.
 #[derive(Clone, Copy)]
@@ -99,12 +93,17 @@ pub(super) enum At {
     Far(u32),
 }
 
+/// Reads a field of the header.
 #[inline(always)]
-fn read<C: Cursor, T: Pod>(cursor: &C, at: At) -> Result<T, DropReason> {
+fn read<C: Cursor, const N: usize>(cursor: &C, at: At, offset: u8) -> Result<[u8; N], DropReason>
+where
+    [u8; N]: Pod,
+{
     match at {
-        At::Near(offset) => cursor.near(offset),
-        At::Far(offset) => cursor.far(offset),
+        At::Near(at) => cursor.near(at + usize::from(offset)),
+        At::Far(at) => cursor.far(at + u32::from(offset)),
     }
+    .copied()
     .ok_or(DropReason::Malformed)
 }
 
@@ -113,30 +112,30 @@ fn read<C: Cursor, T: Pod>(cursor: &C, at: At) -> Result<T, DropReason> {
 pub(super) fn parse<C: Cursor>(cursor: &C, at: At, protocol: u8, icmp: u8) -> Result<(Kind, Transport), DropReason> {
     let mut transport = Transport::default();
     let mut kind = Kind::Flow;
+    if protocol::has_ports(protocol) {
+        let [source, destination] = ports(read(cursor, at, 0)?);
+        (transport.source_port, transport.destination_port) = (source, destination);
+        transport.header = 8;
+    }
     if protocol == protocol::TCP {
-        // The first 16 of at least 20 bytes.
-        let head = read::<C, [u32; 4]>(cursor, at)?.map(u32::from_be);
-        [transport.source_port, transport.destination_port] = halves(head[0]);
-        transport.sequence = head[1];
-        transport.acknowledgement = head[2];
-        transport.tcp_flags = (head[3] >> 16) as u8;
-        transport.header = (head[3] >> 28) as u8 * 4;
+        let [offset, flags] = read(cursor, at, 12)?;
+        transport.sequence = u32::from_be_bytes(read(cursor, at, 4)?);
+        transport.acknowledgement = u32::from_be_bytes(read(cursor, at, 8)?);
+        transport.tcp_flags = flags;
+        transport.header = (offset >> 4) * 4;
         if transport.header < 20 {
             return Err(DropReason::Malformed);
         }
-    } else if protocol::has_ports(protocol) {
-        let ports = u32::from_be(read(cursor, at)?);
-        [transport.source_port, transport.destination_port] = halves(ports);
-        transport.header = 8;
     } else if protocol == protocol::ICMP || protocol == protocol::ICMPV6 {
-        let head = read::<C, [u32; 2]>(cursor, at)?.map(u32::from_be);
-        [transport.icmp, _] = halves(head[0]);
+        let [message, code, ..] = read::<C, 4>(cursor, at, 0)?;
+        let [id0, id1, ..] = read::<C, 4>(cursor, at, 4)?;
+        transport.icmp = u16::from_be_bytes([message, code]);
         transport.header = 8;
         // That of the other IP version has a type for rules, but it is no message to anybody.
         if protocol == icmp {
-            kind = icmp_kind(icmp, (transport.icmp >> 8) as u8);
+            kind = icmp_kind(icmp, message);
             if matches!(kind, Kind::Flow) {
-                let [id, _] = halves(head[1]);
+                let id = u16::from_be_bytes([id0, id1]);
                 (transport.source_port, transport.destination_port) = (id, id);
             }
         }
@@ -163,13 +162,20 @@ const fn icmp_kind(icmp: u8, kind: u8) -> Kind {
 /// The ports of the packet that an ICMP error quotes. Eight bytes of its transport header are always there.
 #[inline(always)]
 pub(super) fn quoted_ports<C: Cursor>(cursor: &C, at: u32, protocol: u8, icmp: u8) -> Option<[u16; 2]> {
+    let at = At::Far(at);
     if protocol::has_ports(protocol) {
-        Some(halves(u32::from_be(cursor.far(at)?)))
+        Some(ports(read(cursor, at, 0).ok()?))
     } else if protocol == icmp {
-        let head = cursor.far::<[u32; 2]>(at)?.map(u32::from_be);
-        let [id, _] = halves(head[1]);
-        matches!(icmp_kind(icmp, (head[0] >> 24) as u8), Kind::Flow).then_some([id, id])
+        let [kind] = read(cursor, at, 0).ok()?;
+        let id = u16::from_be_bytes(read(cursor, at, 4).ok()?);
+        matches!(icmp_kind(icmp, kind), Kind::Flow).then_some([id, id])
     } else {
         Some([0, 0])
     }
+}
+
+/// Source and destination port from the first word of the header.
+#[inline(always)]
+fn ports([s0, s1, d0, d1]: [u8; 4]) -> [u16; 2] {
+    [u16::from_be_bytes([s0, s1]), u16::from_be_bytes([d0, d1])]
 }

@@ -45,12 +45,8 @@ struct Kernel {
 impl Kernel {
     fn new() -> Self {
         let directory = PathBuf::from(format!("/sys/fs/bpf/differential-{}", std::process::id()));
-        let options = Options {
-            instance: Instance::new(directory.clone()),
-            conns: 1024,
-            attach: AttachMode::Auto,
-            log_level: 0,
-        };
+        let options =
+            Options { instance: Instance::new(directory.clone()), conns: 1024, attach: AttachMode::Auto, log_level: 0 };
         load::prerequisites(&options.instance).expect("root and a bpffs");
         let programs = Programs::load(&options).expect("the programs load");
         let tables = Tables::open(&options.instance.layout_dir()).expect("the maps are there");
@@ -93,7 +89,9 @@ impl Kernel {
         };
         let same = tables == evaluated && program == evaluated && answer.reason == reason;
         (!same).then(|| {
-            format!("evaluator {evaluated:#?}\ntables {tables:#?}\nprogram {program:#?}, {answer:?}, not reason {reason}")
+            format!(
+                "evaluator {evaluated:#?}\ntables {tables:#?}\nprogram {program:#?}, {answer:?}, not reason {reason}"
+            )
         })
     }
 
