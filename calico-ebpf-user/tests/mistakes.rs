@@ -9,7 +9,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use calico_ebpf_user::resources::{self, Diagnostic, Severity};
+use calico_ebpf_user::{
+    policy,
+    resources::{Diagnostic, Reader, Severity},
+};
 
 #[derive(Debug)]
 struct Foretold {
@@ -28,8 +31,15 @@ impl Foretold {
     }
 }
 
-fn data() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/mistakes")
+/// The findings of a file, as `validate` has them.
+fn findings(path: &Path) -> Vec<Diagnostic> {
+    let mut reader = Reader::default();
+    let mut loaded = reader.load(&[path.to_owned()]);
+    if !loaded.has_errors() {
+        let remarks = policy::lint(&loaded.set);
+        reader.add(&mut loaded, &remarks);
+    }
+    loaded.diagnostics
 }
 
 /// What the comments say.
@@ -51,14 +61,16 @@ fn foretold(text: &str) -> Vec<Foretold> {
 
 #[test]
 fn each_file_has_the_findings_that_its_comments_foretell() {
-    let mut paths: Vec<_> = fs::read_dir(data()).expect("the directory").map(|e| e.expect("an entry").path()).collect();
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/mistakes");
+    let mut paths: Vec<PathBuf> =
+        fs::read_dir(data).expect("the directory").map(|entry| entry.expect("an entry").path()).collect();
     paths.sort();
     assert!(!paths.is_empty());
     let mut wrong = String::new();
     for path in paths {
         let text = fs::read_to_string(&path).expect("a text");
         let mut missing = foretold(&text);
-        for finding in resources::load(std::slice::from_ref(&path)).diagnostics {
+        for finding in findings(&path) {
             if finding.severity == Severity::Notice {
                 continue;
             }

@@ -3,11 +3,20 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use super::{args::Format, output};
-use crate::resources::{self, Report};
+use crate::{
+    policy,
+    resources::{Reader, Report},
+};
 
 /// Findings go to standard error, the verdict to standard output; as JSON everything is in the verdict, too.
 pub(super) fn run(paths: &[PathBuf], strict: bool, format: Format) -> anyhow::Result<ExitCode> {
-    let report = Report::new(&resources::load(paths), strict);
+    let mut reader = Reader::default();
+    let mut loaded = reader.load(paths);
+    if !loaded.has_errors() {
+        let remarks = policy::lint(&loaded.set);
+        reader.add(&mut loaded, &remarks);
+    }
+    let report = Report::new(&loaded, strict);
     let findings = report.findings();
     if !findings.is_empty() {
         output::complain(findings.trim_end());

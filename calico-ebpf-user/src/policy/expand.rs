@@ -219,7 +219,7 @@ impl End {
 ///
 /// As in Calico (`getEndpointSelector`), a rule of a namespaced policy means endpoints of its own namespace as soon as it
 /// has any selector, the negated one included; that one itself is not limited.
-fn effective_selector(entity: &EntityRule, namespace: Option<&str>) -> Option<Selector> {
+pub(super) fn effective_selector(entity: &EntityRule, namespace: Option<&str>) -> Option<Selector> {
     if entity.selector.is_none() && entity.not_selector.is_none() && entity.namespace_selector.is_none() {
         return None;
     }

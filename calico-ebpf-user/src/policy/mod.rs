@@ -12,11 +12,14 @@ pub mod evaluate;
 mod expand;
 pub mod flow;
 mod layout;
+mod lint;
 pub mod maps;
 mod prefixes;
 mod ranges;
 pub mod store;
 pub mod write;
+
+pub use lint::lint;
 
 #[cfg(test)]
 pub(crate) mod tests;

@@ -78,6 +78,21 @@ impl Ranges {
         self.0.is_empty()
     }
 
+    /// The least in it.
+    pub(super) fn first(&self) -> Option<u32> {
+        self.0.first().map(|range| range.0)
+    }
+
+    /// Whether this is in it.
+    pub(super) fn contains(&self, key: u32) -> bool {
+        self.0.iter().any(|&(first, last)| (first..=last).contains(&key))
+    }
+
+    /// What a [`RuleMatch`](super::compiled::RuleMatch) says.
+    pub(super) fn from_condition(ranges: &[(u32, u32)]) -> Self {
+        if ranges.is_empty() { Self::all() } else { Self(ranges.to_vec()) }
+    }
+
     /// As a [`RuleMatch`](super::compiled::RuleMatch) has it: nothing where everything is in it.
     pub(super) fn into_condition(self) -> Vec<(u32, u32)> {
         if self == Self::all() { Vec::new() } else { self.0 }

@@ -82,7 +82,10 @@ impl Diagnostic {
 
 impl fmt::Display for Diagnostic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}:{}: {}: ", self.path, self.line, self.column, self.severity)?;
+        // The name of a file may be anything.
+        let shown = |c: char| if c.is_control() { '?' } else { c };
+        let path: String = self.path.chars().map(shown).collect();
+        write!(f, "{path}:{}:{}: {}: ", self.line, self.column, self.severity)?;
         if let Some(resource) = &self.resource {
             write!(f, "{resource}: ")?;
         }

@@ -4,7 +4,7 @@ use std::{
     collections::HashSet,
     fs, io,
     io::Read as _,
-    os::unix::fs::MetadataExt as _,
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     thread,
     time::{Duration, SystemTime},
@@ -13,7 +13,9 @@ use std::{
 use super::diagnostic::{Diagnostic, Severity};
 
 /// The largest file that is read.
-const MAX_SIZE: u64 = 32 << 20;
+const MAX_SIZE: u64 = 64 << 20;
+/// How much is read in all.
+const MAX_TOTAL: u64 = 256 << 20;
 /// How often files are read again because they changed meanwhile.
 const ATTEMPTS: u32 = 5;
 
@@ -120,7 +122,7 @@ fn list(paths: &[PathBuf]) -> Vec<Entry> {
     for (root, path) in paths.iter().enumerate() {
         match fs::metadata(path) {
             Ok(metadata) if metadata.is_dir() => match inside(path) {
-                Ok(files) if files.is_empty() => entries.push(Entry {
+                Ok(files) if files.iter().all(|file| file.is_dir()) => entries.push(Entry {
                     root,
                     path: path.clone(),
                     found: Err(
@@ -142,7 +144,21 @@ fn list(paths: &[PathBuf]) -> Vec<Entry> {
             metadata => add(&mut entries, &mut seen, root, path.clone(), metadata),
         }
     }
+    let mut total = 0_u64;
+    for entry in &mut entries {
+        let size = entry.found.as_ref().map_or(0, |stamp| stamp.size);
+        total = total.saturating_add(size);
+        if size > MAX_SIZE {
+            entry.found = Err(too_large());
+        } else if total > MAX_TOTAL {
+            entry.found = Err(format!("with this file, all together are larger than {} MiB", MAX_TOTAL >> 20));
+        }
+    }
     entries
+}
+
+fn too_large() -> String {
+    format!("larger than {} MiB: split it", MAX_SIZE >> 20)
 }
 
 fn add(
@@ -193,11 +209,16 @@ fn read_entry(entry: &Entry, known: impl Fn(&Path, &Stamp) -> bool) -> Raw {
 }
 
 fn read_file(path: &Path) -> Result<Vec<u8>, String> {
-    let file = fs::File::open(path).map_err(|error| describe(&error))?;
+    // Whatever has taken the place of the file that was looked at, and whatever the kernel shows as one: nothing is waited for.
+    let file =
+        fs::File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(|error| describe(&error))?;
+    if !file.metadata().is_ok_and(|metadata| metadata.is_file()) {
+        return Err("not a regular file".to_owned());
+    }
     let mut content = Vec::new();
     file.take(MAX_SIZE + 1).read_to_end(&mut content).map_err(|error| describe(&error))?;
     if content.len() as u64 > MAX_SIZE {
-        return Err(format!("larger than {} MiB: split it", MAX_SIZE >> 20));
+        return Err(too_large());
     }
     Ok(content)
 }

@@ -21,6 +21,7 @@ mod pool;
 mod profile;
 mod reader;
 mod relations;
+mod remark;
 mod report;
 mod rules;
 pub mod selector;
@@ -33,6 +34,7 @@ mod yaml;
 
 pub use diagnostic::{Diagnostic, Severity, SourceLine};
 pub use reader::{FileStamp, Loaded, Reader, load};
+pub use remark::Remark;
 pub use report::Report;
 pub use shared::Shared;
 pub use values::protocol as protocol_number;

@@ -15,10 +15,13 @@ use super::{
     model::ResourceSet,
     parsed::Parsed,
     relations,
+    remark::{self, Remark},
     source::{Position, SourceText},
     yaml,
 };
 
+/// How many findings across files are kept.
+const MAX_FOUND: usize = 1_000;
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// What the files say, and what is wrong with them.
@@ -58,6 +61,13 @@ impl Loaded {
     /// The warnings.
     pub fn warnings(&self) -> impl Iterator<Item = &Diagnostic> {
         self.of(Severity::Warning)
+    }
+
+    /// Puts the findings in the order of the files and of the lines in them; those about no file that was read come first.
+    fn sort(&mut self) {
+        let order: HashMap<_, usize> =
+            self.files.iter().enumerate().map(|(i, file)| (file.path.to_string_lossy(), i + 1)).collect();
+        self.diagnostics.sort_by_key(|d| (order.get(d.path.as_str()).copied().unwrap_or(0), d.line, d.column));
     }
 
     /// The findings of one severity.
@@ -129,12 +139,27 @@ impl Reader {
         }
         diagnostics.extend(parsed.iter().flat_map(|file| file.diagnostics.iter().cloned()));
         let so_far_good = diagnostics.iter().all(|d| d.severity != Severity::Error);
-        let (set, found) = relations::check(&parsed, so_far_good);
+        let (set, mut found) = relations::check(&parsed, so_far_good);
+        if found.len() > MAX_FOUND {
+            found.sort_by_key(|finding| finding.severity);
+            found.truncate(MAX_FOUND);
+            found[MAX_FOUND - 1].message.push_str(" (and more like this in all files)");
+        }
         diagnostics.extend(found);
-        let order: HashMap<String, usize> =
-            parsed.iter().enumerate().map(|(i, f)| (f.source.path.to_string_lossy().into_owned(), i + 1)).collect();
-        diagnostics.sort_by_key(|d| (order.get(&d.path).copied().unwrap_or(0), d.line, d.column));
-        Loaded { set, diagnostics, files: stamps }
+        let mut loaded = Loaded { set, diagnostics, files: stamps };
+        loaded.sort();
+        loaded
+    }
+
+    /// Adds warnings about what this reader loaded last. Files with any are parsed once more, to say where.
+    pub fn add(&self, loaded: &mut Loaded, remarks: &[Remark]) {
+        for (path, file) in &self.files {
+            let of_file: Vec<_> = remarks.iter().filter(|remark| *remark.origin.path == **path).collect();
+            if !of_file.is_empty() {
+                loaded.diagnostics.extend(remark::findings(&file.source, &of_file));
+            }
+        }
+        loaded.sort();
     }
 
     fn parse(&mut self, path: &Path, content: Vec<u8>, stamp: Option<Stamp>) -> Arc<ParsedFile> {
@@ -177,7 +202,7 @@ fn parse(path: &Path, mut content: Vec<u8>) -> ParsedFile {
             let valid = error.utf8_error().valid_up_to();
             let is_utf16 = matches!(error.as_bytes(), [0xff, 0xfe, ..] | [0xfe, 0xff, ..]);
             let message = if is_utf16 {
-                "the file is UTF-16: save it as UTF-8"
+                "the file is UTF-16 or UTF-32: save it as UTF-8"
             } else {
                 "bytes that are not UTF-8: save the file as UTF-8"
             };

@@ -30,6 +30,8 @@ use super::model::Labels;
 const MAX_DEPTH: usize = 100;
 /// The longest label name.
 const MAX_LABEL: usize = 512;
+/// The longest selector, in bytes. Calico's own limit is 1,024 characters, since it checks by schema.
+const MAX_LENGTH: usize = 64 << 10;
 
 /// A parsed selector. Equality, order and hash are those of its canonical text. Cheap to clone.
 #[derive(Clone)]
@@ -86,6 +88,10 @@ impl Selector {
     /// # Errors
     /// If the text does not follow the grammar.
     pub fn parse(text: &str) -> Result<Self, SelectorError> {
+        if text.len() > MAX_LENGTH {
+            let message = format!("{} bytes are too long: at most {MAX_LENGTH} are possible", text.len());
+            return Err(SelectorError { offset: 0, message });
+        }
         let tokens = tokenize(text).map_err(|error| error.locate(text))?;
         let mut parser = Parser { tokens: &tokens, next: 0, end: text.len() };
         let expression = parser.selector().map_err(|error| error.locate(text))?;

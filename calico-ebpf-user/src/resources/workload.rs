@@ -1,6 +1,6 @@
 //! `WorkloadEndpoint`.
 
-use std::net::IpAddr;
+use std::{collections::HashSet, net::IpAddr};
 
 use ipnet::IpNet;
 
@@ -193,11 +193,12 @@ fn addresses(decoder: &mut Decoder<'_>, spec: &Fields<'_>, path: &FieldPath<'_>)
     let path = path.field("ipNetworks");
     let mut addresses = Vec::new();
     let mut places = Vec::new();
+    let mut seen = HashSet::new();
     for (i, item) in decoder.list(node, &path).iter().enumerate() {
         let path = path.index(i);
         let Some(text) = decoder.text(item, &path) else { continue };
         match values::workload_address(text) {
-            Ok(address) if addresses.contains(&address) => {
+            Ok(address) if !seen.insert(address) => {
                 decoder.error(item, &path, format!("{address} stands twice in the list"));
             }
             Ok(address) => {

@@ -3,7 +3,10 @@
 //! Only what resources need: mappings with plain keys, sequences, scalars; aliases and merge keys are resolved. Every
 //! document is parsed, also after a broken one. What a hostile file can cost is bounded: nesting, aliases, nodes.
 
-use std::{borrow::Cow, collections::HashMap};
+use std::{
+    borrow::Cow,
+    collections::{HashMap, HashSet},
+};
 
 use granit_parser::{Event, Parser, ScalarStyle, Span, Tag};
 
@@ -11,12 +14,13 @@ use super::source::Position;
 
 /// How deep collections may nest, aliases resolved.
 const MAX_DEPTH: usize = 64;
-/// How many nodes a document may have. Ten thousand workloads in one `List` have about 400,000.
-const MAX_NODES: usize = 1_000_000;
+/// How many nodes a document may have. Ten thousand workloads in one `List` have about 400,000, a network set of a million
+/// members has a million.
+const MAX_NODES: usize = 1_250_000;
 /// How many nodes all documents of a file may have.
 const MAX_NODES_OF_FILE: usize = 3_000_000;
 /// How many documents a file may have, empty ones included.
-const MAX_DOCUMENTS: usize = 250_000;
+const MAX_DOCUMENTS: usize = 100_000;
 /// How many nodes aliases may add to a document.
 const MAX_ALIASED: usize = 100_000;
 
@@ -77,6 +81,18 @@ pub(super) enum Meaning<'a> {
 pub(super) struct YamlError {
     pub(super) at: Position,
     pub(super) message: String,
+    /// Whether so much is in the document that what follows it is not looked at.
+    is_excess: bool,
+}
+
+impl YamlError {
+    fn new(at: Position, message: impl Into<String>) -> Self {
+        Self { at, message: message.into(), is_excess: false }
+    }
+
+    fn excess(at: Position, message: impl Into<String>) -> Self {
+        Self { at, message: message.into(), is_excess: true }
+    }
 }
 
 impl Node {
@@ -177,7 +193,7 @@ pub(super) fn documents(text: &str, mut document: impl FnMut(Result<Node, YamlEr
                 None => return,
                 Some(Err(error)) => {
                     let at = position(*error.marker());
-                    break Err(YamlError { at, message: syntax_message(&error.info()) });
+                    break Err(YamlError::new(at, syntax_message(&error.info())));
                 }
                 Some(Ok((Event::StreamEnd, _))) => return,
                 Some(Ok((Event::DocumentEnd, _))) => break Ok(builder.root.take()),
@@ -185,7 +201,7 @@ pub(super) fn documents(text: &str, mut document: impl FnMut(Result<Node, YamlEr
                     seen += 1;
                     if seen > MAX_DOCUMENTS {
                         let message = format!("more than {MAX_DOCUMENTS} documents in one file: split it");
-                        document(Err(YamlError { at: position(span.start), message }));
+                        document(Err(YamlError::excess(position(span.start), message)));
                         return;
                     }
                 }
@@ -197,6 +213,7 @@ pub(super) fn documents(text: &str, mut document: impl FnMut(Result<Node, YamlEr
             }
         };
         let failed = result.is_err();
+        let is_excess = result.as_ref().is_err_and(|error| error.is_excess);
         let go_on = match result {
             Ok(Some(node)) if node.is_null() => true,
             Ok(Some(node)) => document(Ok(node)),
@@ -204,9 +221,7 @@ pub(super) fn documents(text: &str, mut document: impl FnMut(Result<Node, YamlEr
             Err(error) => document(Err(error)),
         };
         nodes_left = nodes_left.saturating_sub(builder.nodes);
-        // What is too large is not even looked through for more documents.
-        let exhausted = builder.nodes > builder.nodes_left;
-        if !go_on || exhausted || (failed && !matches!(parser.proceed_next_document(), Ok(true))) {
+        if !go_on || is_excess || (failed && !matches!(parser.proceed_next_document(), Ok(true))) {
             return;
         }
     }
@@ -302,15 +317,13 @@ impl Builder {
 
     fn alias(&mut self, id: usize, at: Position) -> Result<(), YamlError> {
         let Some(anchored) = self.anchors.get(&id) else {
-            return Err(YamlError { at, message: "this alias stands for something that it is a part of".to_owned() });
+            return Err(YamlError::new(at, "this alias stands for something that it is a part of"));
         };
         let (size, depth) = (anchored.size, anchored.depth);
         self.aliased += size;
         if self.aliased > MAX_ALIASED {
-            return Err(YamlError {
-                at,
-                message: format!("the aliases of this document stand for more than {MAX_ALIASED} values"),
-            });
+            let message = format!("the aliases of this document stand for more than {MAX_ALIASED} values");
+            return Err(YamlError::excess(at, message));
         }
         let node = anchored.node.clone();
         self.finished(node, 0, size, depth)
@@ -320,12 +333,9 @@ impl Builder {
     fn finished(&mut self, mut node: Node, anchor: usize, size: usize, depth: usize) -> Result<(), YamlError> {
         self.nodes += 1;
         if self.nodes > self.nodes_left {
-            return Err(YamlError {
-                at: node.at,
-                message: format!(
-                    "more than {MAX_NODES} values in one document, or {MAX_NODES_OF_FILE} in one file: split it"
-                ),
-            });
+            let message =
+                format!("more than {MAX_NODES} values in one document, or {MAX_NODES_OF_FILE} in one file: split it");
+            return Err(YamlError::excess(node.at, message));
         }
         if self.open.len() + depth > MAX_DEPTH {
             return Err(too_deep(node.at));
@@ -334,10 +344,8 @@ impl Builder {
             // Copies in anchors cost as much as those made by aliases.
             self.aliased += size;
             if self.aliased > MAX_ALIASED {
-                return Err(YamlError {
-                    at: node.at,
-                    message: format!("the anchors of this document name more than {MAX_ALIASED} values"),
-                });
+                let message = format!("the anchors of this document name more than {MAX_ALIASED} values");
+                return Err(YamlError::excess(node.at, message));
             }
             self.anchors.insert(anchor, Anchored { node: node.clone(), size, depth });
         }
@@ -360,10 +368,7 @@ impl Builder {
                 None => match node.value {
                     Value::Scalar(scalar) => *key = Some((scalar.text, node.at)),
                     _ => {
-                        return Err(YamlError {
-                            at: node.at,
-                            message: "a key has to be a plain word, not a list or mapping".to_owned(),
-                        });
+                        return Err(YamlError::new(node.at, "a key has to be a plain word, not a list or mapping"));
                     }
                 },
             },
@@ -373,7 +378,7 @@ impl Builder {
 }
 
 fn too_deep(at: Position) -> YamlError {
-    YamlError { at, message: format!("more than {MAX_DEPTH} lists and mappings in each other") }
+    YamlError::new(at, format!("more than {MAX_DEPTH} lists and mappings in each other"))
 }
 
 /// Resolves merge keys (`<<: *defaults`): what the mapping says itself wins, then the earlier of several.
@@ -382,6 +387,7 @@ fn merged(entries: Vec<Entry>) -> Result<Vec<Entry>, YamlError> {
         return Ok(entries);
     }
     let (merges, mut own): (Vec<_>, Vec<_>) = entries.into_iter().partition(|entry| entry.key == "<<");
+    let mut known: HashSet<String> = own.iter().map(|entry| entry.key.clone()).collect();
     for merge in merges {
         let sources = match merge.value.value {
             Value::Sequence(sources) => sources,
@@ -389,13 +395,10 @@ fn merged(entries: Vec<Entry>) -> Result<Vec<Entry>, YamlError> {
         };
         for source in sources {
             let Value::Mapping(inherited) = source.value else {
-                return Err(YamlError {
-                    at: merge.key_at,
-                    message: "\"<<\" takes a mapping, or a list of mappings".to_owned(),
-                });
+                return Err(YamlError::new(merge.key_at, "\"<<\" takes a mapping, or a list of mappings"));
             };
             for entry in inherited {
-                if !own.iter().any(|known| known.key == entry.key) {
+                if known.insert(entry.key.clone()) {
                     own.push(entry);
                 }
             }
@@ -419,7 +422,7 @@ fn scalar(text: Cow<'_, str>, style: ScalarStyle, tag: Option<&Tag>, at: Positio
 fn check_tag(tag: Option<&Tag>, known: &[&str], at: Position) -> Result<(), YamlError> {
     match tag {
         Some(tag) if !known.iter().any(|known| tag.is_yaml_core_schema_tag(known)) => {
-            Err(YamlError { at, message: format!("the YAML tag {} means nothing here: remove it", tag.original()) })
+            Err(YamlError::new(at, format!("the YAML tag {} means nothing here: remove it", tag.original())))
         }
         _ => Ok(()),
     }

@@ -3,6 +3,7 @@
 mod cases;
 pub(crate) mod generate;
 mod limits;
+mod lints;
 mod properties;
 mod scale;
 

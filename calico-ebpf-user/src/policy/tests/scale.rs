@@ -8,6 +8,7 @@ use crate::{
         compile::compile,
         compiled::Compiled,
         flow::Flow,
+        lint,
         maps::Maps,
         store::Store,
         write::{Limits, Plan, Write},
@@ -142,6 +143,8 @@ fn plan(store: &Store, compiled: &Compiled, what: &str) -> Plan {
 fn run(title: &str, mut set: ResourceSet, few: usize) {
     eprintln!("{title}");
     let limits = Limits { blocks: 1 << 20, ..LIMITS };
+    let remarks = timed("lint, all nodes", || lint(&set));
+    eprintln!("    {} remarks", remarks.len());
     let compiled = timed("compile", || compile(&set, NODE));
     let rules: usize = compiled.tables.iter().map(|table| table.rules.len()).sum();
     eprintln!("    {} tables, {rules} rules, {} conditions", compiled.tables.len(), compiled.conditions.len());
