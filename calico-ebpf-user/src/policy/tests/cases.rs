@@ -443,6 +443,61 @@ fn icmp() {
     check(&with(Some((8, None)), Some((8, Some(3)))), |f| is(f, 8) && code(f, 0), &flows);
 }
 
+/// All fields in one rule (Calico's `TestLoadKitchenSinkPolicy`): it matches one flow, and none that is not quite like it.
+#[test]
+fn all_fields_together() {
+    let selector = |text: &str| Some(Selector::parse(text).unwrap());
+    let nets = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<_>>();
+    let range = |first, last| PortMatch::Range(first, last);
+    let name = |name: &str| PortMatch::Named(name.to_owned());
+    let everything = Rule {
+        ip_version: Some(4),
+        protocol: Some(TCP),
+        not_protocol: Some(UDP),
+        source: EntityRule {
+            nets: nets(&["10.65.0.0/24", "192.0.2.0/24"]),
+            not_nets: nets(&["10.65.0.3/32"]),
+            selector: selector("has(role)"),
+            not_selector: selector("role == 'b'"),
+            namespace_selector: selector("!has(nothing)"),
+            ports: vec![range(1000, 2000), name("client")],
+            not_ports: vec![range(1500, 1500), name("client")],
+        },
+        destination: EntityRule {
+            nets: nets(&["10.65.0.1/32"]),
+            not_nets: nets(&["10.65.0.128/25"]),
+            selector: selector("role == 'server'"),
+            not_selector: selector("role == 'a'"),
+            namespace_selector: selector("all()"),
+            ports: vec![name("http"), range(80, 90)],
+            not_ports: vec![range(85, 85), name("none")],
+        },
+        ..allow()
+    };
+    let mut set = one(vec![everything.clone(), Rule { action: RuleAction::Log, ..everything }, pass()]);
+    let port = |name: &str, port| NamedPort { name: name.to_owned(), protocol: TCP, port };
+    set.workloads[0].ports = vec![port("http", 8080)];
+    set.workloads[1].ports = vec![port("client", 1700), port("client", 3000)];
+    let good = flow("10.65.0.2", TCP, 1000, 80);
+    check(&set, |_| true, &[good, flow("10.65.0.2", TCP, 2000, 8080), flow("10.65.0.2", TCP, 1499, 90)]);
+    let not_quite = [
+        Flow { source: "10.65.0.3".parse().unwrap(), ..good },
+        Flow { source: "192.0.2.1".parse().unwrap(), ..good },
+        flow("fd00::2", TCP, 1000, 80),
+        Flow { protocol: UDP, ..good },
+        Flow { source_port: 999, ..good },
+        Flow { source_port: 1500, ..good },
+        Flow { source_port: 1700, ..good },
+        Flow { source_port: 3000, ..good },
+        Flow { destination_port: 79, ..good },
+        Flow { destination_port: 85, ..good },
+        Flow { destination_port: 8081, ..good },
+    ];
+    for flow in &not_quite {
+        assert_eq!(takes(&set, flow).1.reason, Reason::NoProfile, "{flow:?}");
+    }
+}
+
 /// Calico's `ingress_egress_test`.
 #[test]
 fn directions_and_types() {
