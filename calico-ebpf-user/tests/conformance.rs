@@ -77,7 +77,7 @@ fn run(directory: &str) -> usize {
             }
         };
         assert_eq!(answers.len(), queries.len(), "{name}");
-        for ((probe, query), answer) in case.probes.iter().zip(&queries).zip(&answers) {
+        for (probe, answer) in case.probes.iter().zip(&answers) {
             judged += 1;
             let mut complain = |who: &str, says: &dyn std::fmt::Display| {
                 wrong.push(format!("{name} ({}): {probe:?}: the {who} says {says}", case.title));
@@ -88,7 +88,10 @@ fn run(directory: &str) -> usize {
             if probe.by.as_ref().is_some_and(|by| *by != decided(answer)) {
                 complain("program", &decided(answer));
             }
-            if let Some(verdict) = flow(query).map(|flow| evaluate(&set, &flow))
+            if probe.staged.as_ref().is_some_and(|staged| *staged != decided(&answer["staged"])) {
+                complain("program", &format!("{} with the staged policies", decided(&answer["staged"])));
+            }
+            if let Some(verdict) = flow(&topology, probe).map(|flow| evaluate(&set, &flow))
                 && verdict.allow() != probe.allow
             {
                 complain("evaluator", &format!("{verdict:?}"));

@@ -16,7 +16,7 @@ use calico_ebpf_user::{
     },
     resources::{self, model::ResourceSet},
 };
-use cases::{Probe, REFUSED, Topology, data, flow, query, read, resources_of};
+use cases::{Probe, REFUSED, Topology, data, flow, read, resources_of};
 use serde_json::json;
 
 const NODE: &str = "node1";
@@ -133,7 +133,7 @@ fn all_conformance_cases_one_after_the_other() {
         }
         let common = resources_of(&topology, &case).to_string();
         let set = load("conformance", &[&common, &fs::read_to_string(&path).expect("a file")]);
-        let judged = |probe: &Probe| Some((flow(&query(&topology, probe))?, probe.allow));
+        let judged = |probe: &Probe| Some((flow(&topology, probe)?, probe.allow));
         states.push(State { name, set, expected: case.probes.iter().filter_map(judged).collect() });
     }
     assert!(states.len() > 130, "{}", states.len());
@@ -155,7 +155,7 @@ fn the_order_of_documents_means_nothing() {
         documents.reverse();
         common["items"].as_array_mut().expect("items").reverse();
         let set = load("reversed", &[&documents.join("\n---\n"), &common.to_string()]);
-        let judged = |probe: &Probe| Some((flow(&query(&topology, probe))?, probe.allow));
+        let judged = |probe: &Probe| Some((flow(&topology, probe)?, probe.allow));
         let state = State { name, set, expected: case.probes.iter().filter_map(judged).collect() };
         let mut world = World::new();
         world.apply(&state.set);

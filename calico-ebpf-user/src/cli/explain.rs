@@ -26,7 +26,7 @@ use crate::{
     },
     resources::{
         self, Severity,
-        model::{EndpointToHostAction, ResourceSet, WorkloadEndpoint},
+        model::{EndpointToHostAction, ResourceSet, StagedAction, WorkloadEndpoint},
     },
 };
 
@@ -52,9 +52,18 @@ struct Query {
     icmp_code: Option<u8>,
 }
 
-/// An answer.
+/// An answer, and where there are staged policies what it would be with them applied.
 #[derive(Serialize)]
 struct Answer {
+    #[serde(flatten)]
+    now: Outcome,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    staged: Option<Outcome>,
+}
+
+/// What becomes of a flow.
+#[derive(Serialize)]
+struct Outcome {
     verdict: &'static str,
     source: Option<End>,
     destination: Option<End>,
@@ -81,7 +90,13 @@ pub(super) fn run(arguments: &args::Explain, node: &str, format: Format) -> anyh
         }
     }
     ensure!(!loaded.has_errors(), "the files are refused");
-    let mut judge = Judge { set: &loaded.set, node, maps: BTreeMap::new() };
+    // Policies that shall be ignored change nothing.
+    let has_staged = loaded.set.staged.iter().any(|staged| staged.action != StagedAction::Ignore);
+    let applied = has_staged.then(|| loaded.set.with_staged_applied());
+    let mut judge = Judges {
+        now: Judge::new(&loaded.set, node),
+        staged: applied.as_ref().map(|applied| Judge::new(applied, node)),
+    };
     match (&arguments.queries, arguments.query()) {
         (Some(file), _) if file.as_os_str() == "-" => answer_lines(&mut judge, std::io::stdin().lock()),
         (Some(file), _) => {
@@ -113,7 +128,7 @@ pub(super) fn run(arguments: &args::Explain, node: &str, format: Format) -> anyh
 }
 
 /// Answers each line with a line; one that cannot be judged gets its error in its place.
-fn answer_lines(judge: &mut Judge<'_>, lines: impl Read) -> anyhow::Result<ExitCode> {
+fn answer_lines(judge: &mut Judges<'_>, lines: impl Read) -> anyhow::Result<ExitCode> {
     let mut failed = false;
     for line in BufReader::new(lines).lines() {
         let line = line.context("cannot read the queries")?;
@@ -186,6 +201,19 @@ struct Party<'a> {
     host: bool,
 }
 
+/// Of what is in force, and of what would be with the staged policies applied.
+struct Judges<'a> {
+    now: Judge<'a>,
+    staged: Option<Judge<'a>>,
+}
+
+impl Judges<'_> {
+    fn answer(&mut self, question: &Question) -> anyhow::Result<Answer> {
+        let now = self.now.answer(question)?;
+        Ok(Answer { now, staged: self.staged.as_mut().map(|judge| judge.answer(question)).transpose()? })
+    }
+}
+
 /// The resources, and the maps of the nodes that were asked about.
 struct Judge<'a> {
     set: &'a ResourceSet,
@@ -194,7 +222,11 @@ struct Judge<'a> {
 }
 
 impl<'a> Judge<'a> {
-    fn answer(&mut self, question: &Question) -> anyhow::Result<Answer> {
+    fn new(set: &'a ResourceSet, node: &'a str) -> Self {
+        Self { set, node, maps: BTreeMap::new() }
+    }
+
+    fn answer(&mut self, question: &Question) -> anyhow::Result<Outcome> {
         let (from, to) = (self.party(&question.from)?, self.party(&question.to)?);
         let ends = from.v4.zip(to.v4).or_else(|| from.v6.zip(to.v6));
         let (source, destination) = ends.context("they have no address family in common")?;
@@ -206,7 +238,7 @@ impl<'a> Judge<'a> {
         let mut answer = if from.host && to.workload.is_some_and(|workload| workload.node == self.node) {
             // Whatever policy says: the host always reaches its own workloads.
             let endpoint = to.workload.map(name).unwrap_or_default();
-            Answer {
+            Outcome {
                 verdict: "allow",
                 source: None,
                 destination: Some(End::bare(endpoint, true, "host-to-own-workload")),
@@ -215,7 +247,7 @@ impl<'a> Judge<'a> {
             if to.host {
                 verdict.destination = None;
             }
-            Answer {
+            Outcome {
                 verdict: word(verdict.allow()),
                 source: verdict.source.take().map(End::new),
                 destination: verdict.destination.take().map(End::new),
@@ -233,6 +265,13 @@ impl<'a> Judge<'a> {
 
     fn to_host(&self) -> EndpointToHostAction {
         self.set.felix_for(self.node).default_endpoint_to_host_action.unwrap_or_default()
+    }
+
+    /// Whether this node has the address, as far as its `Node` says.
+    fn is_own(&self, address: IpAddr) -> bool {
+        let Some(node) = self.set.node_resources.get(self.node) else { return false };
+        [node.ipv4, node.ipv6].into_iter().flatten().any(|net| net.addr() == address)
+            || node.addresses.contains(&address)
     }
 
     /// Both ends, as far as they live on the workload's node.
@@ -254,6 +293,12 @@ impl<'a> Judge<'a> {
             Who::Host => Ok(Party {
                 v4: Some(Ipv4Addr::UNSPECIFIED.into()),
                 v6: Some(Ipv6Addr::UNSPECIFIED.into()),
+                workload: None,
+                host: true,
+            }),
+            Who::Address(address) if self.is_own(*address) => Ok(Party {
+                v4: Some(*address).filter(IpAddr::is_ipv4),
+                v6: Some(*address).filter(IpAddr::is_ipv6),
                 workload: None,
                 host: true,
             }),
@@ -315,6 +360,15 @@ const fn word(allow: bool) -> &'static str {
 }
 
 fn render(answer: &Answer) -> String {
+    let mut text = render_outcome(&answer.now);
+    if let Some(staged) = &answer.staged {
+        text.push_str("\nwith the staged policies applied:\n");
+        text.push_str(&render_outcome(staged));
+    }
+    text
+}
+
+fn render_outcome(outcome: &Outcome) -> String {
     let end = |which: &str, end: &Option<End>| {
         let Some(End { endpoint, verdict, reason, tier, kind, namespace, policy, rule }) = end else {
             return format!("{which:<12} no policy is enforced\n");
@@ -333,5 +387,5 @@ fn render(answer: &Answer) -> String {
         text.push('\n');
         text
     };
-    format!("{}\n{}{}", answer.verdict, end("source", &answer.source), end("destination", &answer.destination))
+    format!("{}\n{}{}", outcome.verdict, end("source", &outcome.source), end("destination", &outcome.destination))
 }

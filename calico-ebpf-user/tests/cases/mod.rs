@@ -42,8 +42,10 @@ pub(crate) struct Probe {
     pub(crate) family: Option<u8>,
     pub(crate) allow: bool,
     /// What decides: `SOURCE END > DESTINATION END`, each `KIND/NAMESPACE/POLICY#RULE` or a reason.
-    #[allow(dead_code, reason = "not every test asks for it")]
     pub(crate) by: Option<String>,
+    /// What decides with the staged policies applied, in the same form.
+    #[allow(dead_code, reason = "not every test asks for it")]
+    pub(crate) staged: Option<String>,
 }
 
 pub(crate) fn data() -> PathBuf {
@@ -133,8 +135,12 @@ pub(crate) fn query(topology: &Topology, probe: &Probe) -> Value {
     query
 }
 
-/// The flow of a query, `None` where an end is the host: that is no policy's business.
-pub(crate) fn flow(query: &Value) -> Option<Flow> {
+/// The flow of a probe, `None` where an end is the host: that is not the business of policy alone.
+pub(crate) fn flow(topology: &Topology, probe: &Probe) -> Option<Flow> {
+    if probe.by.as_ref().is_some_and(|by| by.contains("host")) {
+        return None;
+    }
+    let query = query(topology, probe);
     let address = |key: &str| query[key].as_str().and_then(|text| text.parse::<IpAddr>().ok());
     let number = |key: &str| query[key].as_u64().and_then(|number| u16::try_from(number).ok());
     let protocol = resources::protocol_number(query["protocol"].as_str()?).expect("a protocol");
