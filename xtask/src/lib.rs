@@ -8,6 +8,7 @@ pub mod bench;
 pub mod cargo;
 pub mod command;
 pub mod demo;
+pub mod dependencies;
 pub mod lab;
 pub mod project;
 pub mod setup;

@@ -100,6 +100,35 @@ fn filters_deleted_by_hand_are_put_back() {
 }
 
 #[test]
+fn a_qdisc_deleted_by_hand_is_put_back() {
+    let mut world = World::new(&["a", "b"]);
+    world.serve(80);
+    let deny = "  types: [Egress]\n  egress:\n    - action: Deny\n";
+    world.write("policy.yaml", &resources::policy("a-out", "app == 'a'", deny));
+    let mut command = world.run_command(&[]);
+    command.env("CALICO_EBPF_ATTACH", "clsact");
+    world.start_command(command);
+    assert_eq!(links(&world, "calia"), Vec::<String>::new(), "attached by links");
+    let filters = |interface: &str| {
+        ["ingress", "egress"].map(|direction| {
+            let arguments = ["filter", "show", "dev", interface, direction];
+            let output = world.lab.host.command("tc").args(arguments).output().expect("tc");
+            String::from_utf8_lossy(&output.stdout).matches("cali_").count()
+        })
+    };
+    let before = filters("calia");
+    assert!(before.iter().all(|count| *count > 0), "{before:?}");
+    for interface in ["calia", "up0"] {
+        let deleted = world.lab.host.command("tc").args(["qdisc", "del", "dev", interface, "clsact"]).status();
+        assert!(deleted.expect("tc").success());
+        eventually("the filters to be back", Duration::from_secs(3), || filters(interface) == before);
+    }
+    world.denied("a", "outside", Tcp(80));
+    world.allowed("b", "outside", Tcp(80));
+    world.allowed("outside", "b", Tcp(80));
+}
+
+#[test]
 fn forwarding_starts_only_with_policy() {
     let mut world = World::new(&["a", "b"]);
     world.serve(80);

@@ -82,6 +82,89 @@ fn a_dry_run_touches_nothing() {
 }
 
 #[test]
+fn a_stopped_data_path_can_be_looked_at() {
+    let mut world = World::new(&["a", "b"]);
+    world.serve(80);
+    world.start();
+    world.allowed("a", "b", Tcp(80));
+    let running = world.status();
+    world.kill();
+    let stopped = world.status();
+    assert!(stopped["pid"].is_null(), "{stopped}");
+    for key in ["version", "node", "generation", "uplinks"] {
+        assert_eq!(stopped[key], running[key], "{key}");
+    }
+    let sorted = |status: &serde_json::Value| {
+        let mut routes: Vec<_> = status["routes"].as_array().expect("a list").iter().map(ToString::to_string).collect();
+        routes.sort();
+        routes
+    };
+    assert_eq!(sorted(&stopped), sorted(&running));
+    assert!(stopped["lastLoad"].is_null() || stopped["lastLoad"]["ok"] == true, "{stopped}");
+    let connections = world.command(&["conntrack", "--output", "json"]).json();
+    assert!(connections.as_array().is_some_and(|list| !list.is_empty()), "{connections}");
+    // What needs the process says so.
+    for command in ["reload", "confirm"] {
+        let answer = world.command(&[command]);
+        assert_eq!(answer.code, 1, "{answer:?}");
+        assert!(answer.stderr.contains("no process"), "{answer:?}");
+    }
+}
+
+#[test]
+fn who_may_be_an_endpoint_a_pod_an_address_or_the_host() {
+    let mut world = World::new(&["a"]);
+    world.start();
+    let a = world.lab.workload("a");
+    let rules = |who: &str| world.command(&["rules", who, "--output", "json"]);
+    let by_name = rules("t/lab-k8s-a-eth0").json();
+    assert!(by_name.to_string().contains("lab-k8s-a-eth0"), "{by_name}");
+    for who in ["t/a", &a.v4.to_string(), &a.v6.to_string()] {
+        assert_eq!(rules(who).json(), by_name, "{who}");
+    }
+    let host = rules("host");
+    assert_eq!(host.code, 0, "{host:?}");
+    assert!(!host.stdout.contains("lab-k8s-a-eth0"), "{host:?}");
+    let nobody = rules("t/nobody");
+    assert_eq!(nobody.code, 1, "{nobody:?}");
+    assert!(nobody.stderr.contains("t/nobody"), "{nobody:?}");
+    assert_eq!(rules("not a name").code, 2);
+}
+
+/// The checks of `doctor` of this name.
+fn checks(world: &World, name: &str) -> Vec<serde_json::Value> {
+    let all = world.command(&["doctor", "--output", "json"]).json();
+    let all = all.as_array().expect("a list");
+    all.iter().filter(|check| check["name"] == name).cloned().collect()
+}
+
+#[test]
+fn doctor_finds_the_programs_of_others_and_what_was_switched_off() {
+    let mut world = World::new(&["a"]);
+    world.start();
+    assert!(checks(&world, "other programs").iter().all(|check| check["status"] == "ok"), "ours are taken for others'");
+    // Under clsact it is there already.
+    let _there = world.lab.host.command("tc").args(["qdisc", "add", "dev", "up0", "clsact"]).output().expect("tc");
+    let passes_all =
+        ["filter", "add", "dev", "up0", "ingress", "prio", "7", "handle", "7", "bpf", "bytecode", "1,6 0 0 0,"];
+    assert!(world.lab.host.command("tc").args(passes_all).status().expect("tc").success());
+    let found = checks(&world, "other programs");
+    assert!(
+        found.iter().any(|check| check["status"] == "warning" && check["detail"].to_string().contains("up0")),
+        "{found:?}"
+    );
+    world.terminate();
+    assert!(
+        world.lab.host.command("sysctl").args(["-qw", "net.ipv4.ip_forward=0"]).status().expect("sysctl").success()
+    );
+    let found = checks(&world, "forwarding");
+    let bad = found.iter().find(|check| check["status"] == "warning").unwrap_or_else(|| panic!("{found:?}"));
+    assert!(bad["advice"].to_string().contains("net.ipv4.ip_forward=1"), "{bad}");
+    // Neither stops the data path.
+    assert_eq!(world.command(&["doctor"]).code, 0);
+}
+
+#[test]
 fn doctor_finds_nothing_wrong_in_a_running_lab() {
     let mut world = World::new(&["a"]);
     world.start();

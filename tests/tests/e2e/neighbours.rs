@@ -6,7 +6,7 @@ use std::{
 };
 
 use calico_ebpf_tests::{
-    World,
+    Protocol, World, eventually,
     frames::{Wire, mac},
     lab::{GATEWAY4, GATEWAY6},
 };
@@ -151,4 +151,25 @@ fn solicitations_are_answered_and_probes_are_not() {
         wire.send(&solicitation(own, sender, target));
         assert_eq!(advertisement(&wire, target, SILENCE), None, "{target} asked for by {sender}");
     }
+}
+
+#[test]
+fn a_workload_with_duplicate_address_detection_gets_its_addresses() {
+    let mut world = World::new(&["a", "b"]);
+    world.serve(80);
+    world.start();
+    let a = world.lab.workload("a");
+    // As an ordinary guest: the kernel probes for each address before it uses it.
+    a.namespace.ip("link set eth0 down").expect("down");
+    let probes = a.namespace.command("sysctl").args(["-qw", "net.ipv6.conf.eth0.accept_dad=1"]).status();
+    assert!(probes.expect("sysctl").success());
+    a.namespace.ip("link set eth0 up").expect("up");
+    a.namespace.ip(&format!("addr replace {}/128 dev eth0", a.v6)).expect("an address");
+    let addresses = || a.namespace.ip("-6 addr show dev eth0").expect("addresses");
+    assert!(addresses().contains("tentative"), "no probe: {}", addresses());
+    eventually("the addresses to be accepted", Duration::from_secs(5), || !addresses().contains("tentative"));
+    assert!(!addresses().contains("dadfailed"), "{}", addresses());
+    a.namespace.ip(&format!("route replace default via {GATEWAY6} dev eth0")).expect("a route");
+    let reached = world.reaches("a", world.addresses("b")[1], Protocol::Tcp(80), ANSWER);
+    assert!(reached, "{}", world.describe());
 }

@@ -94,3 +94,40 @@ fn foreign_filters_stay() {
     assert!(text.contains("pref 7"), "{text}");
     assert!(!text.contains("cali_"), "{text}");
 }
+
+fn sysctl(world: &World, name: &str) -> String {
+    let output = world.lab.host.command("sysctl").args(["-n", name]).output().expect("sysctl");
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
+fn set_sysctl(world: &World, name: &str, value: &str) {
+    let setting = format!("{name}={value}");
+    assert!(world.lab.host.command("sysctl").args(["-qw", &setting]).status().expect("sysctl").success(), "{setting}");
+}
+
+#[test]
+fn sysctls_get_the_values_back_that_they_had_before_the_first_start() {
+    let mut world = World::new(&["a"]);
+    let (forward, ra, other) = ("net.ipv4.ip_forward", "net.ipv6.conf.calia.accept_ra", "net.ipv6.conf.all.forwarding");
+    for (name, value) in [(forward, "0"), (ra, "2"), (other, "0"), ("net.ipv6.conf.up0.accept_ra", "1")] {
+        set_sysctl(&world, name, value);
+    }
+    // Several processes, one of them killed: the oldest value counts.
+    world.start();
+    world.kill();
+    world.start();
+    world.terminate();
+    let get = |name: &str| sysctl(&world, name);
+    assert_eq!([get(forward), get(ra), get(other)], ["1", "0", "1"]);
+    assert_eq!(get("net.ipv6.conf.up0.accept_ra"), "2", "an uplink that learns by RA goes on learning");
+    // Somebody else's business since.
+    set_sysctl(&world, ra, "1");
+    let answer = world.command(&["purge", "--output", "json"]);
+    assert_eq!(answer.code, 0, "{answer:?}");
+    assert_eq!([get(forward), get(other)], ["0", "0"], "{answer:?}");
+    assert_eq!(get("net.ipv6.conf.up0.accept_ra"), "1", "{answer:?}");
+    assert_eq!(get(ra), "1", "{answer:?}");
+    let text = |key: &str| answer.json()[key].to_string();
+    assert!(text("restored").contains("ip_forward"), "{answer:?}");
+    assert!(text("left").contains("calia/accept_ra"), "{answer:?}");
+}

@@ -1,10 +1,15 @@
 //! The process dies, the data path does not.
 
-use std::{net::SocketAddr, process::Command, thread, time::Duration};
+use std::{
+    net::SocketAddr,
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
 
 use calico_ebpf_tests::{
     Protocol::Tcp,
-    World,
+    World, eventually,
     resources::policy,
     stream::{Beat, Talk},
 };
@@ -84,6 +89,7 @@ fn programs_are_replaced_and_never_stacked() {
 
 #[test]
 fn killed_at_any_moment_of_a_reload_a_whole_policy_is_in_force() {
+    const ROUNDS: u64 = 36;
     let mut world = World::new(&["a", "b", "c"]);
     world.serve(80);
     world.write("policy.yaml", &policy("b-in", "app == 'b'", ONLY_A));
@@ -91,19 +97,33 @@ fn killed_at_any_moment_of_a_reload_a_whole_policy_is_in_force() {
     for (from, to) in [("a", "b"), ("a", "outside")] {
         world.allowed(from, to, Tcp(80));
     }
+    // How long it takes from the file to the generation, on this machine as it is now.
+    let (generation, before) = (world.generation(), Instant::now());
+    world.write("policy.yaml", &policy("b-in", "app == 'b'", ALLOW));
+    eventually("the reload", Duration::from_secs(10), || world.generation() > generation);
+    let took = before.elapsed();
     // Allowed under both policies, so it must never be interrupted.
     let beats = beats(&world, &[("a", "b"), ("a", "outside")]);
-    for round in 0..20_u64 {
-        let rules = if round % 2 == 0 { ALLOW } else { ONLY_A };
-        world.write("policy.yaml", &policy("b-in", "app == 'b'", rules));
-        // Spread over the time that a reload takes, without a source of chance that could not be repeated.
-        thread::sleep(Duration::from_micros(round * 700));
+    let reached = |world: &World| {
+        world.addresses("b").map(|address| world.reaches("c", address, Tcp(80), Duration::from_millis(300)))
+    };
+    let mut late = 0;
+    for round in 0..ROUNDS {
+        let new = round % 2 == 1;
+        let generation = world.generation();
+        world.write("policy.yaml", &policy("b-in", "app == 'b'", if new { ALLOW } else { ONLY_A }));
+        // All over that time, in an order that can be repeated: 25 and 36 have no common factor.
+        thread::sleep(took.mul_f64(1.5) * u32::try_from(round * 25 % ROUNDS).expect("small") / 36);
         world.kill();
+        let switched = world.generation() != generation;
+        late += u64::from(switched);
+        // Old or new, whole: as the generation says, for both families alike.
+        assert_eq!(reached(&world), [new == switched; 2], "round {round}, switched: {switched}\n{}", world.describe());
         world.start();
         // What is on disk is in force after a start, whatever was half done.
-        let reached = world.reaches("c", world.addresses("b")[0], Tcp(80), Duration::from_millis(300));
-        assert_eq!(reached, round % 2 == 0, "round {round}\n{}", world.describe());
+        assert_eq!(reached(&world), [new; 2], "round {round}\n{}", world.describe());
     }
+    println!("a reload takes {took:?}; of {ROUNDS} kills {late} came behind its switch");
     nothing_lost(&world, beats);
 }
 

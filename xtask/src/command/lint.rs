@@ -1,8 +1,8 @@
 //! `cargo xtask lint`.
 
-use crate::{cargo, project, setup};
+use crate::{cargo, dependencies, project, setup};
 
-/// Formatting, clippy, documentation, licences.
+/// Formatting, clippy, documentation, dependencies.
 pub(super) fn run() -> anyhow::Result<()> {
     setup::ensure(setup::Purpose::Build)?;
     step("formatting");
@@ -27,11 +27,14 @@ pub(super) fn run() -> anyhow::Result<()> {
     cargo::run(&mut kernel)?;
     step("documentation");
     cargo::run(checker("doc").args(["--no-deps", "--document-private-items"]).env("RUSTDOCFLAGS", "-D warnings"))?;
+    step("licences and sources of dependencies");
+    let count = dependencies::check()?;
+    eprintln!("lint: {count} packages are as deny.toml allows");
     if setup::find_program("cargo-deny").is_some() {
-        step("licences and advisories");
-        cargo::run(cargo::pinned("deny").args(["check"]))?;
+        step("known vulnerabilities");
+        cargo::run(cargo::pinned("deny").args(["check", "advisories"]))?;
     } else {
-        eprintln!("lint: cargo-deny is not installed, licences and advisories are not checked");
+        eprintln!("lint: cargo-deny is not installed: known vulnerabilities are not looked up");
     }
     Ok(())
 }

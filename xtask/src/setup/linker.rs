@@ -28,8 +28,7 @@ pub(super) fn ensure() -> anyhow::Result<()> {
     let rustc = rustc_llvm()?;
     ensure!(
         rustc == LLVM_MAJOR,
-        "Rust {} here has LLVM {rustc}, not {LLVM_MAJOR}: this is not the toolchain that this project is pinned to",
-        TOOLCHAIN
+        "Rust {TOOLCHAIN} here has LLVM {rustc}, not {LLVM_MAJOR}: this is not the toolchain that this project is pinned to"
     );
     let Some(found) = find() else {
         say("bpf-linker is missing: it links the kernel side");

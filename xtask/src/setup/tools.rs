@@ -22,6 +22,7 @@ const TOOLS: &[Tool] = &[
     Tool { program: "ping", package: "iputils-ping", why: "sends ICMP echo requests", from: Purpose::Lab },
     Tool { program: "nft", package: "nftables", why: "the guard of interfacePrefix, NAT in tests", from: Purpose::Lab },
     Tool { program: "bpftool", package: "bpftool", why: "shows the maps", from: Purpose::Lab },
+    Tool { program: "sysctl", package: "procps", why: "reads and sets what tests look at", from: Purpose::Test },
     Tool { program: "tc", package: "iproute2", why: "looks at filters", from: Purpose::Test },
     Tool {
         program: "bird",
@@ -51,6 +52,7 @@ pub(super) fn ensure(purpose: Purpose) -> anyhow::Result<()> {
         let why: Vec<_> = missing.iter().map(|tool| format!("{} ({})", tool.program, tool.why)).collect();
         apt::refresh(&missing.iter().map(|tool| tool.package).collect::<Vec<_>>())?;
         let mut packages: Vec<_> = missing.iter().map(|tool| package(tool)).collect();
+        packages.sort_unstable();
         packages.dedup();
         apt::install(&packages, &why.join(", "))?;
     }
