@@ -114,7 +114,7 @@ fn serve_udp(socket: &UdpSocket, stop: &AtomicBool) {
 /// The namespace cannot be entered.
 pub fn tcp(namespace: &Namespace, to: SocketAddr, patience: Duration) -> anyhow::Result<bool> {
     namespace.enter(|| {
-        let Ok(mut stream) = TcpStream::connect_timeout(&to, patience) else { return false };
+        let Some(mut stream) = connect(to, patience) else { return false };
         let mut answer = [0; 4];
         let timeouts = stream.set_read_timeout(Some(patience));
         timeouts.is_ok()
@@ -122,6 +122,20 @@ pub fn tcp(namespace: &Namespace, to: SocketAddr, patience: Duration) -> anyhow:
             && stream.read_exact(&mut answer).is_ok()
             && answer == *b"echo"
     })
+}
+
+/// Connects within `patience`. While a neighbour that did not answer in time is given up, the kernel says "unreachable" at once
+/// to whoever comes in that moment: it is asked for again by the next attempt.
+fn connect(to: SocketAddr, patience: Duration) -> Option<TcpStream> {
+    let end = Instant::now() + patience;
+    loop {
+        let left = end.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())?;
+        match TcpStream::connect_timeout(&to, left) {
+            Ok(stream) => return Some(stream),
+            Err(error) if error.kind() == ErrorKind::HostUnreachable => thread::sleep(Duration::from_millis(20)),
+            Err(_) => return None,
+        }
+    }
 }
 
 /// Whether a UDP datagram from `namespace` to an echo server is answered within `patience`.
