@@ -1,5 +1,6 @@
 //! `run`: desired state from the files, actual state from the kernel, and the loop that makes the second match the first.
 
+mod alone;
 mod confirmation;
 pub mod control;
 mod desired;
@@ -81,6 +82,7 @@ async fn start(options: &Options) -> anyhow::Result<()> {
              routes undo each other's work; stop Felix first"
         );
     }
+    let _alone = if instance.is_running() { None } else { Some(alone::claim()?) };
     // Before the first reading, so that no change is missed in between.
     let files = if options.watch && !options.once {
         Some(FileWatch::new(&options.config).context("cannot watch the files (--watch off does without)")?)

@@ -195,7 +195,9 @@ fn rejected(name: &str, error: &ProgramError) -> DataplaneError {
     tracing::debug!("verifier log of {name}:\n{log}");
     let lines: Vec<&str> = log.lines().filter(|line| !line.trim().is_empty()).collect();
     // The statistics come last; what was wrong stands before them.
-    let end = lines.iter().position(|line| line.starts_with("processed ")).unwrap_or(lines.len());
+    let statistics =
+        |line: &&str| ["processed ", "verification time ", "stack depth "].iter().any(|start| line.starts_with(start));
+    let end = lines.iter().position(statistics).unwrap_or(lines.len());
     let telling = &lines[end.saturating_sub(2)..end];
     let omitted = lines.len().saturating_sub(telling.len());
     DataplaneError::Rejected {

@@ -1,6 +1,9 @@
 //! Several instances on one machine, each in its network namespace.
 
+use std::process::Command;
+
 use calico_ebpf_tests::{Protocol::Tcp, World, resources::policy};
+use xtask::project;
 
 #[test]
 fn two_side_by_side_know_nothing_of_each_other() {
@@ -29,5 +32,23 @@ fn one_instance_runs_once() {
     assert_eq!(second.status.code(), Some(1));
     let said = String::from_utf8_lossy(&second.stderr);
     assert!(said.contains(&world.pid().to_string()) || said.contains("run"), "{said}");
+    world.allowed("a", "b", Tcp(80));
+}
+
+#[test]
+fn one_network_namespace_has_one_data_path() {
+    let mut world = World::new(&["a", "b"]);
+    world.serve(80);
+    world.start();
+    // The same namespace, another pin directory: another instance.
+    let other = world.lab.pin_dir().with_extension("other");
+    let mut command = Command::new(project::binary());
+    command.args(["run", "--once", "--netns", world.lab.host.name(), "--listen", "off"]);
+    command.arg("--pin-dir").arg(&other).arg("--config").arg(world.config());
+    let refused = command.output().expect("starts");
+    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(said.contains(&world.pid().to_string()) && said.contains("namespace"), "{said}");
+    assert!(!other.exists(), "something was installed");
     world.allowed("a", "b", Tcp(80));
 }

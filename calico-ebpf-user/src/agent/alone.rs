@@ -1,0 +1,57 @@
+//! One process for each network namespace: two would hang their programs on the same hooks and undo each other's routes.
+//!
+//! The instances of one namespace have different pin directories, and so different locks. What they share is the namespace, and
+//! with it the names of abstract sockets: the kernel gives such a name to one socket of a namespace, and takes it back when its
+//! process ends, however it ends.
+
+use std::{
+    io::{self, ErrorKind},
+    os::{
+        linux::net::SocketAddrExt as _,
+        unix::net::{SocketAddr, UnixListener, UnixStream},
+    },
+};
+
+use anyhow::{Context as _, bail};
+use rustix::net::sockopt::socket_peercred;
+
+/// The name of the socket.
+const NAME: &str = "calico-ebpf";
+
+/// The network namespace is ours until this is dropped.
+#[derive(Debug)]
+pub(super) struct Alone {
+    _socket: Option<UnixListener>,
+}
+
+/// Claims the network namespace of the calling thread.
+///
+/// # Errors
+/// Another process has it.
+pub(super) fn claim() -> anyhow::Result<Alone> {
+    let address = SocketAddr::from_abstract_name(NAME)?;
+    match UnixListener::bind_addr(&address) {
+        Ok(socket) => Ok(Alone { _socket: Some(socket) }),
+        Err(error) if error.kind() == ErrorKind::AddrInUse => match holder(&address) {
+            Ok(holder) if holder.uid.is_root() => bail!(
+                "process {} runs another data path in this network namespace: two of them hang on the same interfaces and \
+                 undo each other's routes; end it and `purge` what it installed, or name its --pin-dir",
+                holder.pid
+            ),
+            // Names are free for all, and who is not root cannot run a data path.
+            holder => {
+                tracing::warn!(
+                    ?holder,
+                    "the name @{NAME} is taken by another program: a second data path here goes unnoticed"
+                );
+                Ok(Alone { _socket: None })
+            }
+        },
+        Err(error) => Err(error).with_context(|| format!("cannot take the name @{NAME}")),
+    }
+}
+
+/// Who listens there.
+fn holder(address: &SocketAddr) -> io::Result<rustix::net::UCred> {
+    Ok(socket_peercred(UnixStream::connect_addr(address)?)?)
+}
