@@ -13,6 +13,12 @@ pub trait Arena {
     fn visit(&self, vectors: [u32; 4], entries: u32, first: u32) -> Visit {
         visit(self, vectors, entries, first)
     }
+
+    /// A `Log` rule was met, of this counter slot.
+    #[inline(always)]
+    fn logged(&self, counter: u32) {
+        let _ = counter;
+    }
 }
 
 impl Arena for [Block] {
@@ -54,6 +60,13 @@ pub enum Visit {
     Decided(Decision),
     /// Go on with this rule.
     Next(u32),
+    /// A `Log` rule is met: go on with the next one.
+    Logged {
+        /// Its counter slot.
+        counter: u32,
+        /// The next one.
+        next: u32,
+    },
     /// No rule is left, or the table is broken.
     Nothing,
 }
@@ -82,6 +95,10 @@ pub fn judge<A: Arena + ?Sized>(arena: &A, table: u32, subject: &Subject) -> Opt
         match arena.visit(vectors, entries, first) {
             Visit::Decided(decision) => return Some(decision),
             Visit::Next(next) => first = next,
+            Visit::Logged { counter, next } => {
+                arena.logged(counter);
+                first = next;
+            }
             Visit::Nothing => return None,
         }
     }
@@ -133,7 +150,7 @@ fn try_visit<A: Arena + ?Sized>(arena: &A, vectors: [u32; 4], entries: u32, firs
         Action::Deny => decided(false),
         // A rule passes on to a later one: a broken table does not turn in circles for long, see `VISITS`.
         Action::Pass => Visit::Next(u32::from(entry.next)),
-        Action::Log => Visit::Next(rule + 1),
+        Action::Log => Visit::Logged { counter: entry.counter, next: rule + 1 },
     })
 }
 

@@ -174,7 +174,7 @@ fn charge(account: u32, held: i64, unassured: i64) {
 /// # Safety
 /// `at` must be a valid, aligned place in a map's value.
 #[inline(always)]
-unsafe fn add(at: *mut u64, value: i64) {
+pub(crate) unsafe fn add(at: *mut u64, value: i64) {
     // SAFETY: as the caller promises.
     unsafe { asm!("lock *(u64 *)({at} + 0) += {value}", at = in(reg) at, value = in(reg) value) };
 }

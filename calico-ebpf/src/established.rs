@@ -189,7 +189,7 @@ fn try_again<F: Tables>() -> Result<Code, DropReason> {
         ports = [ports[1], ports[0]];
     }
     let workloads = [opener_workload, responder_workload];
-    match judge_ends(env.generation, workloads, [opener_at.class, responder_at.class], packet.protocol, ports) {
+    match judge_ends::<F>(env.generation, workloads, [opener_at.class, responder_at.class], packet.protocol, ports) {
         Ok(rules) => {
             // SAFETY: the entry stays writable as long as the program runs.
             unsafe {

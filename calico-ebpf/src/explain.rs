@@ -43,16 +43,28 @@ fn of_packet<F: Tables>(env: &Env, packet: &Packet<F>) -> Explained {
     }
     let [from, to] = packet.transport.rule_ports(packet.protocol);
     let protocol = u32::from(packet.protocol) << 16;
-    let ports = [protocol | u32::from(from), protocol | u32::from(to)];
-    answer.ends = [end(env, &source, &destination, ports, false), end(env, &destination, &source, ports, true)];
+    let sides =
+        Sides { opener: source, responder: destination, ports: [protocol | u32::from(from), protocol | u32::from(to)] };
+    answer.ends = [end(env, &sides, false), end(env, &sides, true)];
     if let Err(reason) = checked(env, packet, &source, &destination, &answer.ends) {
         answer.reason = reason as u32;
     }
     answer
 }
 
+/// What rules look at.
+pub(crate) struct Sides {
+    pub opener: Located,
+    pub responder: Located,
+    /// `protocol << 16 | port`, source and destination.
+    pub ports: [u32; 2],
+}
+
+/// What the rules say at one end: the opener's egress, or the responder's ingress.
 #[inline(always)]
-fn end(env: &Env, own: &Located, peer: &Located, [from, to]: [u32; 2], ingress: bool) -> ExplainedEnd {
+pub(crate) fn end(env: &Env, sides: &Sides, ingress: bool) -> ExplainedEnd {
+    let (own, peer) = if ingress { (&sides.responder, &sides.opener) } else { (&sides.opener, &sides.responder) };
+    let [from, to] = sides.ports;
     // Also a workload whose interface is not there yet has its policy.
     let Some(workload) = WORKLOADS.get(own.slot) else { return ExplainedEnd::NONE };
     let policy = workload.policy(env.generation);

@@ -9,10 +9,12 @@
 mod conns;
 mod established;
 mod explain;
+mod flows;
 mod forward;
 mod fragments;
 mod from_uplink;
 mod from_workload;
+mod log;
 mod maps;
 mod opening;
 mod policy;
@@ -30,7 +32,7 @@ use calico_ebpf_common::{
 };
 
 use crate::{
-    established::again,
+    established::{Hook, again},
     forward::{DROP, TO_STACK},
     maps::DROPS,
     skb::Skb,
@@ -74,6 +76,8 @@ steps! {
     cali_fw_arp() = from_workload::arp;
     cali_explain4() = explain::explain::<V4>;
     cali_explain6() = explain::explain::<V6>;
+    cali_flow4(code) = flows::record::<V4>;
+    cali_flow6(code) = flows::record::<V6>;
 }
 
 /// Like the other steps, but without the packet, which it does not look at.
@@ -108,7 +112,7 @@ extern "C" fn cali_again6() -> Code {
 pub fn cali_from_wl(ctx: TcContext) -> i32 {
     let skb = Skb::new(&ctx);
     if let Err(reason) = from_workload::check_frame(&skb) {
-        return finish(&ctx, dropped(reason));
+        return finish(&ctx, Hook::FromWorkload, dropped(reason));
     }
     let code = match skb.ether_type() {
         ether_type::IPV4 => from_workload_ip(&skb, cali_fw_known4, cali_again4, None, cali_fw_first4),
@@ -116,7 +120,7 @@ pub fn cali_from_wl(ctx: TcContext) -> i32 {
         ether_type::ARP => cali_fw_arp(skb.raw_context()),
         _ => dropped(DropReason::EtherType),
     };
-    finish(&ctx, code)
+    finish(&ctx, Hook::FromWorkload, code)
 }
 
 #[inline(always)]
@@ -151,7 +155,7 @@ pub fn cali_to_wl(ctx: TcContext) -> i32 {
         _ if to_workload::is_own(&skb) => TO_STACK,
         _ => dropped(DropReason::EtherType),
     };
-    finish(&ctx, code)
+    finish(&ctx, Hook::ToWorkload, code)
 }
 
 #[inline(always)]
@@ -179,7 +183,7 @@ pub fn cali_from_up(ctx: TcContext) -> i32 {
         ether_type::IPV6 => from_uplink_ip(&skb, cali_fu_known6, cali_again6, cali_fu_first6),
         _ => TO_STACK,
     };
-    finish(&ctx, code)
+    finish(&ctx, Hook::FromUplink, code)
 }
 
 #[inline(always)]
@@ -200,7 +204,7 @@ pub fn cali_to_up(ctx: TcContext) -> i32 {
         ether_type::IPV6 => to_uplink_ip(&skb, cali_tu_known6, cali_again6, cali_tu_first6),
         _ => TO_STACK,
     };
-    finish(&ctx, code)
+    finish(&ctx, Hook::ToUplink, code)
 }
 
 #[inline(always)]
@@ -260,7 +264,8 @@ pub fn cali_explain(ctx: TcContext) -> i32 {
 
 /// The action, with what is dropped counted.
 #[inline(always)]
-fn finish(ctx: &TcContext, code: Code) -> i32 {
+fn finish(ctx: &TcContext, hook: Hook, code: Code) -> i32 {
+    flows::settled(&Skb::new(ctx), hook, code);
     let Some(reason) = reason(code) else { return code as i32 };
     count(DROPS.get_ptr_mut(reason));
     let skb = Skb::new(ctx);

@@ -4,12 +4,12 @@
 
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
-    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, Queue},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, Queue, RingBuf},
     macros::btf_map,
 };
 use calico_ebpf_common::abi::{
-    AddressEntry, Block, Conn, ConnKey4, ConnKey6, FragmentKey, InfoText, Interface, Quota, Root, RuleText, SpoofKey4,
-    SpoofKey6, VICTIMS, Workload, WorkloadText,
+    AddressEntry, Block, Conn, ConnKey4, ConnKey6, FlowKey, FlowRecord, FragmentKey, InfoText, Interface, LogRecord,
+    Quota, Root, RuleText, SpoofKey4, SpoofKey6, VICTIMS, Workload, WorkloadText,
 };
 
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
@@ -62,6 +62,11 @@ pub(crate) static FRAGMENTS: LruHashMap<FragmentKey, u32, 8192> = LruHashMap::ne
 pub(crate) static RULE_HITS: PerCpuArray<u64, COUNTERS> = PerCpuArray::new();
 #[btf_map(pin_by_name, name = "cali_drops")]
 pub(crate) static DROPS: PerCpuArray<u64, 32> = PerCpuArray::new();
+
+#[btf_map(pin_by_name, name = "cali_log")]
+pub(crate) static LOG: RingBuf<LogRecord, 65536> = RingBuf::new();
+#[btf_map(pin_by_name, name = "cali_flows")]
+pub(crate) static FLOWS: LruHashMap<FlowKey, FlowRecord, 16384> = LruHashMap::new();
 
 // What follows is written and read by user space only: it lets a data path whose agent is gone be looked at. The
 // programs take no part in it, so nothing refers to these statics but the loader.

@@ -47,7 +47,8 @@ pub(crate) fn judge<F: Tables>(
     classes: [u32; 2],
 ) -> Result<Opening, DropReason> {
     let [from, to] = packet.transport.rule_ports(packet.protocol);
-    let judged = judge_ends(env.generation, [active(slots[0]), active(slots[1])], classes, packet.protocol, [from, to]);
+    let judged =
+        judge_ends::<F>(env.generation, [active(slots[0]), active(slots[1])], classes, packet.protocol, [from, to]);
     let reason = match judged {
         Ok(rules) => return Ok(Opening { from_opener: true, rules }),
         Err(reason) => reason,
@@ -57,7 +58,7 @@ pub(crate) fn judge<F: Tables>(
     }
     // It may be an answer in a connection that is older than this data path.
     let workloads = [active(slots[1]), active(slots[0])];
-    match judge_ends(env.generation, workloads, [classes[1], classes[0]], packet.protocol, [to, from]) {
+    match judge_ends::<F>(env.generation, workloads, [classes[1], classes[0]], packet.protocol, [to, from]) {
         Ok(rules) => Ok(Opening { from_opener: false, rules }),
         Err(_) => Err(reason),
     }

@@ -3,16 +3,22 @@
 use calico_ebpf_common::{
     abi::{Block, DropReason, NO_RULE, Workload},
     judge::{self, Arena, Decision, Subject, Visit, judge},
+    packet::V6,
 };
 
 use crate::{
     count,
+    log::cali_record_log,
     maps::{RULE_HITS, RULES},
+    tables::Tables,
 };
 
-struct Blocks;
+/// The arena, and what to do about `Log` rules: `V6` is the family of the packet at hand.
+struct Blocks<const LOGS: bool> {
+    v6: bool,
+}
 
-impl Arena for Blocks {
+impl<const LOGS: bool> Arena for Blocks<LOGS> {
     #[inline(always)]
     fn block(&self, index: u32) -> Option<&Block> {
         RULES.get(index)
@@ -22,13 +28,22 @@ impl Arena for Blocks {
     fn visit(&self, vectors: [u32; 4], entries: u32, first: u32) -> Visit {
         let [own, peer, to, from] = vectors.map(u64::from);
         let visited = cali_visit(own << 32 | peer, to << 32 | from, u64::from(entries) << 32 | u64::from(first));
+        let rule = (visited >> 32) as u32 & 0xffff;
         if visited & DECIDED != 0 {
-            let rule = (visited >> 32) as u32 & 0xffff;
             Visit::Decided(Decision { allow: visited & DECIDED_ALLOW != 0, counter: visited as u32, rule })
         } else if visited & NEXT != 0 {
             Visit::Next(visited as u32)
+        } else if visited & LOGGED != 0 {
+            Visit::Logged { counter: visited as u32, next: rule }
         } else {
             Visit::Nothing
+        }
+    }
+
+    #[inline(always)]
+    fn logged(&self, counter: u32) {
+        if LOGS {
+            cali_record_log(counter, self.v6.into());
         }
     }
 }
@@ -39,6 +54,10 @@ pub(crate) const DENIED: u64 = 2;
 const DECIDED: u64 = 1 << 63;
 const DECIDED_ALLOW: u64 = 1 << 62;
 const NEXT: u64 = 1 << 61;
+const LOGGED: u64 = 1 << 60;
+
+/// In `to` of [`cali_judge`]: the packet is IPv6.
+const V6_BIT: u32 = 1 << 31;
 
 /// [`judge::visit`], with two numbers in each parameter.
 ///
@@ -47,33 +66,36 @@ const NEXT: u64 = 1 << 61;
 #[inline(never)]
 extern "C" fn cali_visit(own_peer: u64, to_from: u64, entries_first: u64) -> u64 {
     let vectors = [(own_peer >> 32) as u32, own_peer as u32, (to_from >> 32) as u32, to_from as u32];
-    match judge::visit(&Blocks, vectors, (entries_first >> 32) as u32, entries_first as u32) {
+    match judge::visit(&Blocks::<false> { v6: false }, vectors, (entries_first >> 32) as u32, entries_first as u32) {
         Visit::Decided(decision) => {
             let allow = if decision.allow { DECIDED_ALLOW } else { 0 };
             DECIDED | allow | u64::from(decision.rule & 0xffff) << 32 | u64::from(decision.counter)
         }
         Visit::Next(rule) => NEXT | u64::from(rule),
+        // The last rule of a table is no `Log` rule: the next one's number has 16 bits.
+        Visit::Logged { counter, next } => LOGGED | u64::from(next & 0xffff) << 32 | u64::from(counter),
         Visit::Nothing => 0,
     }
 }
 
 /// Judges by one table: [`ALLOWED`] or [`DENIED`] with the rule's counter in the upper half, or 0 without a table.
-/// `to` and `from` are `protocol << 16 | port`.
+/// `to` and `from` are `protocol << 16 | port`, and in `to` [`V6_BIT`].
 ///
 /// Global as [`cali_visit`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn cali_judge(table: u32, own_class: u32, peer_class: u32, to: u32, from: u32) -> u64 {
-    let Some(decision) = judge(&Blocks, table, &subject(own_class, peer_class, to, from)) else { return 0 };
+    let blocks = Blocks::<true> { v6: to & V6_BIT != 0 };
+    let Some(decision) = judge(&blocks, table, &subject(own_class, peer_class, to, from)) else { return 0 };
     count(RULE_HITS.get_ptr_mut(decision.counter));
     verdict(&decision)
 }
 
-/// Likewise, but nothing is counted.
+/// Likewise, but nothing is counted or logged.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn cali_ask(table: u32, own_class: u32, peer_class: u32, to: u32, from: u32) -> u64 {
-    match judge(&Blocks, table, &subject(own_class, peer_class, to, from)) {
+    match judge(&Blocks::<false> { v6: false }, table, &subject(own_class, peer_class, to, from)) {
         Some(decision) => verdict(&decision),
         None => 0,
     }
@@ -92,7 +114,7 @@ fn verdict(decision: &Decision) -> u64 {
 /// What both ends say of a connection: the rules that allow it, or why it is dropped. An end that is no workload of
 /// this host says nothing. The first of each pair is the opener's, or the source's.
 #[inline(always)]
-pub(crate) fn judge_ends(
+pub(crate) fn judge_ends<F: Tables>(
     generation: u32,
     workloads: [Option<&Workload>; 2],
     classes: [u32; 2],
@@ -102,7 +124,8 @@ pub(crate) fn judge_ends(
     let [opener, responder] = workloads;
     let [opener_class, responder_class] = classes;
     let protocol = u32::from(protocol) << 16;
-    let (from, to) = (protocol | u32::from(ports[0]), protocol | u32::from(ports[1]));
+    let family = if F::AF == V6::AF { V6_BIT } else { 0 };
+    let (from, to) = (protocol | u32::from(ports[0]), family | protocol | u32::from(ports[1]));
     let mut rules = [NO_RULE; 2];
     if let Some(opener) = opener {
         let table = opener.policy(generation).egress_table;

@@ -55,6 +55,10 @@ pub const RULE_HITS: &str = "cali_hits";
 pub const DROPS: &str = "cali_drops";
 /// `LruHashMap<FragmentKey, u32>`: IPv4 and IPv6 packets whose first fragment was allowed, with the jiffies of it.
 pub const FRAGMENTS: &str = "cali_frag";
+/// `RingBuf<LogRecord>`: what `Log` rules met.
+pub const LOG: &str = "cali_log";
+/// `LruHashMap<FlowKey, FlowRecord>`: who talks to whom, while somebody looks.
+pub const FLOWS: &str = "cali_flows";
 /// `HashMap<u32, RuleText>` by counter slot of a rule: what the rule is, as JSON. Of user space only.
 pub const RULE_NAMES: &str = "cali_rule_name";
 /// `HashMap<u32, WorkloadText>` by slot: which workload it is, as JSON. Of user space only.

@@ -78,8 +78,10 @@ pub struct Root {
     pub takeover: u32,
     /// Jiffies in a second.
     pub hz: u32,
+    /// Jiffies until which flows are recorded, for somebody who looks; 0: nobody does.
+    pub watched_until: u32,
     /// Zero.
-    pub reserved: [u32; 2],
+    pub reserved: u32,
 }
 
 impl Root {

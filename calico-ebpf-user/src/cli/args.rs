@@ -84,6 +84,10 @@ pub(super) enum Command {
     Routes,
     /// The live connections
     Conntrack,
+    /// Who talks to whom: both ends, the verdict and what decided, packets and bytes
+    Flows(Flows),
+    /// What a reload would change: policy, workloads, routes, connections
+    Diff(Diff),
     /// Read the files again now, and return when what was on disk at the call is in force
     Reload(Reload),
     /// Keep what `reload --confirm` put in force
@@ -128,12 +132,41 @@ pub(super) struct Validate {
     pub(super) strict: bool,
 }
 
+/// `flows`.
+#[derive(Args, Clone, Debug)]
+pub(super) struct Flows {
+    /// Go on showing what is new, until Ctrl-C
+    #[arg(long)]
+    pub(super) follow: bool,
+    /// Only what is dropped
+    #[arg(long)]
+    pub(super) denied: bool,
+    /// Only what was opened by: NAMESPACE/NAME of a workload, NAMESPACE/POD, an IP address, or `host`
+    #[arg(long, value_name = "WHO")]
+    pub(super) from: Option<String>,
+    /// Only what was opened to
+    #[arg(long, value_name = "WHO")]
+    pub(super) to: Option<String>,
+}
+
+/// `diff`.
+#[derive(Args, Clone, Debug)]
+pub(super) struct Diff {
+    /// Files, or directories with files
+    #[arg(long, value_name = "PATH", required = true, num_args = 1.., action = ArgAction::Append)]
+    pub(super) config: Vec<PathBuf>,
+}
+
 /// `explain`.
 #[derive(Args, Clone, Debug)]
 pub(super) struct Explain {
     /// Files, or directories with files
-    #[arg(long, value_name = "PATH", required = true, num_args = 1.., action = ArgAction::Append)]
+    #[arg(long, value_name = "PATH", required_unless_present = "live", num_args = 1.., action = ArgAction::Append)]
     pub config: Vec<PathBuf>,
+    /// Ask the data path that is loaded: a packet goes through its program and leaves no trace. With --config, say where
+    /// the files differ
+    #[arg(long)]
+    pub live: bool,
     /// Who opens the connection: NAMESPACE/NAME of a workload, NAMESPACE/POD, an IP address, or `host`
     #[arg(long, value_name = "WHO", required_unless_present = "queries", conflicts_with = "queries")]
     from: Option<String>,

@@ -1,11 +1,11 @@
 //! `conntrack`.
 
-use std::{net::SocketAddr, process::ExitCode, time::Duration};
+use std::{process::ExitCode, time::Duration};
 
 use super::{context::Context, output, table::Table};
 use crate::observe::{
     clock::short,
-    connections::{self, Connection, End},
+    connections::{self, Connection},
 };
 
 pub(super) fn run(context: &Context) -> anyhow::Result<ExitCode> {
@@ -22,8 +22,8 @@ fn render(connections: &[Connection]) -> String {
         let rules: Vec<String> = rules.into_iter().flatten().collect();
         table.row([
             connection.protocol.clone(),
-            end(&connection.source),
-            end(&connection.destination),
+            connection.source.to_string(),
+            connection.destination.to_string(),
             connection.state.into(),
             time(connection.age),
             time(connection.idle),
@@ -32,15 +32,4 @@ fn render(connections: &[Connection]) -> String {
         ]);
     }
     table.render(0)
-}
-
-fn end(end: &End) -> String {
-    let address = match end.port {
-        0 => end.address.to_string(),
-        port => SocketAddr::new(end.address, port).to_string(),
-    };
-    match &end.endpoint {
-        Some(name) => format!("{name} {address}"),
-        None => address,
-    }
 }

@@ -12,11 +12,15 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     args::{self, Format},
+    context::Context,
     output,
 };
 use crate::{
     dataplane::preview::ROOM,
-    observe::inventory::Who,
+    observe::{
+        inventory::Who,
+        live::{Live, LiveEnd},
+    },
     policy::{
         compile::compile,
         compiled::RuleName,
@@ -59,10 +63,24 @@ struct Answer {
     now: Outcome,
     #[serde(skip_serializing_if = "Option::is_none")]
     staged: Option<Outcome>,
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    live: Option<LivePart>,
+}
+
+/// What only the loaded program tells.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct LivePart {
+    /// The generation that judged.
+    generation: u32,
+    /// Why the packet is dropped.
+    drop_reason: Option<&'static str>,
+    /// What the files say, where they say something else.
+    files: Option<Outcome>,
 }
 
 /// What becomes of a flow.
-#[derive(Serialize)]
+#[derive(PartialEq, Eq, Serialize)]
 struct Outcome {
     verdict: &'static str,
     source: Option<End>,
@@ -70,7 +88,7 @@ struct Outcome {
 }
 
 /// What decided at one end; what did not decide is null.
-#[derive(Serialize)]
+#[derive(PartialEq, Eq, Serialize)]
 struct End {
     endpoint: String,
     verdict: &'static str,
@@ -83,13 +101,7 @@ struct End {
 }
 
 pub(super) fn run(arguments: &args::Explain, node: &str, format: Format) -> anyhow::Result<ExitCode> {
-    let loaded = resources::load(&arguments.config);
-    for diagnostic in &loaded.diagnostics {
-        if diagnostic.severity != Severity::Notice {
-            output::complain(&diagnostic.render());
-        }
-    }
-    ensure!(!loaded.has_errors(), "the files are refused");
+    let loaded = load(arguments)?;
     // Policies that shall be ignored change nothing.
     let has_staged = loaded.set.staged.iter().any(|staged| staged.action != StagedAction::Ignore);
     let applied = has_staged.then(|| loaded.set.with_staged_applied());
@@ -97,11 +109,39 @@ pub(super) fn run(arguments: &args::Explain, node: &str, format: Format) -> anyh
         now: Judge::new(&loaded.set, node),
         staged: applied.as_ref().map(|applied| Judge::new(applied, node)),
     };
+    serve(arguments, format, &mut |question| judge.answer(question))
+}
+
+/// `explain --live`: what is loaded answers, and where there are files, they are held against it.
+pub(super) fn run_live(context: &Context, arguments: &args::Explain) -> anyhow::Result<ExitCode> {
+    let Some(live) = Live::open(&context.instance)? else {
+        bail!("nothing that could be asked is installed at {}", context.instance.pin_dir().display());
+    };
+    let loaded = if arguments.config.is_empty() { None } else { Some(load(arguments)?) };
+    let mut judge = loaded.as_ref().map(|loaded| Judge::new(&loaded.set, live.node()));
+    serve(arguments, context.format, &mut |question| answer_live(&live, judge.as_mut(), question))
+}
+
+fn load(arguments: &args::Explain) -> anyhow::Result<resources::Loaded> {
+    let loaded = resources::load(&arguments.config);
+    for diagnostic in &loaded.diagnostics {
+        if diagnostic.severity != Severity::Notice {
+            output::complain(&diagnostic.render());
+        }
+    }
+    ensure!(!loaded.has_errors(), "the files are refused");
+    Ok(loaded)
+}
+
+/// Who answers a question.
+type Answering<'a> = dyn FnMut(&Question) -> anyhow::Result<Answer> + 'a;
+
+fn serve(arguments: &args::Explain, format: Format, judge: &mut Answering<'_>) -> anyhow::Result<ExitCode> {
     match (&arguments.queries, arguments.query()) {
-        (Some(file), _) if file.as_os_str() == "-" => answer_lines(&mut judge, std::io::stdin().lock()),
+        (Some(file), _) if file.as_os_str() == "-" => answer_lines(judge, std::io::stdin().lock()),
         (Some(file), _) => {
             let lines = std::fs::File::open(file).with_context(|| format!("cannot read {}", file.display()))?;
-            answer_lines(&mut judge, lines)
+            answer_lines(judge, lines)
         }
         (None, Some((from, to, protocol))) => {
             let query = Query {
@@ -120,15 +160,49 @@ pub(super) fn run(arguments: &args::Explain, node: &str, format: Format) -> anyh
                     return Ok(ExitCode::from(2));
                 }
             };
-            output::result(format, &judge.answer(&question)?, render)?;
+            output::result(format, &judge(&question)?, render)?;
             Ok(ExitCode::SUCCESS)
         }
         (None, None) => bail!("--from, --to and --protocol are needed, or --queries"),
     }
 }
 
+/// The loaded program's answer. `judge`: the files, to be held against it.
+fn answer_live(live: &Live, judge: Option<&mut Judge<'_>>, question: &Question) -> anyhow::Result<Answer> {
+    let addresses = |who: &Who| -> anyhow::Result<Vec<IpAddr>> {
+        let known = live.addresses(who);
+        match &judge {
+            Some(judge) if known.is_empty() => {
+                let party = judge.party(who)?;
+                Ok([party.v4, party.v6].into_iter().flatten().collect())
+            }
+            _ => Ok(known),
+        }
+    };
+    let (from, to) = (addresses(&question.from)?, addresses(&question.to)?);
+    let pair = |v4: bool| {
+        let of = |addresses: &[IpAddr]| addresses.iter().copied().find(|address| address.is_ipv4() == v4);
+        of(&from).zip(of(&to))
+    };
+    let unknown =
+        "not known here, or without an address family in common (with --config, workloads of other nodes are known)";
+    let (source, destination) = pair(true).or_else(|| pair(false)).context(unknown)?;
+    let verdict = live.ask(&question.flow(source, destination))?;
+    let mut ends = [verdict.source, verdict.destination].map(|end| end.map(End::of_live));
+    if live.is_host(&source) {
+        ends[1] = live.owner(&destination).map(|name| End::bare(name.to_owned(), true, "host-to-own-workload"));
+    } else if verdict.reason == Some("endpoint-to-host") {
+        ends[0] = live.owner(&source).map(|name| End::bare(name.to_owned(), false, "endpoint-to-host"));
+    }
+    let [source, destination] = ends;
+    let now = Outcome { verdict: word(verdict.reason.is_none()), source, destination };
+    let files = judge.map(|judge| judge.answer_of_node(question)).transpose()?.filter(|files| *files != now);
+    let live = LivePart { generation: verdict.generation, drop_reason: verdict.reason, files };
+    Ok(Answer { now, staged: None, live: Some(live) })
+}
+
 /// Answers each line with a line; one that cannot be judged gets its error in its place.
-fn answer_lines(judge: &mut Judges<'_>, lines: impl Read) -> anyhow::Result<ExitCode> {
+fn answer_lines(judge: &mut Answering<'_>, lines: impl Read) -> anyhow::Result<ExitCode> {
     let mut failed = false;
     for line in BufReader::new(lines).lines() {
         let line = line.context("cannot read the queries")?;
@@ -136,7 +210,7 @@ fn answer_lines(judge: &mut Judges<'_>, lines: impl Read) -> anyhow::Result<Exit
             continue;
         }
         let query = serde_json::from_str(&line).map_err(anyhow::Error::from);
-        let answer = query.and_then(|query| Question::new(&query)).and_then(|question| judge.answer(&question));
+        let answer = query.and_then(|query| Question::new(&query)).and_then(|question| judge(&question));
         let text = match answer {
             Ok(answer) => serde_json::to_string(&answer)?,
             Err(error) => {
@@ -210,7 +284,8 @@ struct Judges<'a> {
 impl Judges<'_> {
     fn answer(&mut self, question: &Question) -> anyhow::Result<Answer> {
         let now = self.now.answer(question)?;
-        Ok(Answer { now, staged: self.staged.as_mut().map(|judge| judge.answer(question)).transpose()? })
+        let staged = self.staged.as_mut().map(|judge| judge.answer(question)).transpose()?;
+        Ok(Answer { now, staged, live: None })
     }
 }
 
@@ -261,6 +336,19 @@ impl<'a> Judge<'a> {
             answer.source = Some(End::bare(name(workload), false, "endpoint-to-host"));
         }
         Ok(answer)
+    }
+
+    /// The part of the answer that this node has a say in.
+    fn answer_of_node(&mut self, question: &Question) -> anyhow::Result<Outcome> {
+        let mut outcome = self.answer(question)?;
+        let (node, workloads) = (self.node, &self.set.workloads);
+        let local =
+            |end: &End| workloads.iter().any(|workload| workload.node == node && name(workload) == end.endpoint);
+        outcome.source = outcome.source.filter(&local);
+        outcome.destination = outcome.destination.filter(&local);
+        let denied = [&outcome.source, &outcome.destination].into_iter().flatten().any(|end| end.verdict == word(false));
+        outcome.verdict = word(!denied);
+        Ok(outcome)
     }
 
     fn to_host(&self) -> EndpointToHostAction {
@@ -329,6 +417,13 @@ impl<'a> Judge<'a> {
 }
 
 impl End {
+    fn of_live(LiveEnd { endpoint, allow, rule }: LiveEnd) -> Self {
+        match rule {
+            Some(rule) => Self::new(EndVerdict { endpoint, allow, rule }),
+            None => Self::bare(endpoint, allow, "no-table"),
+        }
+    }
+
     fn new(end: EndVerdict) -> Self {
         let RuleName { direction: _, reason, tier, kind, namespace, policy, rule } = end.rule;
         let reason = serde_json::to_value(reason).ok().and_then(|text| text.as_str().map(str::to_owned));
@@ -364,6 +459,17 @@ fn render(answer: &Answer) -> String {
     if let Some(staged) = &answer.staged {
         text.push_str("\nwith the staged policies applied:\n");
         text.push_str(&render_outcome(staged));
+    }
+    if let Some(LivePart { generation, drop_reason, files }) = &answer.live {
+        text.push_str(&format!("loaded       generation {generation}"));
+        if let Some(reason) = drop_reason {
+            text.push_str(&format!(", dropped: {reason}"));
+        }
+        text.push('\n');
+        if let Some(files) = files {
+            text.push_str("\nthe files say something else:\n");
+            text.push_str(&render_outcome(files));
+        }
     }
     text
 }

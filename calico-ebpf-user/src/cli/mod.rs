@@ -4,8 +4,10 @@ mod args;
 mod confirm;
 mod conntrack;
 mod context;
+mod diff;
 mod doctor;
 mod explain;
+mod flows;
 mod logging;
 mod output;
 mod paths;
@@ -46,18 +48,23 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
     if let Command::Validate(validate) = &cli.command {
         return validate::run(&validate.paths, validate.strict, cli.common.output);
     }
-    if let Command::Explain(explain) = &cli.command {
+    if let Command::Explain(explain) = &cli.command
+        && !explain.live
+    {
         return explain::run(explain, &context::node_name(cli.common.node.as_deref()), cli.common.output);
     }
     let context = Context::new(cli.common)?;
     match cli.command {
         Command::Run(run) => run::run(&context, run),
-        Command::Validate(_) | Command::Explain(_) => unreachable!("done above"),
+        Command::Explain(explain) => explain::run_live(&context, &explain),
+        Command::Validate(_) => unreachable!("done above"),
         Command::Status => status::run(&context),
         Command::Workloads => workloads::run(&context),
         Command::Rules(rules) => rules::run(&context, &rules),
         Command::Routes => routes::run(&context),
         Command::Conntrack => conntrack::run(&context),
+        Command::Flows(flows) => flows::run(&context, &flows),
+        Command::Diff(diff) => diff::run(&context, &diff),
         Command::Reload(reload) => reload::run(&context, &reload),
         Command::Confirm => confirm::run(&context),
         Command::Purge => purge::run(&context),

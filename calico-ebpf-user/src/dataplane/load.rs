@@ -23,7 +23,7 @@ use super::{
     info::Info,
     instance::Instance,
     maps::TypedMap,
-    sys,
+    packet_log, sys,
 };
 
 pub(crate) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/calico-ebpf-kern"));
@@ -92,6 +92,7 @@ impl Programs {
         if options.log_level > 0 {
             read_messages(&mut ebpf, Arc::downgrade(&alive));
         }
+        packet_log::follow(&mut ebpf, &directory, &alive);
         let mut programs = Self { ebpf, ids, _alive: alive };
         // All of them: whoever looks into the data path runs them by these pins.
         for name in PROGRAMS {

@@ -43,6 +43,11 @@ impl View {
         }
     }
 
+    /// The maps pinned in this very directory, which must be there.
+    pub(super) const fn at(directory: PathBuf) -> Self {
+        Self { directory }
+    }
+
     /// The root: generation, settings, timeouts, uplinks.
     ///
     /// # Errors

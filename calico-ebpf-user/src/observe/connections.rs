@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    fmt,
     net::{IpAddr, SocketAddr},
     time::Duration,
 };
@@ -33,6 +34,12 @@ pub struct Connection {
     pub idle: f64,
     /// Whether both directions take the host's stack.
     pub via_stack: bool,
+    /// Number of the protocol.
+    #[serde(skip)]
+    pub number: u8,
+    /// ICMP: type and code of the first packet.
+    #[serde(skip)]
+    pub icmp: Option<[u8; 2]>,
 }
 
 /// One end of a connection.
@@ -47,6 +54,18 @@ pub struct End {
     pub endpoint: Option<String>,
     /// The rule that allowed it at this end; `null` where no policy is enforced.
     pub rule: Option<RuleName>,
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(name) = &self.endpoint {
+            write!(f, "{name} ")?;
+        }
+        match self.port {
+            0 => self.address.fmt(f),
+            port => SocketAddr::new(self.address, port).fmt(f),
+        }
+    }
 }
 
 /// All connections that the maps hold, IPv4 first, the oldest first. Ones that nobody has swept out since they expired
@@ -133,6 +152,8 @@ impl Names {
             age: seconds(conn.created),
             idle: seconds(conn.seen[0]).min(seconds(conn.seen[1])),
             via_stack: conn.flags & conn_flags::VIA_STACK != 0,
+            number: ends.protocol,
+            icmp: (ends.protocol == 1 || ends.protocol == 58).then_some([conn.icmp_type, conn.icmp_code]),
         }
     }
 }

@@ -10,6 +10,7 @@ mod flood;
 mod instances;
 mod kernel;
 mod lab;
+mod look;
 mod neighbours;
 mod purge;
 mod reach;
