@@ -15,7 +15,7 @@ use tokio::{
     sync::{mpsc, oneshot},
 };
 
-use crate::{dataplane::Instance, observe::status::Status};
+use crate::{dataplane::Instance, observe::status::Status, policy::staged::StagedRules};
 
 /// Directory of the sockets.
 const RUN_DIR: &str = "/run/calico-ebpf";
@@ -36,6 +36,8 @@ pub enum Request {
     },
     /// Keep what a reload with confirmation put in force.
     Confirm,
+    /// What the staged policies would change.
+    Staged,
 }
 
 /// The answer.
@@ -48,6 +50,9 @@ pub struct Reply {
     pub message: String,
     /// For [`Request::Status`].
     pub status: Option<Status>,
+    /// For [`Request::Staged`]: workloads whose rules would be others.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub staged: Vec<StagedRules>,
 }
 
 /// A request on its way to the agent's loop.
@@ -164,7 +169,7 @@ async fn ask(calls: &mpsc::Sender<Call>, request: Request) -> Reply {
 /// An answer that says no.
 #[must_use]
 pub const fn refusal(message: String) -> Reply {
-    Reply { ok: false, message, status: None }
+    Reply { ok: false, message, status: None, staged: Vec::new() }
 }
 
 /// Asks the instance's running process; `None`: there is none.

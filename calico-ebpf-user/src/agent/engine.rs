@@ -14,10 +14,11 @@ use crate::{
     policy::{
         compile::compile,
         compiled::Compiled,
+        staged::{self, StagedRules},
         store::Store,
         write::{Changes, Plan},
     },
-    resources::model::FelixConfiguration,
+    resources::model::{FelixConfiguration, ResourceSet},
 };
 
 /// Errors of a refused load that are logged; `status` and `validate` have them all.
@@ -32,6 +33,8 @@ pub(super) struct Accepted {
     pub(super) compiled: Compiled,
     /// The parameters of this node.
     pub(super) felix: FelixConfiguration,
+    /// All of the resources, where staged policies among them would change something.
+    pub(super) staged: Option<ResourceSet>,
 }
 
 /// What a load led to.
@@ -122,8 +125,12 @@ impl Engine {
             }
             return Outcome::Unchanged;
         }
-        let accepted =
-            Accepted { content: read.content, compiled: compile(&set, &self.node), felix: set.felix_for(&self.node) };
+        let accepted = Accepted {
+            content: read.content,
+            compiled: compile(&set, &self.node),
+            felix: set.felix_for(&self.node),
+            staged: staged::matters(&set).then_some(set),
+        };
         match self.put_in_force(Arc::new(accepted)) {
             Ok(changes) => {
                 self.loaded(Vec::new(), read.warnings);
@@ -242,6 +249,12 @@ impl Engine {
     #[must_use]
     pub(super) fn accepted(&self) -> Arc<Accepted> {
         Arc::clone(&self.accepted)
+    }
+
+    /// What the staged policies would change.
+    #[must_use]
+    pub(super) fn staged(&self) -> Vec<StagedRules> {
+        self.accepted.staged.as_ref().map(|set| staged::changes(set, &self.node)).unwrap_or_default()
     }
 
     /// What the last apply led to.

@@ -220,11 +220,17 @@ impl Live {
     fn answer(&mut self, call: Call) {
         let Call { request, reply } = call;
         let answer = match request {
-            Request::Status => Reply { ok: true, message: String::new(), status: Some(self.status()) },
+            Request::Status => {
+                Reply { ok: true, message: String::new(), status: Some(self.status()), staged: Vec::new() }
+            }
+            Request::Staged => {
+                let staged = self.engine.staged();
+                Reply { ok: true, message: String::new(), status: None, staged }
+            }
             Request::Reload { confirm } => self.reload(confirm),
             Request::Confirm if self.confirmation.confirm() => {
                 tracing::info!("the last reload is confirmed");
-                Reply { ok: true, message: "confirmed".into(), status: None }
+                Reply { ok: true, message: "confirmed".into(), status: None, staged: Vec::new() }
             }
             Request::Confirm => refusal("nothing waits for a confirmation".into()),
         };
@@ -245,7 +251,7 @@ impl Live {
             Outcome::Unchanged => "in force already",
         };
         let Some(seconds) = confirm else {
-            return Reply { ok: true, message: message.into(), status: None };
+            return Reply { ok: true, message: message.into(), status: None, staged: Vec::new() };
         };
         let within = Duration::from_secs(seconds.into());
         self.confirmation.start(before, Instant::now() + within);
@@ -255,6 +261,7 @@ impl Live {
             ok: true,
             message: format!("{message}; the set before comes back unless `confirm` follows within {within}"),
             status: None,
+            staged: Vec::new(),
         }
     }
 

@@ -12,7 +12,7 @@ use anyhow::bail;
 use super::engine::{Accepted, LOGGED_ERRORS};
 use crate::{
     observe::status::Problem,
-    policy::compile::compile,
+    policy::{compile::compile, staged},
     resources::{Diagnostic, Loaded, Reader, Severity, model::ResourceSet},
 };
 
@@ -59,7 +59,12 @@ impl Sources {
         let Read { content, set: Some(set), warnings, .. } = read else {
             bail!("the files were refused: nothing was changed");
         };
-        let accepted = Accepted { content, compiled: compile(&set, &self.node), felix: set.felix_for(&self.node) };
+        let accepted = Accepted {
+            content,
+            compiled: compile(&set, &self.node),
+            felix: set.felix_for(&self.node),
+            staged: staged::matters(&set).then_some(set),
+        };
         Ok((accepted, warnings))
     }
 

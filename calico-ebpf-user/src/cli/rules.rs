@@ -1,14 +1,20 @@
 //! `rules`.
 
-use std::{fmt::Write as _, process::ExitCode};
+use std::{collections::HashMap, fmt::Write as _, process::ExitCode};
+
+use serde::Serialize;
 
 use super::{args::Rules, context::Context, output, table::Table};
 use crate::{
+    agent::control::Request,
     observe::{
         inventory::{self, Who},
-        rules::{self, RuleLine, WorkloadRules},
+        rules::{self, WorkloadRules},
     },
-    policy::compiled::Reason,
+    policy::{
+        compiled::{Reason, RuleName},
+        staged::StagedRules,
+    },
 };
 
 pub(super) fn run(context: &Context, arguments: &Rules) -> anyhow::Result<ExitCode> {
@@ -37,17 +43,42 @@ pub(super) fn run(context: &Context, arguments: &Rules) -> anyhow::Result<ExitCo
             chosen
         }
     };
-    let shown = rules::read(&view, &chosen)?;
+    let mut staged = staged(context)?;
+    let shown: Vec<Shown> = rules::read(&view, &chosen)?
+        .into_iter()
+        .map(|rules| {
+            let staged = staged.remove(&rules.endpoint);
+            Shown { rules, staged }
+        })
+        .collect();
     output::result(context.format, &shown, |shown| render(shown, who == Some(Who::Host)))?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn render(workloads: &[WorkloadRules], host: bool) -> String {
+/// The rules of a workload, and those that staged policies would make of them, where they are others.
+#[derive(Serialize)]
+struct Shown {
+    #[serde(flatten)]
+    rules: WorkloadRules,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    staged: Option<StagedRules>,
+}
+
+/// What staged policies would change, by workload. They are not in the maps: only a running process knows them.
+fn staged(context: &Context) -> anyhow::Result<HashMap<String, StagedRules>> {
+    let reply = context.ask(&Request::Staged)?;
+    let staged = reply.map(|reply| reply.staged).unwrap_or_default();
+    Ok(staged.into_iter().map(|rules| (rules.endpoint.clone(), rules)).collect())
+}
+
+fn render(workloads: &[Shown], host: bool) -> String {
     if host {
         return "host: no policy applies to the host itself\n".into();
     }
     let mut text = String::new();
-    for (i, WorkloadRules { endpoint, interface, egress, ingress }) in workloads.iter().enumerate() {
+    for (i, Shown { rules: WorkloadRules { endpoint, interface, egress, ingress }, staged }) in
+        workloads.iter().enumerate()
+    {
         if i > 0 {
             text.push('\n');
         }
@@ -57,8 +88,14 @@ fn render(workloads: &[WorkloadRules], host: bool) -> String {
             let _ = writeln!(text, "  {direction}");
             let mut table = Table::new(&[">", "ACTION", ">PACKETS", "TIER", "RULE"]);
             for (number, rule) in rules.iter().enumerate() {
-                let tier = rule.name.as_ref().and_then(|name| name.tier.clone()).unwrap_or_else(|| "-".into());
-                table.row([number.to_string(), rule.action.into(), rule.hits.to_string(), tier, what(rule)]);
+                let name = rule.name.as_ref();
+                table.row([
+                    number.to_string(),
+                    rule.action.into(),
+                    rule.hits.to_string(),
+                    tier(name),
+                    name.map_or_else(|| "unknown".into(), what),
+                ]);
             }
             if table.is_empty() {
                 text.push_str("    no rules: everything is denied\n");
@@ -66,13 +103,25 @@ fn render(workloads: &[WorkloadRules], host: bool) -> String {
                 text.push_str(&table.render(4));
             }
         }
+        let Some(staged) = staged else { continue };
+        for (direction, rules) in [("egress", &staged.egress), ("ingress", &staged.ingress)] {
+            let _ = writeln!(text, "  {direction} with the staged policies applied");
+            let mut table = Table::new(&[">", "ACTION", "TIER", "RULE"]);
+            for (number, rule) in rules.iter().enumerate() {
+                table.row([number.to_string(), rule.action.clone(), tier(Some(&rule.name)), what(&rule.name)]);
+            }
+            text.push_str(&table.render(4));
+        }
     }
     text
 }
 
+fn tier(name: Option<&RuleName>) -> String {
+    name.and_then(|name| name.tier.clone()).unwrap_or_else(|| "-".into())
+}
+
 /// What a rule is, in words.
-fn what(rule: &RuleLine) -> String {
-    let Some(name) = &rule.name else { return "unknown".into() };
+fn what(name: &RuleName) -> String {
     match name.reason {
         Reason::TierDefault => "end of the tier: a policy applied, and no rule matched".into(),
         Reason::NoProfile => "no profile allowed it".into(),
@@ -88,7 +137,10 @@ fn what(rule: &RuleLine) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::compiled::{Direction, RuleName};
+    use crate::{
+        observe::rules::RuleLine,
+        policy::{compiled::Direction, staged::StagedRule},
+    };
 
     #[test]
     fn rules_say_where_they_come_from() {
@@ -101,17 +153,24 @@ mod tests {
             policy: Some("web".into()),
             rule: Some(2),
         };
+        let staged = RuleName { kind: Some("StagedNetworkPolicy".into()), ..name.clone() };
         let line = RuleLine { action: "allow", name: Some(name), hits: 12 };
-        let text = render(
-            &[WorkloadRules {
+        let shown = Shown {
+            rules: WorkloadRules {
                 endpoint: "shop/w".into(),
                 interface: "cali1".into(),
                 egress: vec![line],
                 ingress: vec![],
-            }],
-            false,
-        );
+            },
+            staged: Some(StagedRules {
+                endpoint: "shop/w".into(),
+                egress: vec![StagedRule { action: "deny".into(), name: staged }],
+                ingress: vec![],
+            }),
+        };
+        let text = render(&[shown], false);
         assert!(text.contains("0  allow        12  default  NetworkPolicy shop/web, rule 2"), "{text}");
         assert!(text.contains("everything is denied"), "{text}");
+        assert!(text.contains("0  deny    default  StagedNetworkPolicy shop/web, rule 2"), "{text}");
     }
 }

@@ -16,6 +16,7 @@ mod lint;
 pub mod maps;
 mod prefixes;
 mod ranges;
+pub mod staged;
 pub mod store;
 pub mod write;
 

@@ -2,7 +2,7 @@
 
 use super::{
     decode::{Decoder, FieldPath, Fields, Table, Use, did_you_mean},
-    felix, kubernetes,
+    felix, host_endpoint, kubernetes,
     metadata::{self, Metadata},
     network_set, node,
     parsed::{Body, Identity, Parsed},
@@ -103,7 +103,7 @@ static KINDS: [Kind; 26] = [
     calico("NetworkSet", true, Reader::Reads(WITH_SPEC, network_set::network_set)),
     calico("IPPool", false, Reader::Reads(WITH_SPEC, pool::pool)),
     calico("Node", false, Reader::Reads(WITH_SPEC, node::node)),
-    calico("HostEndpoint", false, Reader::NotYet),
+    calico("HostEndpoint", false, Reader::Reads(WITH_SPEC, host_endpoint::host_endpoint)),
     calico("BGPConfiguration", false, Reader::NotYet),
     calico("BGPPeer", false, Reader::NotYet),
     calico("BGPFilter", false, Reader::NotYet),

@@ -9,6 +9,7 @@ mod decode;
 mod diagnostic;
 mod felix;
 mod files;
+mod host_endpoint;
 mod kinds;
 mod kubernetes;
 mod metadata;

@@ -211,7 +211,11 @@ fn addresses(decoder: &mut Decoder<'_>, spec: &Fields<'_>, path: &FieldPath<'_>)
     (addresses, places)
 }
 
-fn profiles(decoder: &mut Decoder<'_>, spec: &Fields<'_>, path: &FieldPath<'_>) -> (Vec<String>, Vec<Position>) {
+pub(super) fn profiles(
+    decoder: &mut Decoder<'_>,
+    spec: &Fields<'_>,
+    path: &FieldPath<'_>,
+) -> (Vec<String>, Vec<Position>) {
     let Some(node) = spec.get("profiles") else {
         return Default::default();
     };
@@ -230,7 +234,7 @@ fn profiles(decoder: &mut Decoder<'_>, spec: &Fields<'_>, path: &FieldPath<'_>) 
     (names, places)
 }
 
-fn ports(decoder: &mut Decoder<'_>, spec: &Fields<'_>, path: &FieldPath<'_>) -> Vec<NamedPort> {
+pub(super) fn ports(decoder: &mut Decoder<'_>, spec: &Fields<'_>, path: &FieldPath<'_>) -> Vec<NamedPort> {
     let Some(node) = spec.get("ports") else {
         return Vec::new();
     };

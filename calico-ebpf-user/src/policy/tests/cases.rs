@@ -49,7 +49,7 @@ fn workload(
     endpoint.into()
 }
 
-pub(super) fn rule(action: RuleAction) -> Rule {
+pub(in crate::policy) fn rule(action: RuleAction) -> Rule {
     Rule {
         action,
         number: None,
@@ -112,7 +112,7 @@ fn set(policies: Vec<Policy>) -> ResourceSet {
     }
 }
 
-pub(super) fn one(ingress: Vec<Rule>) -> ResourceSet {
+pub(in crate::policy) fn one(ingress: Vec<Rule>) -> ResourceSet {
     set(vec![policy("p", "default", ingress)])
 }
 

@@ -1,6 +1,6 @@
 //! The compiled tables against the plain evaluator.
 
-mod cases;
+pub(super) mod cases;
 pub(crate) mod generate;
 mod limits;
 mod lints;
