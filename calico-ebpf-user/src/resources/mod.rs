@@ -34,7 +34,7 @@ mod workload;
 mod yaml;
 
 pub use diagnostic::{Diagnostic, Severity, SourceLine};
-pub use reader::{FileStamp, Loaded, Reader, load};
+pub use reader::{FileStamp, Loaded, Reader, load, load_content};
 pub use remark::Remark;
 pub use report::Report;
 pub use shared::Shared;

@@ -101,7 +101,6 @@ pub(super) struct ParsedFile {
 impl Reader {
     /// Reads the files of these paths and checks them, each in itself and all together.
     pub fn load(&mut self, paths: &[PathBuf]) -> Loaded {
-        let mut stamps = Vec::new();
         let mut diagnostics = Vec::new();
         let mut parsed = Vec::new();
         // Of each path; absent while no file of its own was seen: all of them may have been read by way of another path.
@@ -119,7 +118,6 @@ impl Reader {
                         },
                         Content::Bytes { bytes, stamp } => self.parse(&path, bytes, stamp),
                     };
-                    stamps.push(file.identity.clone());
                     is_empty[root] = Some(is_empty[root].unwrap_or(true) && file.documents == 0);
                     kept.insert(path, Arc::clone(&file));
                     parsed.push(file);
@@ -137,18 +135,7 @@ impl Reader {
                 "no document in it: an empty set has to be written down, as \"{apiVersion: v1, kind: List, items: []}\"",
             ));
         }
-        diagnostics.extend(parsed.iter().flat_map(|file| file.diagnostics.iter().cloned()));
-        let so_far_good = diagnostics.iter().all(|d| d.severity != Severity::Error);
-        let (set, mut found) = relations::check(&parsed, so_far_good);
-        if found.len() > MAX_FOUND {
-            found.sort_by_key(|finding| finding.severity);
-            found.truncate(MAX_FOUND);
-            found[MAX_FOUND - 1].message.push_str(" (and more like this in all files)");
-        }
-        diagnostics.extend(found);
-        let mut loaded = Loaded { set, diagnostics, files: stamps };
-        loaded.sort();
-        loaded
+        together(&parsed, diagnostics)
     }
 
     /// Adds warnings about what this reader loaded last. Files with any are parsed once more, to say where.
@@ -182,6 +169,29 @@ impl Reader {
 #[must_use]
 pub fn load(paths: &[PathBuf]) -> Loaded {
     Reader::default().load(paths)
+}
+
+/// Checks a text as if it were in a file of this name, the only one.
+#[must_use]
+pub fn load_content(path: &Path, content: Vec<u8>) -> Loaded {
+    together(&[Arc::new(parse(path, content))], Vec::new())
+}
+
+/// What the files say together. `diagnostics`: of what could not be read.
+fn together(parsed: &[Arc<ParsedFile>], mut diagnostics: Vec<Diagnostic>) -> Loaded {
+    diagnostics.extend(parsed.iter().flat_map(|file| file.diagnostics.iter().cloned()));
+    let so_far_good = diagnostics.iter().all(|d| d.severity != Severity::Error);
+    let (set, mut found) = relations::check(parsed, so_far_good);
+    if found.len() > MAX_FOUND {
+        found.sort_by_key(|finding| finding.severity);
+        found.truncate(MAX_FOUND);
+        found[MAX_FOUND - 1].message.push_str(" (and more like this in all files)");
+    }
+    diagnostics.extend(found);
+    let files = parsed.iter().map(|file| file.identity.clone()).collect();
+    let mut loaded = Loaded { set, diagnostics, files };
+    loaded.sort();
+    loaded
 }
 
 fn identity(path: &Path, content: &[u8]) -> FileStamp {
