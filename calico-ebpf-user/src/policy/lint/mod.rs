@@ -17,7 +17,7 @@ use super::{
 };
 use crate::resources::{
     Remark,
-    model::{EntityRule, Origin, Policy, PortMatch, Profile, ResourceSet, Rule, RuleAction},
+    model::{EntityRule, Origin, Policy, PolicyHook, PolicyKind, PortMatch, Profile, ResourceSet, Rule, RuleAction},
     selector::Selector,
 };
 
@@ -118,13 +118,18 @@ struct Linter {
 impl Linter {
     fn policy(&mut self, policy: &Policy) {
         let kind = policy.kind.as_str();
+        // Kubernetes' are known to users by their own names.
+        let name = match policy.kind {
+            PolicyKind::Kubernetes => policy.name.strip_prefix("knp.default.").unwrap_or(&policy.name),
+            _ => &policy.name,
+        };
         let resource = match &policy.namespace {
-            Some(namespace) => format!("{kind}/{namespace}/{}", policy.name),
-            None => format!("{kind}/{}", policy.name),
+            Some(namespace) => format!("{kind}/{namespace}/{name}"),
+            None => format!("{kind}/{name}"),
         };
         if !self.selects_workloads(policy) {
             // One that also judges what hosts forward may be for host endpoints.
-            if policy.hook == crate::resources::model::PolicyHook::Normal {
+            if policy.hook == PolicyHook::Normal {
                 let message = match &policy.namespace {
                     Some(namespace) => format!("selects no workload: none of namespace {namespace} has such labels"),
                     None => "selects no workload: none in these files has such labels".to_owned(),
@@ -159,7 +164,7 @@ impl Linter {
                     origin: &policy.origin,
                     namespace: policy.namespace.as_deref(),
                     name,
-                    is_kubernetes: policy.kind == crate::resources::model::PolicyKind::Kubernetes,
+                    is_kubernetes: policy.kind == PolicyKind::Kubernetes,
                 };
                 self.rules(&list, rules);
             }
