@@ -346,7 +346,8 @@ impl<'a> Judge<'a> {
             |end: &End| workloads.iter().any(|workload| workload.node == node && name(workload) == end.endpoint);
         outcome.source = outcome.source.filter(&local);
         outcome.destination = outcome.destination.filter(&local);
-        let denied = [&outcome.source, &outcome.destination].into_iter().flatten().any(|end| end.verdict == word(false));
+        let denied =
+            [&outcome.source, &outcome.destination].into_iter().flatten().any(|end| end.verdict == word(false));
         outcome.verdict = word(!denied);
         Ok(outcome)
     }

@@ -5,6 +5,7 @@ mod bird;
 mod churn;
 mod closed;
 mod commands;
+mod conformance;
 mod demo;
 mod flood;
 mod instances;

@@ -119,12 +119,28 @@ impl Lab {
     /// See [`Lab::new`].
     pub fn add_workload(&mut self, name: &str) -> anyhow::Result<&Workload> {
         let number = u8::try_from(self.workloads.len() + 10).context("too many workloads")?;
+        let v4 = Ipv4Addr::new(10, 65, 0, number);
+        let v6 = Ipv6Addr::new(0xfd00, 0x65, 0, 0, 0, 0, 0, number.into());
+        self.add_workload_with(name, &format!("cali{name}"), v4, v6)
+    }
+
+    /// Adds a workload with an interface and addresses of the caller's choice, connected.
+    ///
+    /// # Errors
+    /// See [`Lab::new`].
+    pub fn add_workload_with(
+        &mut self,
+        name: &str,
+        interface: &str,
+        v4: Ipv4Addr,
+        v6: Ipv6Addr,
+    ) -> anyhow::Result<&Workload> {
         let workload = Workload {
             name: name.to_owned(),
             namespace: Namespace::create(format!("{}-w-{name}", self.name))?,
-            interface: format!("cali{name}"),
-            v4: Ipv4Addr::new(10, 65, 0, number),
-            v6: Ipv6Addr::new(0xfd00, 0x65, 0, 0, 0, 0, 0, number.into()),
+            interface: interface.to_owned(),
+            v4,
+            v6,
             host: self.host.name().to_owned(),
         };
         workload.connect()?;
