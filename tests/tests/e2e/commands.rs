@@ -38,6 +38,25 @@ fn json_of_all_that_look_at_a_data_path() {
     assert!(hits.contains("b-in"), "{hits}");
 }
 
+/// A staged policy changes nothing but what is shown.
+#[test]
+fn staged_policies_are_shown() {
+    let mut world = World::new(&["a", "b"]);
+    world.serve(80);
+    world.start();
+    world.allowed("a", "b", Tcp(80));
+    let staged = "apiVersion: projectcalico.org/v3\nkind: StagedGlobalNetworkPolicy\nmetadata: {name: close}\n\
+                  spec: {selector: app == 'b', ingress: [{action: Deny}]}\n";
+    world.write("staged.yaml", staged);
+    assert_eq!(world.command(&["reload"]).code, 0);
+    world.allowed("a", "b", Tcp(80));
+    let rules = |who: &str| world.command(&["rules", who, "--output", "json"]).json()[0].clone();
+    let (a, b) = (rules("t/a"), rules("t/b"));
+    assert_eq!(b["staged"]["ingress"][0]["kind"], "StagedGlobalNetworkPolicy", "{b}");
+    assert!(!b["ingress"].to_string().contains("Staged"), "{b}");
+    assert!(a["ingress"].is_array() && a["staged"].is_null(), "{a}");
+}
+
 #[test]
 fn exit_codes() {
     let world = World::new(&["a"]);
