@@ -155,6 +155,12 @@ fn without_one(set: &ResourceSet) -> Vec<ResourceSet> {
     for i in 0..set.profiles.len() {
         with(&|set| drop(set.profiles.remove(i)));
     }
+    for i in 0..set.network_sets.len() {
+        with(&|set| drop(set.network_sets.remove(i)));
+    }
+    for name in set.tiers.keys() {
+        with(&|set| set.tiers.retain(|other, _| other != name));
+    }
     let mut rules = |count: usize, of: &dyn Fn(&mut ResourceSet) -> &mut Vec<Rule>| {
         for rule in 0..count {
             with(&|set| drop(of(set).remove(rule)));
