@@ -7,5 +7,6 @@
 
 pub mod abi;
 pub mod judge;
+pub mod nets;
 pub mod packet;
 pub mod track;

@@ -16,6 +16,7 @@ mod from_uplink;
 mod from_workload;
 mod log;
 mod maps;
+mod nets;
 mod opening;
 mod policy;
 mod skb;

@@ -9,7 +9,8 @@ use calico_ebpf_common::{
 };
 
 use crate::{
-    maps::{ADDRESSES4, ADDRESSES6, CONNS4, CONNS6, INTERFACES, NETS4, NETS6, RING4, RING6, SPOOF4, SPOOF6, WORKLOADS},
+    maps::{ADDRESSES4, ADDRESSES6, CONNS4, CONNS6, INTERFACES, NETS6, RING4, RING6, ROOT, SPOOF4, SPOOF6, WORKLOADS},
+    nets::cali_class4,
     skb::Skb,
     work::buffer,
 };
@@ -46,7 +47,8 @@ pub(crate) trait Tables: Ip {
     fn ring_push(key: &Self::Key) -> bool;
     fn ring_pop() -> Option<Self::Key>;
     fn address(address: &Self::Addr) -> Option<&'static AddressEntry>;
-    fn net(address: &Self::Addr) -> Option<&'static AddressEntry>;
+    /// Class of an address that has no entry of its own.
+    fn class(address: &Self::Addr, generation: u32) -> u32;
     fn may_spoof(slot: u32, address: &Self::Addr) -> bool;
     /// One router further.
     fn decrement_ttl(skb: &Skb) -> Option<()>;
@@ -84,8 +86,9 @@ impl Tables for V4 {
         unsafe { ADDRESSES4.get(address) }
     }
     #[inline(always)]
-    fn net(address: &Self::Addr) -> Option<&'static AddressEntry> {
-        NETS4.get(trie_key(Key::new(32, *address))?)
+    fn class(address: &Self::Addr, generation: u32) -> u32 {
+        let Some(root) = ROOT.get(0) else { return Self::NO_CLASS };
+        cali_class4(root.settings(generation).nets4, u32::from_be_bytes(*address))
     }
     #[inline(always)]
     fn may_spoof(slot: u32, address: &Self::Addr) -> bool {
@@ -139,8 +142,9 @@ impl Tables for V6 {
         unsafe { ADDRESSES6.get(address) }
     }
     #[inline(always)]
-    fn net(address: &Self::Addr) -> Option<&'static AddressEntry> {
-        NETS6.get(trie_key(Key::new(128, *address))?)
+    fn class(address: &Self::Addr, generation: u32) -> u32 {
+        let entry = trie_key(Key::new(128, *address)).and_then(|key| NETS6.get(key));
+        entry.map_or(Self::NO_CLASS, |entry| entry.class(generation))
     }
     #[inline(always)]
     fn may_spoof(slot: u32, address: &Self::Addr) -> bool {
@@ -194,10 +198,7 @@ fn locate_packed<F: Tables>(first: u64, second: u64, generation: u32) -> u64 {
         let host = if entry.flags & HOST != 0 { HOST_BIT } else { 0 };
         return u64::from(entry.slot(generation)) << 32 | host | u64::from(entry.class(generation) & 0xff_ffff);
     }
-    let class = match F::net(address) {
-        Some(entry) => entry.class(generation),
-        None => F::NO_CLASS,
-    };
+    let class = F::class(address, generation);
     u64::from(NO_SLOT) << 32 | u64::from(class & 0xff_ffff)
 }
 

@@ -19,18 +19,16 @@ pub const PROG_EXPLAIN: &str = "cali_explain";
 
 /// `Array<Root>`, one entry, memory-mapped by the loader.
 pub const ROOT: &str = "cali_root";
-/// `Array<Block>`: rule tables, memory-mapped by the loader.
+/// `Array<Block>`: rule tables and the classes of IPv4 addresses, memory-mapped by the loader.
 pub const RULES: &str = "cali_rules";
 /// `Array<Workload>` by slot, memory-mapped by the loader.
 pub const WORKLOADS: &str = "cali_wl";
 /// `HashMap<u32, Interface>` by interface index.
 pub const INTERFACES: &str = "cali_iface";
-/// `HashMap<[u8; 4], AddressEntry>`: single IPv4 addresses.
+/// `HashMap<[u8; 4], AddressEntry>`: IPv4 addresses of local workloads and of this host.
 pub const ADDRESSES4: &str = "cali_addr4";
 /// `HashMap<[u8; 16], AddressEntry>`: single IPv6 addresses.
 pub const ADDRESSES6: &str = "cali_addr6";
-/// `LpmTrie<[u8; 4], AddressEntry>`: IPv4 prefixes shorter than /32.
-pub const NETS4: &str = "cali_net4";
 /// `LpmTrie<[u8; 16], AddressEntry>`: IPv6 prefixes shorter than /128.
 pub const NETS6: &str = "cali_net6";
 /// `LpmTrie<SpoofKey4, u32>`: prefixes that a workload may send from besides its own addresses.

@@ -29,8 +29,10 @@ pub mod role {
 pub struct Settings {
     /// See [`host_action`].
     pub host_action: u32,
+    /// The classes of IPv4 addresses: a [`NetRef`](super::NetRef), or zero.
+    pub nets4: u32,
     /// Zero.
-    pub reserved: [u32; 3],
+    pub reserved: [u32; 2],
 }
 
 /// Idle times after which a connection is forgotten, in ticks of `bpf_jiffies64`; by protocol and state, with Calico's

@@ -27,8 +27,7 @@ use crate::policy::{
 /// Classes of addresses that the layout can tell apart: 24 bits.
 const CLASSES: u32 = 1 << 24;
 
-/// A key of a trie with addresses of 4 bytes: prefix length in host order, address.
-type NetKey4 = [u8; 8];
+/// A key of a trie: prefix length in host order, address.
 type NetKey6 = [u8; 20];
 /// The same with the slot before the address, which the prefix length counts.
 type SpoofNetKey4 = [u8; 12];
@@ -59,7 +58,6 @@ pub(crate) struct Tables {
     interfaces: TypedMap<u32, Interface>,
     addresses4: TypedMap<[u8; 4], AddressEntry>,
     addresses6: TypedMap<[u8; 16], AddressEntry>,
-    nets4: TypedMap<NetKey4, AddressEntry>,
     nets6: TypedMap<NetKey6, AddressEntry>,
     spoof4: TypedMap<SpoofNetKey4, u32>,
     spoof6: TypedMap<SpoofNetKey6, u32>,
@@ -73,7 +71,6 @@ pub(crate) struct Tables {
 impl Tables {
     /// Opens the pinned maps for writing.
     pub(crate) fn open(directory: &Path) -> Result<Self> {
-        let nets4 = TypedMap::open(directory, names::NETS4, false)?;
         let nets6 = TypedMap::open(directory, names::NETS6, false)?;
         let addresses4 = TypedMap::open(directory, names::ADDRESSES4, false)?;
         let addresses6 = TypedMap::open(directory, names::ADDRESSES6, false)?;
@@ -90,7 +87,7 @@ impl Tables {
             slots: entries(&workloads),
             counters: rule_names.capacity().min(hits.capacity()),
             addresses: addresses4.capacity().min(addresses6.capacity()),
-            nets: nets4.capacity().min(nets6.capacity()),
+            nets: nets6.capacity(),
             spoof: spoof4.capacity().min(spoof6.capacity()),
             classes: CLASSES,
         };
@@ -101,7 +98,6 @@ impl Tables {
             interfaces: TypedMap::open(directory, names::INTERFACES, false)?,
             addresses4,
             addresses6,
-            nets4,
             nets6,
             spoof4,
             spoof6,
@@ -200,7 +196,8 @@ impl Tables {
         match prefix {
             IpNet::V4(net) if net.prefix_len() == 32 => self.addresses4.remove(&net.addr().octets()),
             IpNet::V6(net) if net.prefix_len() == 128 => self.addresses6.remove(&net.addr().octets()),
-            IpNet::V4(net) => self.nets4.remove(&net_key4(net)),
+            // The classes of IPv4 networks are in the arena.
+            IpNet::V4(_) => return Ok(()),
             IpNet::V6(net) => self.nets6.remove(&net_key6(net)),
         }
         .map(drop)
@@ -343,9 +340,6 @@ impl Tables {
         for (address, entry) in self.addresses6.entries()? {
             addresses.insert(IpNet::from(IpAddr::from(address)), entry);
         }
-        for (key, entry) in self.nets4.entries()? {
-            addresses.extend(net(&key).map(|net| (net, entry)));
-        }
         for (key, entry) in self.nets6.entries()? {
             addresses.extend(net(&key).map(|net| (net, entry)));
         }
@@ -432,7 +426,6 @@ pub(crate) fn timeouts(hz: u32) -> Timeouts {
 struct Batch {
     addresses4: Vec<([u8; 4], AddressEntry)>,
     addresses6: Vec<([u8; 16], AddressEntry)>,
-    nets4: Vec<(NetKey4, AddressEntry)>,
     nets6: Vec<(NetKey6, AddressEntry)>,
 }
 
@@ -441,16 +434,16 @@ impl Batch {
         match prefix {
             IpNet::V4(net) if net.prefix_len() == 32 => self.addresses4.push((net.addr().octets(), entry)),
             IpNet::V6(net) if net.prefix_len() == 128 => self.addresses6.push((net.addr().octets(), entry)),
-            IpNet::V4(net) => self.nets4.push((net_key4(net), entry)),
+            // The classes of IPv4 networks are in the arena.
+            IpNet::V4(_) => {}
             IpNet::V6(net) => self.nets6.push((net_key6(net), entry)),
         }
     }
 
     fn flush(&mut self, tables: &Tables) -> Result<()> {
-        let Self { addresses4, addresses6, nets4, nets6 } = std::mem::take(self);
+        let Self { addresses4, addresses6, nets6 } = std::mem::take(self);
         tables.addresses4.insert_many(&addresses4)?;
         tables.addresses6.insert_many(&addresses6)?;
-        tables.nets4.insert_many(&nets4)?;
         tables.nets6.insert_many(&nets6)
     }
 }
@@ -465,10 +458,6 @@ fn entries<T: bytemuck::Pod>(mapping: &Mapping<T>) -> u32 {
 
 fn too_long(what: &str, text: &str) -> DataplaneError {
     DataplaneError::Corrupt { what: what.to_owned(), message: format!("no room for {text}") }
-}
-
-fn net_key4(net: ipnet::Ipv4Net) -> NetKey4 {
-    trie_key(u32::from(net.prefix_len()), None, &net.network().octets())
 }
 
 fn net_key6(net: ipnet::Ipv6Net) -> NetKey6 {
@@ -517,7 +506,6 @@ mod tests {
     fn trie_keys_are_read_back() {
         let v4: ipnet::Ipv4Net = "10.1.0.0/16".parse().expect("a prefix");
         let v6: ipnet::Ipv6Net = "fd00:1::/32".parse().expect("a prefix");
-        assert_eq!(net(&net_key4(v4)), Some(v4.into()));
         assert_eq!(net(&net_key6(v6)), Some(v6.into()));
         assert_eq!(spoof_net(&spoof_key4(300, v4)), Some((300, v4.into())));
         assert_eq!(spoof_net(&spoof_key6(300, v6)), Some((300, v6.into())));

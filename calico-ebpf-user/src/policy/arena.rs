@@ -56,6 +56,8 @@ pub(super) enum Kind {
     Entries,
     /// The header of a table.
     Table,
+    /// A search tree over IPv4 addresses.
+    Chunk,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -118,6 +120,12 @@ impl Arena {
             }
         }
         (arena, found)
+    }
+
+    /// Takes over an object that is used once (more). The same one is taken over only once.
+    pub(super) fn adopt_used(&mut self, blocks: &[Block], first: u32, kind: Kind, count: u32) {
+        self.adopt_object(blocks, first, kind, count);
+        self.acquire(&[first]);
     }
 
     fn adopt_object(&mut self, blocks: &[Block], first: u32, kind: Kind, count: u32) {

@@ -8,6 +8,7 @@ use std::{
 use calico_ebpf_common::{
     abi::{AddressEntry, Block, NO_SLOT, Root, Workload},
     judge::{self, Subject},
+    nets::class_of,
 };
 use ipnet::IpNet;
 
@@ -154,9 +155,13 @@ impl Maps {
     fn lookup(&self, nets: &Prefixes, address: IpAddr) -> (u32, u32) {
         let prefix = IpNet::from(address);
         let generation = self.root.generation;
-        match self.addresses.get(&prefix) {
-            Some(entry) => (entry.class(generation), entry.slot(generation)),
-            None => {
+        match (self.addresses.get(&prefix), address) {
+            (Some(entry), _) => (entry.class(generation), entry.slot(generation)),
+            (None, IpAddr::V4(address)) => {
+                let root = self.root.settings(generation).nets4;
+                (class_of(&self.blocks[..], root, address.into()).unwrap_or(0), NO_SLOT)
+            }
+            (None, IpAddr::V6(_)) => {
                 let plain = u32::from(address.is_ipv6());
                 (nets.wider(&self.addresses, &prefix).map_or(plain, |entry| entry.class(generation)), NO_SLOT)
             }

@@ -14,6 +14,7 @@ pub mod flow;
 mod layout;
 mod lint;
 pub mod maps;
+mod nets;
 mod prefixes;
 mod ranges;
 pub mod staged;

@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet, btree_map::Entry},
-    net::IpAddr,
+    net::{IpAddr, Ipv6Addr},
     sync::Arc,
 };
 
@@ -13,16 +13,19 @@ use calico_ebpf_common::abi::{
     Action, AddressEntry, HOST, MAX_CHUNKS, MAX_RULES, NO_SLOT, PolicyRef, Settings, Stamped, Workload,
 };
 use calico_ebpf_common::judge::{self, Arena as _};
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{
     arena::Arena,
     compiled::{AddressMatch, Compiled, Direction, RuleMatch, RuleName, Table, TableRule},
     layout::{Built, ClassKey, Classes},
+    nets::{Nets, Run},
     prefixes::Prefixes,
     write::{Changes, KernelState, LimitError, Limits, Plan, Write},
 };
 
+/// Where the IPv6 prefixes begin in an ordered map.
+const FIRST_V6: IpNet = IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::UNSPECIFIED, 0));
 /// Classes that stand for "no condition holds", IPv4 and IPv6.
 const PLAIN_CLASSES: u32 = 2;
 /// Classes without an address that are kept in case their addresses come back; tests meet the end of that soon.
@@ -44,7 +47,10 @@ pub struct Store {
     conditions: HashMap<String, u32>,
     next_condition: u32,
     classes: BTreeMap<ClassKey, u32>,
+    /// Of IPv6 all addresses and networks, of IPv4 the addresses of local workloads and of the host.
     addresses: BTreeMap<IpNet, AddressEntry>,
+    /// The classes of all IPv4 addresses.
+    nets: Nets,
     spoof: BTreeSet<(u32, IpNet)>,
     workloads: BTreeMap<String, Owner>,
     /// Last incarnation of each slot that ever had an owner.
@@ -87,6 +93,7 @@ impl Store {
             next_condition: 0,
             classes: BTreeMap::new(),
             addresses: BTreeMap::new(),
+            nets: Nets::empty(),
             spoof: BTreeSet::new(),
             workloads: BTreeMap::new(),
             incarnations: BTreeMap::new(),
@@ -141,6 +148,13 @@ impl Store {
         };
         let headers = store.workloads.values().flat_map(in_force).collect();
         (store.arena, store.tables) = Arena::adopt(state.blocks, limits.blocks, &headers);
+        let root = state.root.settings[side(generation)].nets4;
+        if let Some((nets, objects)) = Nets::adopt(state.blocks, limits.blocks, root) {
+            for (first, kind, count) in objects {
+                store.arena.adopt_used(state.blocks, first, kind, count);
+            }
+            store.nets = nets;
+        }
         let numbers = store.tables.keys().filter_map(|&header| store.arena.image().block(header).map(|h| h.u32_at(3)));
         store.next_table = numbers.max().unwrap_or(0).wrapping_add(1);
         store
@@ -182,6 +196,8 @@ impl Store {
             prepare: Vec::new(),
             retire: Vec::new(),
             changes: Changes::default(),
+            begin: Vec::new(),
+            end: Vec::new(),
         };
         planner.slots(compiled)?;
         planner.counters(compiled)?;
@@ -246,6 +262,8 @@ struct DesiredAddresses {
     entries: BTreeMap<IpNet, Desired>,
     /// What classes stand for, in the order of the addresses, so that one input always gives one result.
     keys: Vec<ClassKey>,
+    /// All IPv4 addresses, by index into `keys` plus one; zero where nothing is known of them.
+    runs: Vec<Run>,
     /// Indices into `keys` by family and by the place of the compiler's list.
     known: HashMap<(bool, *const u32), usize>,
 }
@@ -291,6 +309,10 @@ fn desired_addresses(
         let key = desired.key(address.is_ipv6(), wider, conditions);
         desired.entries.entry(prefix).or_insert(Desired { key, slot: NO_SLOT, host: false }).host = true;
     }
+    desired.runs = runs(desired.entries.iter().filter_map(|(prefix, desired)| match prefix {
+        IpNet::V4(net) => Some((*net, desired.key as u32 + 1)),
+        IpNet::V6(_) => None,
+    }));
     desired
 }
 
@@ -311,6 +333,9 @@ struct Planner<'a> {
     prepare: Vec<Write>,
     retire: Vec<Write>,
     changes: Changes,
+    /// Objects besides those of tables that are used from now on, and no longer.
+    begin: Vec<u32>,
+    end: Vec<u32>,
 }
 
 impl Planner<'_> {
@@ -417,13 +442,23 @@ impl Planner<'_> {
         add(&plain[1], 1);
         // The number that some address has already. That is how the numbers of an earlier process live on.
         let mut missing: Vec<bool> = desired.keys.iter().map(|key| !self.old.classes.contains_key(key)).collect();
-        for (prefix, desired_entry) in &desired.entries {
-            if missing[desired_entry.key]
+        let of_runs = desired.runs.iter().filter_map(|&(start, key)| Some((start, key.checked_sub(1)? as usize)));
+        for (start, key) in of_runs {
+            if missing[key] {
+                let class = self.old.nets.class(start);
+                if taken.insert(class) {
+                    add(&desired.keys[key], class);
+                    missing[key] = false;
+                }
+            }
+        }
+        for (prefix, Desired { key, .. }) in desired.entries.range(FIRST_V6..) {
+            if missing[*key]
                 && let Some(entry) = self.old.addresses.get(prefix)
                 && taken.insert(entry.class(self.old.generation))
             {
-                add(&desired.keys[desired_entry.key], entry.class(self.old.generation));
-                missing[desired_entry.key] = false;
+                add(&desired.keys[*key], entry.class(self.old.generation));
+                missing[*key] = false;
             }
         }
         let mut candidates = PLAIN_CLASSES..;
@@ -518,15 +553,28 @@ impl Planner<'_> {
         let classes: Vec<u32> =
             desired.keys.iter().map(|key| self.next.classes.get(key).copied().unwrap_or_default()).collect();
         let class_of = |desired: &Desired| classes[desired.key];
+        let class_of_run = |key: u32| key.checked_sub(1).map_or(0, |key| classes[key as usize]);
+        let mut runs: Vec<Run> = desired.runs.iter().map(|&(start, key)| (start, class_of_run(key))).collect();
+        runs.dedup_by_key(|run| run.1);
         let desired = &desired.entries;
-        let (mut all, mut of_address) = (HashSet::from([(0, 0), (1, 1)]), HashMap::new());
+        let mut all: HashSet<(u32, u32)> = HashSet::from([(0, 0), (1, 1)]);
+        self.changes.addresses += changed_runs(&self.old.nets.runs, &runs, &mut all);
+        let (nets, uses) = self.old.nets.update(&mut self.next.arena, Arc::new(runs))?;
+        self.begin.extend(uses.begin);
+        self.end.extend(uses.end);
+        self.next.nets = nets;
+        let mut of_address = HashMap::new();
         let mut entries = BTreeMap::new();
         let mut count: HashMap<&'static str, (usize, u32)> = HashMap::new();
-        for (prefix, desired) in desired {
+        let in_maps = |prefix: &IpNet, desired: &Desired| {
+            matches!(prefix, IpNet::V6(_)) || desired.slot != NO_SLOT || desired.host
+        };
+        for (prefix, desired) in desired.iter().filter(|(prefix, desired)| in_maps(prefix, desired)) {
             let before = old.get(prefix);
-            let was = match before {
-                Some(entry) => entry.class(now),
-                None => old_nets.wider(old, prefix).map_or(plain(prefix), |entry| entry.class(now)),
+            let was = match (before, prefix) {
+                (Some(entry), _) => entry.class(now),
+                (None, IpNet::V4(net)) => self.old.nets.class(net.addr().into()),
+                (None, IpNet::V6(_)) => old_nets.wider(old, prefix).map_or(plain(prefix), |entry| entry.class(now)),
             };
             let (class, owner) = (class_of(desired), before.map_or(NO_SLOT, |entry| entry.slot(now)));
             let flags = if desired.host { HOST } else { 0 };
@@ -551,9 +599,12 @@ impl Planner<'_> {
             }
             entries.insert(*prefix, entry);
         }
-        for (prefix, entry) in old.iter().filter(|(prefix, _)| !desired.contains_key(prefix)) {
+        for (prefix, entry) in old.iter().filter(|(prefix, _)| !entries.contains_key(*prefix)) {
             let (was, owner) = (entry.class(now), entry.slot(now));
-            let class = new_nets.wider(desired, prefix).map_or(plain(prefix), class_of);
+            let class = match prefix {
+                IpNet::V4(net) => self.next.nets.class(net.addr().into()),
+                IpNet::V6(_) => new_nets.wider(desired, prefix).map_or(plain(prefix), class_of),
+            };
             all.insert((was, class));
             let entry = AddressEntry {
                 class: Stamped { value: [was, class] },
@@ -682,7 +733,8 @@ impl Planner<'_> {
     }
 
     fn settings(&mut self, compiled: &Compiled) {
-        let settings = Settings { host_action: compiled.host_action, ..Settings::default() };
+        let nets4 = self.next.nets.root();
+        let settings = Settings { host_action: compiled.host_action, nets4, ..Settings::default() };
         let side = side(self.generation);
         if self.old.settings[side] != settings {
             self.next.settings[side] = settings;
@@ -707,6 +759,8 @@ impl Planner<'_> {
                 self.next.arena.release(objects);
             }
         }
+        self.next.arena.acquire(&self.begin);
+        self.next.arena.release(&self.end);
         self.next.tables = used;
         self.next.built = built.into_iter().collect();
         self.forget_conditions();
@@ -747,11 +801,69 @@ impl Planner<'_> {
     }
 }
 
+/// What all addresses have of which the prefixes (in ascending order) have these; others have zero.
+fn runs(prefixes: impl Iterator<Item = (Ipv4Net, u32)>) -> Vec<Run> {
+    let mut runs: Vec<Run> = vec![(0, 0)];
+    let mut begin = |start: u32, class: u32| {
+        if let Some(last) = runs.last_mut()
+            && last.0 == start
+        {
+            last.1 = class;
+        } else {
+            runs.push((start, class));
+        }
+        // What is the same as before it is no run of its own.
+        if let [.., before, last] = runs[..]
+            && before.1 == last.1
+        {
+            runs.pop();
+        }
+    };
+    // The prefixes that the last one is in, with the last address of each.
+    let mut wider: Vec<(u32, u32)> = Vec::new();
+    let class_after = |wider: &[(u32, u32)]| wider.last().map_or(0, |wider| wider.1);
+    for (net, class) in prefixes {
+        let (start, last) = (u32::from(net.network()), u32::from(net.broadcast()));
+        while let Some((end, _)) = wider.pop_if(|wider| wider.0 < start) {
+            begin(end + 1, class_after(&wider));
+        }
+        begin(start, class);
+        wider.push((last, class));
+    }
+    while let Some((end, _)) = wider.pop() {
+        if let Some(next) = end.checked_add(1) {
+            begin(next, class_after(&wider));
+        }
+    }
+    runs
+}
+
+/// Notes which classes became which, and returns how many stretches of addresses have another class.
+fn changed_runs(old: &[Run], new: &[Run], pairs: &mut HashSet<(u32, u32)>) -> usize {
+    let (mut old, mut new) = (old.iter().peekable(), new.iter().peekable());
+    let (mut was, mut is, mut changed) = (0, 0, 0);
+    loop {
+        let next = match (old.peek(), new.peek()) {
+            (Some(old), Some(new)) => old.0.min(new.0),
+            (Some(run), None) | (None, Some(run)) => run.0,
+            (None, None) => return changed,
+        };
+        if let Some(run) = old.next_if(|run| run.0 == next) {
+            was = run.1;
+        }
+        if let Some(run) = new.next_if(|run| run.0 == next) {
+            is = run.1;
+        }
+        changed += usize::from(was != is);
+        pairs.insert((was, is));
+    }
+}
+
 /// Map and room of a prefix.
 fn room(prefix: &IpNet, limits: &Limits) -> (&'static str, u32) {
     let single = prefix.prefix_len() == prefix.max_prefix_len();
     match (prefix, single) {
-        (IpNet::V4(_), true) => ("single IPv4 addresses, old and new ones", limits.addresses),
+        (IpNet::V4(_), true) => ("IPv4 addresses of this host and its workloads, old and new ones", limits.addresses),
         (IpNet::V6(_), true) => ("single IPv6 addresses, old and new ones", limits.addresses),
         (IpNet::V4(_), false) => ("IPv4 networks, old and new ones", limits.nets),
         (IpNet::V6(_), false) => ("IPv6 networks, old and new ones", limits.nets),

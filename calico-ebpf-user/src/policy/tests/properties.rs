@@ -105,7 +105,9 @@ proptest! {
             prop_assert!(store.plan(&compile(&set, NODE), &host()).unwrap().is_empty());
             let again = Store::adopt(LIMITS, &maps.state()).plan(&compile(&set, NODE), &host()).unwrap();
             for write in again.prepare.iter().chain(&again.retire) {
-                prop_assert!(matches!(write, Write::Blocks { .. } | Write::WorkloadPolicy { .. }), "{}", write);
+                let nobody_notices =
+                    matches!(write, Write::Blocks { .. } | Write::WorkloadPolicy { .. } | Write::Settings { .. });
+                prop_assert!(nobody_notices, "{}", write);
             }
             let mut tidied = maps.clone();
             execute(&mut tidied, &again, &flows)?;
