@@ -11,3 +11,8 @@ pub mod routes;
 /// The programs that `cargo xtask bench` measures with; no part of the data path.
 #[doc(hidden)]
 pub static BENCH_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/calico-ebpf-bench"));
+
+/// Likewise, for `cargo xtask bench policy`.
+#[doc(hidden)]
+pub static BENCH_POLICY_OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/calico-ebpf-bench-policy"));

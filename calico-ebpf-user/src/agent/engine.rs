@@ -6,13 +6,12 @@ use anyhow::Context as _;
 
 use super::{desired::desired, sources::Sources};
 use crate::{
-    dataplane::{Applied, Dataplane, Uplinks},
+    dataplane::{Applied, Dataplane, Desired, Uplinks},
     observe::{
         clock,
         status::{LastLoad, Problem},
     },
     policy::{
-        compile::compile,
         compiled::Compiled,
         staged::{self, StagedRules},
         store::Store,
@@ -61,6 +60,8 @@ pub(super) struct Engine {
     /// The last apply did not get through: the next one has to do it again.
     unfinished: bool,
     applied: Applied,
+    /// What led to `applied`.
+    desired: Desired,
     last_load: LastLoad,
     failed_loads: u64,
     loads: u64,
@@ -100,6 +101,7 @@ impl Engine {
             host_addresses: BTreeSet::new(),
             unfinished: true,
             applied: Applied::default(),
+            desired: Desired::default(),
             last_load: LastLoad::default(),
             failed_loads: 0,
             loads: 0,
@@ -127,11 +129,11 @@ impl Engine {
         }
         let accepted = Accepted {
             content: read.content,
-            compiled: compile(&set, &self.node),
+            compiled: self.sources.compile(&set),
             felix: set.felix_for(&self.node),
             staged: staged::matters(&set).then_some(set),
         };
-        match self.put_in_force(Arc::new(accepted)) {
+        match self.put_policy_in_force(Arc::new(accepted)) {
             Ok(changes) => {
                 self.loaded(Vec::new(), read.warnings);
                 announce(self.store.generation(), &changes);
@@ -171,23 +173,43 @@ impl Engine {
         } else {
             let desired = desired(&self.accepted, &self.store, &self.node, &self.uplinks);
             let applied = self.dataplane.apply(None, &desired)?;
-            self.report(applied);
+            self.report(desired, applied);
             Ok(())
         }
     }
 
     fn put_in_force(&mut self, accepted: Arc<Accepted>) -> anyhow::Result<Changes> {
         let observed = self.dataplane.observe().context("cannot look at the host's links and addresses")?;
-        let plan = self.store.plan(&accepted.compiled, &observed.host_addresses)?;
+        self.execute(accepted, observed.host_addresses)
+    }
+
+    /// The same without a look at the host, about whose changes notifications tell.
+    fn put_policy_in_force(&mut self, accepted: Arc<Accepted>) -> anyhow::Result<Changes> {
+        if self.unfinished {
+            return self.put_in_force(accepted);
+        }
+        self.execute(accepted, self.host_addresses.clone())
+    }
+
+    fn execute(&mut self, accepted: Arc<Accepted>, host_addresses: BTreeSet<IpAddr>) -> anyhow::Result<Changes> {
+        let plan = self.store.plan(&accepted.compiled, &host_addresses)?;
         let desired = desired(&accepted, &plan.next, &self.node, &self.uplinks);
-        match self.dataplane.apply(Some(&plan), &desired) {
+        let only_policy = !self.is_unfinished() && desired == self.desired;
+        let done = if only_policy {
+            self.dataplane.apply_policy(&plan).map(|()| None)
+        } else {
+            self.dataplane.apply(Some(&plan), &desired).map(Some)
+        };
+        match done {
             Ok(applied) => {
                 let Plan { next, changes, .. } = plan;
                 self.store = next;
                 self.accepted = accepted;
-                self.host_addresses = observed.host_addresses;
+                self.host_addresses = host_addresses;
                 self.unfinished = false;
-                self.report(applied);
+                if let Some(applied) = applied {
+                    self.report(desired, applied);
+                }
                 Ok(changes)
             }
             Err(error) => {
@@ -199,7 +221,7 @@ impl Engine {
         }
     }
 
-    fn report(&mut self, applied: Applied) {
+    fn report(&mut self, desired: Desired, applied: Applied) {
         for fault in applied.faults.iter().filter(|fault| !self.applied.faults.contains(fault)) {
             tracing::warn!("{fault}");
         }
@@ -213,6 +235,7 @@ impl Engine {
             }
         }
         self.applied = applied;
+        self.desired = desired;
     }
 
     fn refused(&mut self, errors: Vec<Problem>, warnings: Vec<Problem>) -> Outcome {

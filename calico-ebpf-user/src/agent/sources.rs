@@ -12,7 +12,7 @@ use anyhow::bail;
 use super::engine::{Accepted, LOGGED_ERRORS};
 use crate::{
     observe::status::Problem,
-    policy::{compile::compile, staged},
+    policy::{compile::Compiler, compiled::Compiled, staged},
     resources::{Diagnostic, Loaded, Reader, Severity, model::ResourceSet},
 };
 
@@ -21,6 +21,7 @@ pub(super) struct Sources {
     paths: Vec<PathBuf>,
     node: String,
     reader: Reader,
+    compiler: Compiler,
 }
 
 /// What a reading led to.
@@ -39,7 +40,7 @@ impl Sources {
     /// These files and directories, for this node.
     #[must_use]
     pub(super) fn new(paths: &[PathBuf], node: &str) -> Self {
-        Self { paths: paths.to_vec(), node: node.to_owned(), reader: Reader::default() }
+        Self { paths: paths.to_vec(), node: node.to_owned(), reader: Reader::default(), compiler: Compiler::default() }
     }
 
     /// The first reading. What is wrong is written to standard error as `validate` does.
@@ -61,7 +62,7 @@ impl Sources {
         };
         let accepted = Accepted {
             content,
-            compiled: compile(&set, &self.node),
+            compiled: self.compile(&set),
             felix: set.felix_for(&self.node),
             staged: staged::matters(&set).then_some(set),
         };
@@ -72,6 +73,11 @@ impl Sources {
     pub(super) fn read(&mut self) -> Read {
         let loaded = self.reader.load(&self.paths);
         self.judge(loaded)
+    }
+
+    /// What the files say for this node; what did not change since the last time is not compiled again.
+    pub(super) fn compile(&mut self, set: &ResourceSet) -> Compiled {
+        self.compiler.compile(set, &self.node)
     }
 
     fn judge(&self, loaded: Loaded) -> Read {

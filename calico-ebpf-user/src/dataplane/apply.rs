@@ -183,6 +183,21 @@ impl Dataplane {
         Ok(applied)
     }
 
+    /// Puts a new policy in force and nothing else: for where the last [`Dataplane::apply`] led to all that is desired, and
+    /// only policy has changed since.
+    ///
+    /// # Errors
+    /// As for [`Dataplane::apply`].
+    pub fn apply_policy(&mut self, plan: &Plan) -> Result<()> {
+        if plan.is_empty() {
+            return Ok(());
+        }
+        self.tables.write(&plan.prepare)?;
+        self.tables.commit(plan.generation)?;
+        sys::grace_period();
+        self.tables.write(&plan.retire)
+    }
+
     /// Whether every filter is where it should be; for what no notification tells (a TCX link detached by hand). Cheap:
     /// a few system calls a filter. Call it every second or so, and [`Dataplane::apply`] if it says no.
     #[must_use]

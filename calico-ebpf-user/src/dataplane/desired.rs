@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fmt, net::IpAddr};
 use crate::routes::{RouteParameters, RouteStatus};
 
 /// What should be, besides policy (which the store's plan brings).
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Desired {
     /// The workloads of this node.
     pub workloads: Vec<DesiredWorkload>,

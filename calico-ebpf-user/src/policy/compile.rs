@@ -3,72 +3,379 @@
 use std::{
     cmp::Ordering,
     collections::{BTreeMap, BTreeSet, HashMap},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{self, AtomicU64},
+    },
 };
 
 use calico_ebpf_common::abi::{Action, host_action};
 
 use super::{
     compiled::{Compiled, Direction, LocalWorkload, Reason, RuleMatch, RuleName, Table, TableRule},
-    conditions::Conditions,
-    endpoints::Endpoints,
+    conditions::{AddressConditions, Conditions},
+    endpoints::{Endpoints, Memberships},
     expand::{PortNames, expand},
 };
-use crate::resources::model::{
-    EndpointToHostAction, Policy, Profile, ResourceSet, Rule, RuleAction, TierAction, WorkloadEndpoint,
+use crate::resources::{
+    Shared,
+    model::{
+        EndpointToHostAction, Policy, PolicyKind, Profile, ResourceSet, Rule, RuleAction, TierAction, WorkloadEndpoint,
+    },
 };
 
 /// Compiles what `set` says for the workloads of `node`.
 #[must_use]
 pub fn compile(set: &ResourceSet, node: &str) -> Compiled {
-    let profiles: HashMap<_, _> = set.profiles.iter().map(|profile| (profile.name.as_str(), profile)).collect();
-    let endpoints = Endpoints::new(set, &profiles);
-    let mut compiler = Compiler {
-        names: PortNames::new(set),
-        conditions: Conditions::default(),
-        policies: HashMap::new(),
-        profiles: HashMap::new(),
-        known: HashMap::new(),
-        tables: Vec::new(),
-    };
-    let order = evaluation_order(set);
-    let mut selected: HashMap<(u32, &str), Vec<usize>> = HashMap::new();
-    let mut workloads = BTreeMap::new();
-    for (index, workload) in set.workloads.iter().enumerate().filter(|(_, workload)| workload.node == node) {
-        let group = endpoints.of_workload(index);
-        let applying = selected.entry((group, &workload.namespace)).or_insert_with(|| {
-            let selects = |policy: &Policy| {
-                policy.judges_workloads()
-                    && policy.namespace.as_deref().is_none_or(|namespace| namespace == workload.namespace)
-                    && endpoints.holds(&policy.selector, group)
+    Compiler::default().compile(set, node)
+}
+
+/// Compiles one set of resources after the other. What they have in common is not compiled again, and the outcome means
+/// the same as that of a new compiler.
+#[derive(Debug)]
+pub struct Compiler {
+    numbering: u64,
+    endpoints: Endpoints,
+    memberships: Memberships,
+    conditions: Conditions,
+    addresses: AddressConditions,
+    names: PortNames,
+    /// By what they are of.
+    expansions: HashMap<RulesOf, Known>,
+    next_expansion: u32,
+    /// Numbers of what happens at the end of a tier.
+    tier_ends: HashMap<(String, bool), u32>,
+    /// Tables by what they are made of, see [`Compiler::table`].
+    tables: HashMap<Vec<u32>, Arc<Table>>,
+    turn: u64,
+}
+
+impl Default for Compiler {
+    fn default() -> Self {
+        static NUMBERINGS: AtomicU64 = AtomicU64::new(1);
+        Self {
+            numbering: NUMBERINGS.fetch_add(1, atomic::Ordering::Relaxed),
+            endpoints: Endpoints::default(),
+            memberships: Memberships::default(),
+            conditions: Conditions::default(),
+            addresses: AddressConditions::default(),
+            names: PortNames::default(),
+            expansions: HashMap::new(),
+            next_expansion: 0,
+            tier_ends: HashMap::new(),
+            tables: HashMap::new(),
+            turn: 0,
+        }
+    }
+}
+
+/// A rule of a table before it is known where the next tier begins.
+type Expanded = Vec<(RuleAction, Arc<RuleName>, Arc<RuleMatch>)>;
+
+/// Kind, namespace, tier and name of a policy, or name of a profile, and the direction.
+type RulesOf = (Option<PolicyKind>, Option<String>, String, Direction);
+
+/// Rules as they were expanded.
+#[derive(Debug)]
+struct Known {
+    /// What they were expanded from, of a policy.
+    policy: Option<Shared<Policy>>,
+    expansion: Arc<Expansion>,
+    turn: u64,
+}
+
+#[derive(Debug)]
+struct Expansion {
+    /// Others have another number.
+    number: u32,
+    rules: Expanded,
+    /// Conditions that they ask about, ascending; also those of rules that come to nothing.
+    conditions: Vec<u32>,
+}
+
+/// What a table is made of besides numbers of expansions.
+const PROFILES: u32 = u32::MAX;
+const TIER_END: u32 = 1 << 31;
+
+impl Compiler {
+    /// Compiles what `set` says for the workloads of `node`, always the same one.
+    #[must_use]
+    pub fn compile(&mut self, set: &ResourceSet, node: &str) -> Compiled {
+        self.forget();
+        self.turn += 1;
+        let profiles: HashMap<_, _> = set.profiles.iter().map(|profile| (profile.name.as_str(), profile)).collect();
+        self.endpoints.update(set, &profiles);
+        let names = PortNames::new(set);
+        if names != self.names {
+            // What is expanded again may still come to the same.
+            self.expansions.values_mut().for_each(|known| known.policy = None);
+            self.names = names;
+        }
+
+        let locals: Vec<(usize, &Shared<WorkloadEndpoint>)> =
+            set.workloads.iter().enumerate().filter(|(_, workload)| workload.node == node).collect();
+        let selected = self.selected(set, &locals);
+        let mut tables = Tables { of_policies: vec![[None, None]; set.policies.len()], ..Tables::default() };
+        let mut workloads = BTreeMap::new();
+        for (index, workload) in &locals {
+            let key = (self.endpoints.of_workload(*index), workload.namespace.as_str());
+            let applying = selected.get(&key).map_or(&[][..], Vec::as_slice);
+            let mut table = |direction| self.table(set, &profiles, workload, applying, direction, &mut tables);
+            let local = LocalWorkload {
+                pod: workload.pod.clone(),
+                interface: workload.interface.clone(),
+                addresses: workload.addresses.clone(),
+                mac: workload.mac,
+                spoof: workload.allow_spoofed_source_prefixes.clone(),
+                egress: table(Direction::Egress),
+                ingress: table(Direction::Ingress),
             };
-            order.iter().copied().filter(|&policy| selects(&set.policies[policy])).collect()
-        });
-        let mut table = |direction| compiler.table(set, &profiles, workload, applying, direction);
-        let local = LocalWorkload {
-            pod: workload.pod.clone(),
-            interface: workload.interface.clone(),
-            addresses: workload.addresses.clone(),
-            mac: workload.mac,
-            spoof: workload.allow_spoofed_source_prefixes.clone(),
-            egress: table(Direction::Egress),
-            ingress: table(Direction::Ingress),
+            workloads.insert(format!("{}/{}", workload.namespace, workload.name), local);
+        }
+        self.tables = tables.by_parts;
+        let turn = self.turn;
+        self.expansions.retain(|_, known| known.turn == turn);
+
+        let mut live = vec![false; self.conditions.len()];
+        let asked = self.expansions.values().flat_map(|known| &known.expansion.conditions);
+        asked.for_each(|condition| live[*condition as usize] = true);
+        let live: Vec<u32> = (0..).zip(live).filter_map(|(number, live)| live.then_some(number)).collect();
+        let own = workloads.values().flat_map(|workload: &LocalWorkload| workload.addresses.iter().copied());
+        let Self { addresses, conditions, endpoints, memberships, .. } = self;
+        let found = addresses.update(set, &live, conditions, endpoints, memberships, own);
+        memberships.turn();
+        Compiled {
+            tables: tables.all,
+            workloads,
+            addresses: found,
+            holdings: Arc::from(addresses.holdings.sets()),
+            numbering: self.numbering,
+            host_action: match set.felix_for(node).default_endpoint_to_host_action.unwrap_or_default() {
+                EndpointToHostAction::Drop => host_action::DROP,
+                EndpointToHostAction::Accept => host_action::ACCEPT,
+                EndpointToHostAction::Return => host_action::RETURN,
+            },
+        }
+    }
+
+    /// Begins anew where most of what is known is of no use any more.
+    fn forget(&mut self) {
+        const SPARE: usize = 10_000;
+        let useless = self.endpoints.groups() > SPARE + 2 * self.endpoints.living()
+            || self.conditions.len() > 10 * SPARE
+            || self.addresses.holdings.sets().len() > 10 * SPARE;
+        if useless && self.turn % 64 == 0 {
+            *self = Self::default();
+        }
+    }
+
+    /// Policies by the labels and the namespace of the local workloads that they select, in the order of evaluation.
+    fn selected<'a>(
+        &mut self,
+        set: &'a ResourceSet,
+        locals: &[(usize, &'a Shared<WorkloadEndpoint>)],
+    ) -> HashMap<(u32, &'a str), Vec<usize>> {
+        let mut selected: HashMap<(u32, &str), Vec<usize>> = HashMap::new();
+        let mut of_group: HashMap<u32, Vec<&str>> = HashMap::new();
+        for (index, workload) in locals {
+            let group = self.endpoints.of_workload(*index);
+            if selected.insert((group, &workload.namespace), Vec::new()).is_none() {
+                of_group.entry(group).or_default().push(&workload.namespace);
+            }
+        }
+        for index in evaluation_order(set) {
+            let policy = &set.policies[index];
+            if !policy.judges_workloads() {
+                continue;
+            }
+            let members = self.memberships.of(&self.endpoints, &policy.selector);
+            let mut select = |group: u32, namespaces: &[&'a str]| {
+                for namespace in namespaces {
+                    if policy.namespace.as_deref().is_none_or(|of_policy| of_policy == *namespace)
+                        && let Some(policies) = selected.get_mut(&(group, *namespace))
+                    {
+                        policies.push(index);
+                    }
+                }
+            };
+            // Whichever are fewer.
+            if members.groups.len() < of_group.len() {
+                let local = members.groups.iter().filter_map(|group| Some((*group, of_group.get(group)?)));
+                local.for_each(|(group, namespaces)| select(group, namespaces));
+            } else {
+                let members = of_group.iter().filter(|(group, _)| members.contains(**group));
+                members.for_each(|(group, namespaces)| select(*group, namespaces));
+            }
+        }
+        selected
+    }
+
+    /// Index of the table that judges `workload` in one direction; `selecting` are the policies that select it.
+    fn table(
+        &mut self,
+        set: &ResourceSet,
+        profiles: &HashMap<&str, &Profile>,
+        workload: &WorkloadEndpoint,
+        selecting: &[usize],
+        direction: Direction,
+        tables: &mut Tables,
+    ) -> usize {
+        let applies = |policy: &Policy| match direction {
+            Direction::Ingress => policy.applies_ingress,
+            Direction::Egress => policy.applies_egress,
         };
-        workloads.insert(format!("{}/{}", workload.namespace, workload.name), local);
+        let mut parts = vec![direction as u32];
+        let mut tiers: Vec<(&str, bool, Vec<Arc<Expansion>>)> = Vec::new();
+        let selecting = selecting.iter().map(|&index| (index, &set.policies[index]));
+        for (index, policy) in selecting.filter(|(_, policy)| applies(policy)) {
+            if tiers.last().is_none_or(|tier| tier.0 != policy.tier) {
+                let passes = set.tier(&policy.tier).is_some_and(|tier| tier.default_action == TierAction::Pass);
+                parts.push(TIER_END | self.tier_end(&policy.tier, passes));
+                tiers.push((&policy.tier, passes, Vec::new()));
+            }
+            let of_policy = &mut tables.of_policies[index][direction as usize];
+            let expansion = of_policy.get_or_insert_with(|| self.policy(policy, direction)).clone();
+            parts.push(expansion.number);
+            if let Some((.., expansions)) = tiers.last_mut() {
+                expansions.push(expansion);
+            }
+        }
+        parts.push(PROFILES);
+        let of_profiles: Vec<Arc<Expansion>> = workload
+            .profiles
+            .iter()
+            .filter_map(|name| profiles.get(name.as_str()))
+            .map(|profile| self.profile(profile, direction))
+            .collect();
+        parts.extend(of_profiles.iter().map(|expansion| expansion.number));
+        if let Some(&table) = tables.known.get(&parts) {
+            return table;
+        }
+        let table = self.tables.remove(&parts).unwrap_or_else(|| Arc::new(lay_out(&tiers, &of_profiles, direction)));
+        tables.all.push(Arc::clone(&table));
+        tables.by_parts.insert(parts.clone(), table);
+        tables.known.insert(parts, tables.all.len() - 1);
+        tables.all.len() - 1
     }
-    let own = workloads.values().flat_map(|workload: &LocalWorkload| workload.addresses.iter().copied());
-    let addresses = compiler.conditions.addresses(set, &endpoints, own);
-    Compiled {
-        tables: compiler.tables,
-        workloads,
-        addresses,
-        conditions: compiler.conditions.into_texts(),
-        host_action: match set.felix_for(node).default_endpoint_to_host_action.unwrap_or_default() {
-            EndpointToHostAction::Drop => host_action::DROP,
-            EndpointToHostAction::Accept => host_action::ACCEPT,
-            EndpointToHostAction::Return => host_action::RETURN,
-        },
+
+    fn tier_end(&mut self, tier: &str, passes: bool) -> u32 {
+        let next = self.tier_ends.len() as u32;
+        *self.tier_ends.entry((tier.to_owned(), passes)).or_insert(next)
     }
+
+    fn policy(&mut self, policy: &Shared<Policy>, direction: Direction) -> Arc<Expansion> {
+        let name_in_all = format!("{}/{}", policy.tier, policy.name);
+        let of = (Some(policy.kind), policy.namespace.clone(), name_in_all, direction);
+        if let Some(known) = self.expansions.get_mut(&of)
+            && known.policy.as_ref().is_some_and(|known| known.is(policy))
+        {
+            known.turn = self.turn;
+            return Arc::clone(&known.expansion);
+        }
+        let name = RuleName {
+            direction,
+            reason: Reason::Rule,
+            tier: Some(policy.tier.clone()),
+            kind: Some(policy.kind.as_str().to_owned()),
+            namespace: policy.namespace.clone(),
+            policy: Some(policy.name.clone()),
+            rule: None,
+        };
+        let rules = of_direction(&policy.ingress, &policy.egress, direction);
+        self.expand(of, Some(policy), rules, &name)
+    }
+
+    fn profile(&mut self, profile: &Profile, direction: Direction) -> Arc<Expansion> {
+        let of = (None, None, profile.name.clone(), direction);
+        let turn = self.turn;
+        if let Some(known) = self.expansions.get(&of).filter(|known| known.turn == turn) {
+            return Arc::clone(&known.expansion);
+        }
+        let name = RuleName {
+            direction,
+            reason: Reason::Profile,
+            tier: None,
+            kind: Some("Profile".to_owned()),
+            namespace: None,
+            policy: Some(profile.name.clone()),
+            rule: None,
+        };
+        self.expand(of, None, of_direction(&profile.ingress, &profile.egress, direction), &name)
+    }
+
+    /// Expands rules; those that come to the same as before stay the same ones.
+    fn expand(
+        &mut self,
+        of: RulesOf,
+        policy: Option<&Shared<Policy>>,
+        rules: &[Rule],
+        name: &RuleName,
+    ) -> Arc<Expansion> {
+        let Self { names, conditions, expansions, next_expansion, turn, .. } = self;
+        let rules = expand_all(rules, name, of.1.as_deref(), names, conditions);
+        let conditions = conditions.take_met();
+        let expansion = match expansions.get(&of).map(|known| &known.expansion) {
+            Some(known) if known.rules == rules && known.conditions == conditions => Arc::clone(known),
+            _ => {
+                *next_expansion += 1;
+                Arc::new(Expansion { number: *next_expansion, rules, conditions })
+            }
+        };
+        let known = Known { policy: policy.cloned(), expansion: Arc::clone(&expansion), turn: *turn };
+        expansions.insert(of, known);
+        expansion
+    }
+}
+
+/// The tables of one compilation.
+#[derive(Default)]
+struct Tables {
+    all: Vec<Arc<Table>>,
+    known: HashMap<Vec<u32>, usize>,
+    by_parts: HashMap<Vec<u32>, Arc<Table>>,
+    /// Expansions of policies by index and direction.
+    of_policies: Vec<[Option<Arc<Expansion>>; 2]>,
+}
+
+/// One rule after the other: tiers (name, whether its end passes, policies), then profiles.
+fn lay_out(tiers: &[(&str, bool, Vec<Arc<Expansion>>)], profiles: &[Arc<Expansion>], direction: Direction) -> Table {
+    let mut rules = Vec::new();
+    let rule = |action, (_, name, matches): &(RuleAction, Arc<RuleName>, Arc<RuleMatch>)| TableRule {
+        action,
+        next: 0,
+        name: name.clone(),
+        matches: matches.clone(),
+    };
+    for (name, passes, policies) in tiers {
+        let start = rules.len();
+        rules.extend(policies.iter().flat_map(|policy| &policy.rules).map(|expanded| {
+            let action = match expanded.0 {
+                RuleAction::Allow => Action::Allow,
+                RuleAction::Deny => Action::Deny,
+                RuleAction::Log => Action::Log,
+                RuleAction::Pass => Action::Pass,
+            };
+            rule(action, expanded)
+        }));
+        let action = if *passes { Action::Pass } else { Action::Deny };
+        rules.push(default_rule(action, direction, Reason::TierDefault, Some(name)));
+        // A pass leads to whatever comes after this tier.
+        let next = u16::try_from(rules.len()).unwrap_or(u16::MAX);
+        for rule in &mut rules[start..] {
+            rule.next = if rule.action == Action::Pass { next } else { 0 };
+        }
+    }
+    rules.extend(profiles.iter().flat_map(|profile| &profile.rules).map(|expanded| {
+        let action = match expanded.0 {
+            RuleAction::Allow => Action::Allow,
+            RuleAction::Log => Action::Log,
+            // There is no tier after the profiles.
+            RuleAction::Deny | RuleAction::Pass => Action::Deny,
+        };
+        rule(action, expanded)
+    }));
+    rules.push(default_rule(Action::Deny, direction, Reason::NoProfile, None));
+    Table { rules }
 }
 
 /// Indices of the policies in the order of evaluation: tiers by order and name, policies by order (absent is last) and
@@ -94,123 +401,6 @@ fn evaluation_order(set: &ResourceSet) -> Vec<usize> {
     order
 }
 
-/// A rule of a table before it is known where the next tier begins.
-type Expanded = Vec<(RuleAction, Arc<RuleName>, Arc<RuleMatch>)>;
-/// What makes a table: direction, policies in order, profiles in order.
-type TableKey<'a> = (Direction, Vec<usize>, &'a [String]);
-
-struct Compiler<'a> {
-    names: PortNames<'a>,
-    conditions: Conditions,
-    /// Rules of policies by index.
-    policies: HashMap<(usize, Direction), Expanded>,
-    /// Rules of profiles by name.
-    profiles: HashMap<(&'a str, Direction), Expanded>,
-    known: HashMap<TableKey<'a>, usize>,
-    tables: Vec<Table>,
-}
-
-impl<'a> Compiler<'a> {
-    /// Index of the table that judges `workload` in one direction; `selecting` are the policies that select it.
-    fn table(
-        &mut self,
-        set: &'a ResourceSet,
-        profiles: &HashMap<&'a str, &'a Profile>,
-        workload: &'a WorkloadEndpoint,
-        selecting: &[usize],
-        direction: Direction,
-    ) -> usize {
-        let applies = |policy: &Policy| match direction {
-            Direction::Ingress => policy.applies_ingress,
-            Direction::Egress => policy.applies_egress,
-        };
-        let policies: Vec<usize> = selecting.iter().copied().filter(|&index| applies(&set.policies[index])).collect();
-        let key = (direction, policies, workload.profiles.as_slice());
-        if let Some(&table) = self.known.get(&key) {
-            return table;
-        }
-        let mut rules = Vec::new();
-        for tier_policies in key.1.chunk_by(|&a, &b| set.policies[a].tier == set.policies[b].tier) {
-            let start = rules.len();
-            for &index in tier_policies {
-                self.policy(&set.policies[index], index, direction, &mut rules);
-            }
-            let name = &set.policies[tier_policies[0]].tier;
-            let action = match set.tier(name).map(|tier| tier.default_action) {
-                Some(TierAction::Pass) => Action::Pass,
-                Some(TierAction::Deny) | None => Action::Deny,
-            };
-            rules.push(default_rule(action, direction, Reason::TierDefault, Some(name)));
-            // A pass leads to whatever comes after this tier.
-            let next = u16::try_from(rules.len()).unwrap_or(u16::MAX);
-            for rule in &mut rules[start..] {
-                rule.next = if rule.action == Action::Pass { next } else { 0 };
-            }
-        }
-        for name in &workload.profiles {
-            if let Some(profile) = profiles.get(name.as_str()) {
-                self.profile(profile, direction, &mut rules);
-            }
-        }
-        rules.push(default_rule(Action::Deny, direction, Reason::NoProfile, None));
-        self.tables.push(Table { rules });
-        let table = self.tables.len() - 1;
-        self.known.insert(key, table);
-        table
-    }
-
-    fn policy(&mut self, policy: &'a Policy, index: usize, direction: Direction, rules: &mut Vec<TableRule>) {
-        let Self { names, conditions, policies, .. } = self;
-        let expanded = policies.entry((index, direction)).or_insert_with(|| {
-            let name = RuleName {
-                direction,
-                reason: Reason::Rule,
-                tier: Some(policy.tier.clone()),
-                kind: Some(policy.kind.as_str().to_owned()),
-                namespace: policy.namespace.clone(),
-                policy: Some(policy.name.clone()),
-                rule: None,
-            };
-            let namespace = policy.namespace.as_deref();
-            expand_all(of_direction(&policy.ingress, &policy.egress, direction), &name, namespace, names, conditions)
-        });
-        rules.extend(expanded.iter().map(|(action, name, matches)| {
-            let action = match action {
-                RuleAction::Allow => Action::Allow,
-                RuleAction::Deny => Action::Deny,
-                RuleAction::Log => Action::Log,
-                RuleAction::Pass => Action::Pass,
-            };
-            TableRule { action, next: 0, name: name.clone(), matches: matches.clone() }
-        }));
-    }
-
-    fn profile(&mut self, profile: &'a Profile, direction: Direction, rules: &mut Vec<TableRule>) {
-        let Self { names, conditions, profiles, .. } = self;
-        let expanded = profiles.entry((&profile.name, direction)).or_insert_with(|| {
-            let name = RuleName {
-                direction,
-                reason: Reason::Profile,
-                tier: None,
-                kind: Some("Profile".to_owned()),
-                namespace: None,
-                policy: Some(profile.name.clone()),
-                rule: None,
-            };
-            expand_all(of_direction(&profile.ingress, &profile.egress, direction), &name, None, names, conditions)
-        });
-        rules.extend(expanded.iter().map(|(action, name, matches)| {
-            let action = match action {
-                RuleAction::Allow => Action::Allow,
-                RuleAction::Log => Action::Log,
-                // There is no tier after the profiles.
-                RuleAction::Deny | RuleAction::Pass => Action::Deny,
-            };
-            TableRule { action, next: 0, name: name.clone(), matches: matches.clone() }
-        }));
-    }
-}
-
 fn of_direction<'r>(ingress: &'r [Rule], egress: &'r [Rule], direction: Direction) -> &'r [Rule] {
     match direction {
         Direction::Ingress => ingress,
@@ -222,7 +412,7 @@ fn expand_all(
     rules: &[Rule],
     name: &RuleName,
     namespace: Option<&str>,
-    names: &PortNames<'_>,
+    names: &PortNames,
     conditions: &mut Conditions,
 ) -> Expanded {
     let mut expanded = Vec::new();

@@ -3,22 +3,52 @@
 use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc};
 
 use calico_ebpf_common::abi::Action;
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv6Net};
 
 /// The whole desired state of policy on one node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Compiled {
     /// Distinct rule tables.
-    pub tables: Vec<Table>,
+    pub tables: Vec<Arc<Table>>,
     /// Workloads of this node, by `namespace/name`.
     pub workloads: BTreeMap<String, LocalWorkload>,
-    /// Address conditions that hold for each address and network that any condition tells apart, as indices into
-    /// [`Compiled::conditions`], sorted. Most specific prefix wins; host prefixes are the single addresses.
-    pub addresses: BTreeMap<IpNet, Arc<[u32]>>,
-    /// Canonical text of each address condition; the same text means the same condition in the next compilation.
-    pub conditions: Vec<String>,
+    /// What holds for which addresses.
+    pub addresses: Addresses,
+    /// Sets of address conditions, each sorted, by the numbers that [`Compiled::addresses`] has for them. Number 0 is the
+    /// empty one.
+    pub holdings: Arc<[Arc<[u32]>]>,
+    /// What has the same numbering has the same numbers for the same conditions and sets of them, and the same table where
+    /// nothing changed. No other does.
+    pub numbering: u64,
     /// `defaultEndpointToHostAction`, a value of `abi::host_action`.
     pub host_action: u32,
+}
+
+/// Numbers of sets of conditions, by address.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Addresses {
+    /// Stretches of IPv4 addresses: the first one, and the set that holds from there on. The first begins at address 0.
+    pub v4: Arc<Vec<(u32, u32)>>,
+    /// IPv6 networks and addresses that conditions tell apart, in order. The longest prefix wins.
+    pub v6: Arc<Vec<(Ipv6Net, u32)>>,
+}
+
+impl Addresses {
+    /// The set that holds for an address.
+    #[must_use]
+    pub fn holding(&self, address: IpAddr) -> u32 {
+        match address {
+            IpAddr::V4(address) => {
+                let after = self.v4.partition_point(|&(start, _)| start <= u32::from(address));
+                after.checked_sub(1).map_or(0, |index| self.v4[index].1)
+            }
+            IpAddr::V6(address) => {
+                // What comes before it is no longer prefix of it; of those that contain it, the last is the longest.
+                let before = self.v6.partition_point(|(net, _)| net.network() <= address);
+                self.v6[..before].iter().rev().find(|(net, _)| net.contains(&address)).map_or(0, |found| found.1)
+            }
+        }
+    }
 }
 
 /// A local workload.

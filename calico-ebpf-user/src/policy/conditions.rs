@@ -1,15 +1,22 @@
 //! Address conditions: what rules ask about an address, and which addresses they hold for.
 
 use std::{
-    collections::{BTreeMap, HashMap},
-    net::IpAddr,
+    collections::HashMap,
+    net::{IpAddr, Ipv6Addr},
     sync::Arc,
 };
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv6Net};
 
-use super::endpoints::Endpoints;
-use crate::resources::{model::ResourceSet, selector::Selector};
+use super::{
+    compiled::Addresses,
+    endpoints::{Endpoints, Memberships},
+};
+use crate::resources::{
+    Shared,
+    model::{NetworkSet, ResourceSet, WorkloadEndpoint},
+    selector::Selector,
+};
 
 /// A named port as a rule means it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,18 +31,20 @@ pub(super) struct NamedPortCondition {
     pub(super) selector: Option<Selector>,
 }
 
+#[derive(Debug)]
 enum Condition {
     Net(IpNet),
     Endpoints(Selector),
     NamedPort(NamedPortCondition),
 }
 
-/// The conditions met so far, numbered.
-#[derive(Default)]
+/// The conditions met so far, numbered. Numbers keep their meaning.
+#[derive(Debug, Default)]
 pub(super) struct Conditions {
     conditions: Vec<Condition>,
-    texts: Vec<String>,
     numbers: HashMap<String, u32>,
+    /// Those met since [`Conditions::take_met`].
+    met: Vec<u32>,
 }
 
 impl Conditions {
@@ -59,87 +68,351 @@ impl Conditions {
 
     fn intern(&mut self, text: String, condition: impl FnOnce() -> Condition) -> u32 {
         if let Some(&number) = self.numbers.get(&text) {
+            self.met.push(number);
             return number;
         }
-        let number = self.texts.len() as u32;
+        let number = self.conditions.len() as u32;
         self.conditions.push(condition());
-        self.numbers.insert(text.clone(), number);
-        self.texts.push(text);
+        self.numbers.insert(text, number);
+        self.met.push(number);
         number
     }
 
-    /// The texts, by number.
-    pub(super) fn into_texts(self) -> Vec<String> {
-        self.texts
+    /// Those met since the last call, ascending.
+    pub(super) fn take_met(&mut self) -> Vec<u32> {
+        let mut met = std::mem::take(&mut self.met);
+        met.sort_unstable();
+        met.dedup();
+        met
     }
 
-    /// Which conditions hold for each prefix that any of them tells apart, and for each address in `always`.
-    pub(super) fn addresses(
-        &self,
-        set: &ResourceSet,
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.conditions.len()
+    }
+}
+
+/// Sets of conditions, numbered. Number 0 is the empty one.
+#[derive(Debug)]
+pub(super) struct Holdings {
+    sets: Vec<Arc<[u32]>>,
+    known: HashMap<Arc<[u32]>, u32>,
+    unions: HashMap<(u32, u32), u32>,
+}
+
+impl Default for Holdings {
+    fn default() -> Self {
+        let nothing: Arc<[u32]> = Arc::default();
+        Self { sets: vec![nothing.clone()], known: HashMap::from([(nothing, 0)]), unions: HashMap::new() }
+    }
+}
+
+impl Holdings {
+    /// The number of a sorted set.
+    fn number(&mut self, set: &[u32]) -> u32 {
+        if let Some(&number) = self.known.get(set) {
+            return number;
+        }
+        let (number, set) = (self.sets.len() as u32, Arc::from(set));
+        self.sets.push(Arc::clone(&set));
+        self.known.insert(set, number);
+        number
+    }
+
+    fn union(&mut self, a: u32, b: u32) -> u32 {
+        match (a, b) {
+            (0, one) | (one, 0) => return one,
+            (a, b) if a == b => return a,
+            _ => {}
+        }
+        if let Some(&union) = self.unions.get(&(a, b)) {
+            return union;
+        }
+        let mut set = [&*self.sets[a as usize], &*self.sets[b as usize]].concat();
+        set.sort_unstable();
+        set.dedup();
+        let union = self.number(&set);
+        self.unions.insert((a, b), union);
+        union
+    }
+
+    /// The sets by number.
+    pub(super) fn sets(&self) -> &[Arc<[u32]>] {
+        &self.sets
+    }
+}
+
+/// What holds for each group of endpoints, kept from one set of resources to the next.
+#[derive(Debug, Default)]
+struct OfGroups {
+    /// Conditions about labels that were asked last, ascending.
+    live: Vec<u32>,
+    conditions: Vec<Vec<u32>>,
+    holdings: Vec<u32>,
+}
+
+impl OfGroups {
+    /// Asks these conditions (ascending) of all groups; of most of them, most have been asked before.
+    fn update(
+        &mut self,
+        live: Vec<u32>,
+        all: &Conditions,
         endpoints: &Endpoints,
-        always: impl IntoIterator<Item = IpAddr>,
-    ) -> BTreeMap<IpNet, Arc<[u32]>> {
-        // What holds for the prefix itself, without what it has from wider networks.
-        let mut direct: BTreeMap<IpNet, Vec<u32>> = always.into_iter().map(|ip| (ip.into(), Vec::new())).collect();
-        let mut of_group: Vec<Vec<u32>> = vec![Vec::new(); endpoints.groups()];
-        let mut by_port = HashMap::<(u8, u16, &str), Vec<(u32, Option<&Selector>)>>::new();
-        for (number, condition) in (0..).zip(&self.conditions) {
-            match condition {
-                Condition::Net(net) => direct.entry(*net).or_default().push(number),
-                Condition::Endpoints(selector) => {
-                    for group in endpoints.select(selector) {
-                        of_group[group as usize].push(number);
-                    }
+        memberships: &mut Memberships,
+        holdings: &mut Holdings,
+    ) {
+        let known = self.conditions.len();
+        self.conditions.resize(endpoints.groups(), Vec::new());
+        self.holdings.resize(endpoints.groups(), 0);
+        let mut touched: Vec<u32> = (known as u32..endpoints.groups() as u32).collect();
+        let mut groups_of = |number: u32, touch: &mut dyn FnMut(&[u32])| {
+            if let Condition::Endpoints(selector) = &all.conditions[number as usize] {
+                touch(&memberships.of(endpoints, selector).groups);
+            }
+        };
+        for &number in self.live.iter().filter(|number| live.binary_search(number).is_err()) {
+            groups_of(number, &mut |groups| {
+                for &group in groups.iter().take_while(|group| (**group as usize) < known) {
+                    self.conditions[group as usize].retain(|have| *have != number);
+                    touched.push(group);
                 }
+            });
+        }
+        for &number in &live {
+            let is_new = self.live.binary_search(&number).is_err();
+            groups_of(number, &mut |groups| {
+                let from = if is_new { 0 } else { groups.partition_point(|group| (*group as usize) < known) };
+                for &group in &groups[from..] {
+                    let have = &mut self.conditions[group as usize];
+                    let place = have.partition_point(|have| *have < number);
+                    have.insert(place, number);
+                    touched.push(group);
+                }
+            });
+        }
+        for group in touched {
+            self.holdings[group as usize] = holdings.number(&self.conditions[group as usize]);
+        }
+        self.live = live;
+    }
+}
+
+/// A prefix that something holds for: first address, length, number of the set of conditions.
+type Entry<A> = (A, u8, u32);
+
+/// Networks of sets and of rules, in order. They are many, and change seldom.
+#[derive(Debug, Default)]
+struct Networks {
+    /// What they were made of.
+    sets: Vec<(Shared<NetworkSet>, u32)>,
+    single: Vec<(IpNet, u32)>,
+    v4: Vec<Entry<u32>>,
+    v6: Vec<Entry<u128>>,
+}
+
+impl Networks {
+    fn update(&mut self, sets: Vec<(Shared<NetworkSet>, u32)>, single: Vec<(IpNet, u32)>, holdings: &mut Holdings) {
+        let same_sets =
+            self.sets.len() == sets.len() && self.sets.iter().zip(&sets).all(|(a, b)| a.0.is(&b.0) && a.1 == b.1);
+        if same_sets && self.single == single {
+            return;
+        }
+        let (mut v4, mut v6) = (Vec::new(), Vec::new());
+        let of_sets = sets.iter().flat_map(|(set, holding)| set.nets.iter().map(|net| (*net, *holding)));
+        for (net, holding) in of_sets.chain(single.iter().copied()) {
+            match net {
+                IpNet::V4(net) => v4.push((u32::from(net.network()), net.prefix_len(), holding)),
+                IpNet::V6(net) => v6.push((u128::from(net.network()), net.prefix_len(), holding)),
+            }
+        }
+        sort(&mut v4, holdings);
+        sort(&mut v6, holdings);
+        *self = Self { sets, single, v4, v6 };
+    }
+}
+
+/// Sorts; what is said of one prefix at several places holds together.
+fn sort<A: Copy + Ord>(entries: &mut Vec<Entry<A>>, holdings: &mut Holdings) {
+    entries.sort_unstable();
+    entries.dedup_by(|next, kept| {
+        let same = (next.0, next.1) == (kept.0, kept.1);
+        if same {
+            kept.2 = holdings.union(kept.2, next.2);
+        }
+        same
+    });
+}
+
+/// What holds for which addresses, kept from one set of resources to the next.
+#[derive(Debug, Default)]
+pub(super) struct AddressConditions {
+    pub(super) holdings: Holdings,
+    of_groups: OfGroups,
+    networks: Networks,
+    last: Addresses,
+}
+
+impl AddressConditions {
+    /// Which of the conditions `live` (ascending) hold for each prefix that any of them tells apart, and for each address in
+    /// `always`.
+    pub(super) fn update(
+        &mut self,
+        set: &ResourceSet,
+        live: &[u32],
+        all: &Conditions,
+        endpoints: &Endpoints,
+        memberships: &mut Memberships,
+        always: impl IntoIterator<Item = IpAddr>,
+    ) -> Addresses {
+        let Self { holdings, of_groups, networks, last } = self;
+        let mut about_labels = Vec::new();
+        let mut single = Vec::new();
+        let mut by_port = HashMap::<(u8, u16, &str), Vec<(u32, Option<&Selector>)>>::new();
+        for &number in live {
+            match &all.conditions[number as usize] {
+                Condition::Net(net) => single.push((*net, holdings.number(&[number]))),
+                Condition::Endpoints(_) => about_labels.push(number),
                 Condition::NamedPort(p) => {
                     by_port.entry((p.protocol, p.port, &p.name)).or_default().push((number, p.selector.as_ref()));
                 }
             }
         }
+        of_groups.update(about_labels, all, endpoints, memberships, holdings);
+        let of_sets = set.network_sets.iter().enumerate().filter_map(|(index, network_set)| {
+            let holding = of_groups.holdings[endpoints.of_network_set(index) as usize];
+            (holding != 0).then(|| (network_set.clone(), holding))
+        });
+        networks.update(of_sets.collect(), single, holdings);
+
+        let (mut v4, mut v6) = (Vec::new(), Vec::new());
+        let mut add = |address: IpAddr, holding| match address {
+            IpAddr::V4(address) => v4.push((u32::from(address), 32, holding)),
+            IpAddr::V6(address) => v6.push((u128::from(address), 128, holding)),
+        };
+        always.into_iter().for_each(|address| add(address, 0));
         for (index, workload) in set.workloads.iter().enumerate() {
             let group = endpoints.of_workload(index);
-            let mut holding = of_group[group as usize].clone();
-            for port in &workload.ports {
-                let conditions = by_port.get(&(port.protocol, port.port, &port.name)).into_iter().flatten();
-                holding.extend(
-                    conditions
-                        .filter(|(_, selector)| selector.is_none_or(|selector| endpoints.holds(selector, group)))
-                        .map(|(number, _)| *number),
-                );
+            let mut holding = of_groups.holdings[group as usize];
+            if !by_port.is_empty() && !workload.ports.is_empty() {
+                let ports = named_ports(workload, group, &by_port, endpoints, memberships);
+                let ports = holdings.number(&ports);
+                holding = holdings.union(holding, ports);
             }
-            if !holding.is_empty() {
-                for &address in &workload.addresses {
-                    direct.entry(address.into()).or_default().extend_from_slice(&holding);
-                }
+            if holding != 0 {
+                workload.addresses.iter().for_each(|&address| add(address, holding));
             }
         }
-        for (index, network_set) in set.network_sets.iter().enumerate() {
-            let holding = &of_group[endpoints.of_network_set(index) as usize];
-            if !holding.is_empty() {
-                for net in &network_set.nets {
-                    direct.entry(*net).or_default().extend_from_slice(holding);
-                }
-            }
+        sort(&mut v4, holdings);
+        sort(&mut v6, holdings);
+        let v4 = runs(merge(&networks.v4, &v4, holdings), holdings);
+        let v6 = inherit(merge(&networks.v6, &v6, holdings), holdings);
+        // What is the same is the same one.
+        if *last.v4 != v4 {
+            last.v4 = Arc::new(v4);
         }
-        inherit(direct)
+        if *last.v6 != v6 {
+            last.v6 = Arc::new(v6);
+        }
+        last.clone()
     }
 }
 
-/// Adds to each prefix what holds for the wider ones. They come before it in the order of the map.
-fn inherit(direct: BTreeMap<IpNet, Vec<u32>>) -> BTreeMap<IpNet, Arc<[u32]>> {
-    let mut shared: HashMap<Vec<u32>, Arc<[u32]>> = HashMap::new();
-    let mut wider: Vec<(IpNet, Arc<[u32]>)> = Vec::new();
-    let add = |(prefix, mut own): (IpNet, Vec<u32>)| {
-        while wider.pop_if(|(net, _)| !net.contains(&prefix)).is_some() {}
-        if let Some((_, inherited)) = wider.last() {
-            own.extend_from_slice(inherited);
+/// The conditions about named ports that hold for a workload of this group, ascending.
+fn named_ports(
+    workload: &WorkloadEndpoint,
+    group: u32,
+    by_port: &HashMap<(u8, u16, &str), Vec<(u32, Option<&Selector>)>>,
+    endpoints: &Endpoints,
+    memberships: &mut Memberships,
+) -> Vec<u32> {
+    let mut holding = Vec::new();
+    for port in &workload.ports {
+        for (number, selector) in by_port.get(&(port.protocol, port.port, &port.name)).into_iter().flatten() {
+            if selector.is_none_or(|selector| memberships.of(endpoints, selector).contains(group)) {
+                holding.push(*number);
+            }
         }
-        own.sort_unstable();
-        own.dedup();
-        let conditions = shared.entry(own).or_insert_with_key(|own| own.as_slice().into()).clone();
-        wider.push((prefix, conditions.clone()));
-        (prefix, conditions)
+    }
+    holding.sort_unstable();
+    holding.dedup();
+    holding
+}
+
+/// Both lists in one, in order.
+fn merge<A: Copy + Ord>(a: &[Entry<A>], b: &[Entry<A>], holdings: &mut Holdings) -> Vec<Entry<A>> {
+    let mut merged = Vec::with_capacity(a.len() + b.len());
+    let (mut a, mut b) = (a, b);
+    loop {
+        match (a, b) {
+            ([], rest) | (rest, []) => {
+                merged.extend_from_slice(rest);
+                return merged;
+            }
+            ([x, after_x @ ..], [y, after_y @ ..]) => {
+                let order = (x.0, x.1).cmp(&(y.0, y.1));
+                merged.push(match order {
+                    std::cmp::Ordering::Less => *x,
+                    std::cmp::Ordering::Greater => *y,
+                    std::cmp::Ordering::Equal => (x.0, x.1, holdings.union(x.2, y.2)),
+                });
+                if order.is_le() {
+                    a = after_x;
+                }
+                if order.is_ge() {
+                    b = after_y;
+                }
+            }
+        }
+    }
+}
+
+/// From prefixes in order to stretches of addresses: first address, and what holds from there on.
+fn runs(entries: Vec<Entry<u32>>, holdings: &mut Holdings) -> Vec<(u32, u32)> {
+    let mut runs: Vec<(u32, u32)> = Vec::with_capacity(2 * entries.len() + 1);
+    runs.push((0, 0));
+    let mut begin = |start: u32, holding: u32| {
+        if let Some(last) = runs.last_mut()
+            && last.0 == start
+        {
+            last.1 = holding;
+        } else {
+            runs.push((start, holding));
+        }
+        // What is the same as before it is no stretch of its own.
+        if let [.., before, last] = runs[..]
+            && before.1 == last.1
+        {
+            runs.pop();
+        }
     };
-    direct.into_iter().map(add).collect()
+    // The prefixes that the last one is in: last address of each, and what holds there.
+    let mut wider: Vec<(u32, u32)> = Vec::new();
+    let holds_in = |wider: &[(u32, u32)]| wider.last().map_or(0, |wider| wider.1);
+    for (start, length, own) in entries {
+        let last = start | u32::MAX.checked_shr(length.into()).unwrap_or(0);
+        while let Some((end, _)) = wider.pop_if(|wider| wider.0 < start) {
+            begin(end + 1, holds_in(&wider));
+        }
+        let holding = holdings.union(own, holds_in(&wider));
+        begin(start, holding);
+        wider.push((last, holding));
+    }
+    while let Some((end, _)) = wider.pop() {
+        if let Some(next) = end.checked_add(1) {
+            begin(next, holds_in(&wider));
+        }
+    }
+    runs
+}
+
+/// Adds to each prefix what holds for the wider ones, which come before it.
+fn inherit(entries: Vec<Entry<u128>>, holdings: &mut Holdings) -> Vec<(Ipv6Net, u32)> {
+    let mut wider: Vec<(u128, u32)> = Vec::new();
+    let inherit = |(start, length, own): Entry<u128>| {
+        while wider.pop_if(|wider| wider.0 < start).is_some() {}
+        let holding = holdings.union(own, wider.last().map_or(0, |wider| wider.1));
+        wider.push((start | u128::MAX.checked_shr(length.into()).unwrap_or(0), holding));
+        Some((Ipv6Net::new(Ipv6Addr::from(start), length).ok()?, holding))
+    };
+    entries.into_iter().filter_map(inherit).collect()
 }

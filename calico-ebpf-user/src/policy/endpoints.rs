@@ -1,17 +1,21 @@
 //! The endpoints and network sets of all nodes as selectors see them.
 
-use std::collections::HashMap;
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use crate::resources::{
-    model::{Labels, NAMESPACE_LABEL, NAMESPACE_PREFIX, Profile, ResourceSet},
+    Shared,
+    model::{Labels, NAMESPACE_LABEL, NAMESPACE_PREFIX, Profile, ResourceSet, WorkloadEndpoint},
     selector::{Expression, Selector},
 };
 
 /// Labels with those that profiles apply: the own ones win, then the earlier profile.
-fn effective_labels(own: &Labels, profiles: &[String], known: &HashMap<&str, &Profile>) -> Labels {
+fn effective_labels(own: &Labels, profiles: &[String], inherited: &BTreeMap<String, Labels>) -> Labels {
     let mut labels = own.clone();
-    for profile in profiles.iter().filter_map(|name| known.get(name.as_str())) {
-        for (key, value) in &profile.labels_to_apply {
+    for applied in profiles.iter().filter_map(|name| inherited.get(name)) {
+        for (key, value) in applied {
             labels.entry(key.clone()).or_insert_with(|| value.clone());
         }
     }
@@ -19,9 +23,11 @@ fn effective_labels(own: &Labels, profiles: &[String], known: &HashMap<&str, &Pr
 }
 
 /// All endpoints and network sets, grouped by equal labels.
+#[derive(Debug, Default)]
 pub(super) struct Endpoints {
-    /// Distinct sets of labels.
+    /// Distinct sets of labels. Those that nobody has any more stay.
     groups: Vec<Labels>,
+    known: HashMap<Labels, u32>,
     /// Index into `groups` for each workload of the resources.
     of_workloads: Vec<u32>,
     /// Index into `groups` for each network set of the resources.
@@ -29,36 +35,64 @@ pub(super) struct Endpoints {
     /// Groups with a label, and with a label of a value.
     by_key: HashMap<String, Vec<u32>>,
     by_value: HashMap<(String, String), Vec<u32>>,
+    /// What `of_workloads` is of.
+    workloads: Vec<Shared<WorkloadEndpoint>>,
+    /// Labels by the profiles that apply them.
+    inherited: BTreeMap<String, Labels>,
 }
 
 impl Endpoints {
     pub(super) fn new(set: &ResourceSet, profiles: &HashMap<&str, &Profile>) -> Self {
-        let mut known: HashMap<(&Labels, &[String]), u32> = HashMap::new();
-        let mut known_labels: HashMap<Labels, u32> = HashMap::new();
-        let mut groups: Vec<Labels> = Vec::new();
-        let workloads = set.workloads.iter().map(|workload| (&workload.labels, workload.profiles.as_slice()));
-        let network_sets = set.network_sets.iter().map(|set| (&set.labels, set.profiles.as_slice()));
-        let mut of_workloads: Vec<u32> = workloads
-            .chain(network_sets)
-            .map(|(own, names)| {
-                *known.entry((own, names)).or_insert_with(|| {
-                    let labels = effective_labels(own, names, profiles);
-                    *known_labels.entry(labels).or_insert_with_key(|labels| {
-                        groups.push(labels.clone());
-                        groups.len() as u32 - 1
-                    })
-                })
-            })
-            .collect();
-        let of_network_sets = of_workloads.split_off(set.workloads.len());
-        let (mut by_key, mut by_value) = (HashMap::<_, Vec<u32>>::new(), HashMap::<_, Vec<u32>>::new());
-        for (group, labels) in (0..).zip(&groups) {
-            for (key, value) in labels {
-                by_key.entry(key.clone()).or_default().push(group);
-                by_value.entry((key.clone(), value.clone())).or_default().push(group);
-            }
+        let mut endpoints = Self::default();
+        endpoints.update(set, profiles);
+        endpoints
+    }
+
+    /// Looks at another set. Groups keep their numbers; workloads that both sets share are not looked at again.
+    pub(super) fn update(&mut self, set: &ResourceSet, profiles: &HashMap<&str, &Profile>) {
+        let applying = profiles.iter().filter(|(_, profile)| !profile.labels_to_apply.is_empty());
+        let inherited = applying.map(|(name, profile)| ((*name).to_owned(), profile.labels_to_apply.clone())).collect();
+        let (old, new) = (std::mem::take(&mut self.workloads), &set.workloads);
+        // What changed lies between two parts that did not: most often one file.
+        let (first, last) = if inherited == self.inherited {
+            let most = old.len().min(new.len());
+            let first = old.iter().zip(new).take_while(|(old, new)| old.is(new)).count();
+            let last = old.iter().rev().zip(new.iter().rev()).take_while(|(old, new)| old.is(new)).count();
+            (first, last.min(most - first))
+        } else {
+            (0, 0)
+        };
+        self.inherited = inherited;
+        let mut groups = self.of_workloads[..first].to_vec();
+        groups.extend(new[first..new.len() - last].iter().map(|w| self.group(&w.labels, &w.profiles)));
+        groups.extend_from_slice(&self.of_workloads[self.of_workloads.len() - last..]);
+        self.of_workloads = groups;
+        self.of_network_sets = set.network_sets.iter().map(|set| self.group(&set.labels, &set.profiles)).collect();
+        self.workloads.clone_from(new);
+    }
+
+    fn group(&mut self, own: &Labels, profiles: &[String]) -> u32 {
+        let labels = effective_labels(own, profiles, &self.inherited);
+        if let Some(&group) = self.known.get(&labels) {
+            return group;
         }
-        Self { groups, of_workloads, of_network_sets, by_key, by_value }
+        let group = self.groups.len() as u32;
+        for (key, value) in &labels {
+            self.by_key.entry(key.clone()).or_default().push(group);
+            self.by_value.entry((key.clone(), value.clone())).or_default().push(group);
+        }
+        self.groups.push(labels.clone());
+        self.known.insert(labels, group);
+        group
+    }
+
+    /// Groups of which somebody is.
+    pub(super) fn living(&self) -> usize {
+        let mut living = vec![false; self.groups.len()];
+        for &group in self.of_workloads.iter().chain(&self.of_network_sets) {
+            living[group as usize] = true;
+        }
+        living.into_iter().filter(|living| *living).count()
     }
 
     /// Number of groups.
@@ -114,6 +148,60 @@ impl Endpoints {
             | Expression::NotIn(..)
             | Expression::Not(_) => None,
         }
+    }
+}
+
+/// The groups that a selector holds for.
+#[derive(Debug, Default)]
+pub(super) struct Members {
+    /// Ascending.
+    pub(super) groups: Vec<u32>,
+    bits: Vec<u64>,
+    /// Groups up to here have been asked.
+    asked: u32,
+    /// When it was last of use.
+    turn: u64,
+}
+
+impl Members {
+    pub(super) fn contains(&self, group: u32) -> bool {
+        self.bits.get(group as usize / 64).is_some_and(|word| word >> (group % 64) & 1 != 0)
+    }
+}
+
+/// The groups of the selectors met so far.
+#[derive(Debug, Default)]
+pub(super) struct Memberships {
+    known: HashMap<Arc<str>, Members>,
+    turn: u64,
+}
+
+impl Memberships {
+    /// Those of a selector: only groups that came since it was last asked are looked at.
+    pub(super) fn of(&mut self, endpoints: &Endpoints, selector: &Selector) -> &Members {
+        let all = endpoints.groups() as u32;
+        let members = self.known.entry(selector.canonical().into()).or_default();
+        members.turn = self.turn;
+        if members.asked < all {
+            let new = match members.asked {
+                0 => endpoints.select(selector),
+                asked => (asked..all).filter(|&group| endpoints.holds(selector, group)).collect(),
+            };
+            members.bits.resize(all.div_ceil(64) as usize, 0);
+            for &group in &new {
+                members.bits[group as usize / 64] |= 1 << (group % 64);
+            }
+            members.groups.extend(new);
+            members.asked = all;
+        }
+        members
+    }
+
+    /// Forgets what was of no use in this turn, and begins another one.
+    pub(super) fn turn(&mut self) {
+        let turn = self.turn;
+        self.known.retain(|_, members| members.turn == turn);
+        self.turn += 1;
     }
 }
 

@@ -4,7 +4,7 @@
 //! it becomes one rule for each number that the name stands for.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
@@ -26,16 +26,25 @@ const ICMP: [u8; 2] = [1, 58];
 /// Protocols with ports: TCP, UDP, SCTP, UDP-Lite. A rule about ports without a protocol means all of them.
 const WITH_PORTS: [u8; 4] = [6, 17, 132, 136];
 
-/// Numbers that named ports stand for, by protocol and name.
-pub(super) struct PortNames<'a>(HashMap<(u8, &'a str), BTreeSet<u16>>);
+/// Numbers that named ports stand for, by name and protocol.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct PortNames(HashMap<String, BTreeMap<u8, BTreeSet<u16>>>);
 
-impl<'a> PortNames<'a> {
-    pub(super) fn new(set: &'a ResourceSet) -> Self {
-        let mut names = HashMap::<_, BTreeSet<_>>::new();
+impl PortNames {
+    pub(super) fn new(set: &ResourceSet) -> Self {
+        let mut names = HashMap::<String, BTreeMap<u8, BTreeSet<u16>>>::new();
         for port in set.workloads.iter().flat_map(|workload| &workload.ports) {
-            names.entry((port.protocol, port.name.as_str())).or_default().insert(port.port);
+            let numbers = match names.get_mut(&port.name) {
+                Some(numbers) => numbers,
+                None => names.entry(port.name.clone()).or_default(),
+            };
+            numbers.entry(port.protocol).or_default().insert(port.port);
         }
         Self(names)
+    }
+
+    fn numbers(&self, protocol: u8, name: &str) -> impl Iterator<Item = u16> + '_ {
+        self.0.get(name).and_then(|numbers| numbers.get(&protocol)).into_iter().flatten().copied()
     }
 }
 
@@ -45,7 +54,7 @@ pub(super) fn expand(
     rule: &Rule,
     direction: Direction,
     namespace: Option<&str>,
-    names: &PortNames<'_>,
+    names: &PortNames,
     conditions: &mut Conditions,
 ) -> Vec<Arc<RuleMatch>> {
     let Ok(family) = family(rule) else { return Vec::new() };
@@ -152,7 +161,7 @@ impl End {
         &self,
         entity: &EntityRule,
         protocols: &Ranges,
-        names: &PortNames<'_>,
+        names: &PortNames,
         conditions: &mut Conditions,
     ) -> Vec<(Ranges, AddressMatch)> {
         let with_ports = protocols.and(&Ranges::union(WITH_PORTS.map(Ranges::protocol)));
@@ -167,7 +176,7 @@ impl End {
             for port in ports {
                 let PortMatch::Named(name) = port else { continue };
                 for protocol in WITH_PORTS {
-                    for &port in names.0.get(&(protocol, name.as_str())).into_iter().flatten() {
+                    for port in names.numbers(protocol, name) {
                         let ranges = Ranges::ports(protocol, port, port).and(protocols);
                         if !ranges.is_empty() {
                             let selector = self.selector.clone();

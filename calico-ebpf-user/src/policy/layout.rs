@@ -22,6 +22,14 @@ pub(super) struct ClassKey {
     pub(super) conditions: Arc<[u32]>,
 }
 
+/// The counter of a rule.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Counter {
+    pub(super) number: u32,
+    /// How often tables have the rule.
+    pub(super) uses: u32,
+}
+
 /// Bits of a radix tree's key.
 const KEY_BITS: u32 = 24;
 /// Keys.
@@ -62,7 +70,7 @@ struct ClassField {
 
 /// What classes there are now, and which of them are new or mean something else than before.
 pub(super) struct Classes<'a> {
-    pub(super) all: &'a BTreeMap<ClassKey, u32>,
+    pub(super) all: &'a [(ClassKey, u32)],
     pub(super) added: &'a [(ClassKey, u32)],
     /// Whether classes went, too: then everything is looked at.
     pub(super) removed: bool,
@@ -74,7 +82,7 @@ impl Built {
         arena: &mut Arena,
         table: &Table,
         number: u32,
-        counters: &BTreeMap<Arc<RuleName>, u32>,
+        counters: &HashMap<Arc<RuleName>, Counter>,
         classes: &Classes<'_>,
     ) -> Result<Self, LimitError> {
         let mut fixed = BTreeSet::new();
@@ -147,11 +155,6 @@ impl Built {
         self.objects = objects.into_iter().collect();
         Ok(())
     }
-
-    /// Conditions that the table's rules ask about.
-    pub(super) fn conditions(&self) -> impl Iterator<Item = u32> + '_ {
-        self.own.relevant.iter().chain(&*self.peer.relevant).copied()
-    }
 }
 
 impl ClassField {
@@ -199,7 +202,7 @@ impl ClassField {
         };
         if classes.removed {
             self.leaves.clear();
-            classes.all.iter().try_for_each(|(key, &class)| leaf(self, key, class))?;
+            classes.all.iter().try_for_each(|(key, class)| leaf(self, key, *class))?;
         } else {
             classes.added.iter().try_for_each(|(key, class)| leaf(self, key, *class))?;
         }
@@ -363,14 +366,14 @@ fn subtree(
 fn intern_entries(
     arena: &mut Arena,
     table: &Table,
-    counters: &BTreeMap<Arc<RuleName>, u32>,
+    counters: &HashMap<Arc<RuleName>, Counter>,
 ) -> Result<u32, LimitError> {
     let mut blocks = vec![Block::default(); table.rules.len().div_ceil(8)];
     let mut last: Option<(&Arc<RuleName>, u32)> = None;
     for (number, rule) in table.rules.iter().enumerate() {
         let counter = match last {
             Some((name, counter)) if Arc::ptr_eq(name, &rule.name) => counter,
-            _ => counters.get(&rule.name).copied().unwrap_or_default(),
+            _ => counters.get(&rule.name).map_or(0, |counter| counter.number),
         };
         last = Some((&rule.name, counter));
         blocks[number / 8].words[number % 8] = RuleEntry { action: rule.action, next: rule.next, counter }.encode();

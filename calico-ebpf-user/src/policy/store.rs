@@ -4,7 +4,7 @@
 //! hold already is not written again. So a store that has adopted the maps of another process is like any other.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet, btree_map::Entry},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, hash_map::Entry},
     net::{IpAddr, Ipv6Addr},
     sync::Arc,
 };
@@ -13,12 +13,12 @@ use calico_ebpf_common::abi::{
     Action, AddressEntry, HOST, MAX_CHUNKS, MAX_RULES, NO_SLOT, PolicyRef, Settings, Stamped, Workload,
 };
 use calico_ebpf_common::judge::{self, Arena as _};
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv6Net};
 
 use super::{
     arena::Arena,
-    compiled::{AddressMatch, Compiled, Direction, RuleMatch, RuleName, Table, TableRule},
-    layout::{Built, ClassKey, Classes},
+    compiled::{Compiled, Direction, RuleName, Table},
+    layout::{Built, ClassKey, Classes, Counter},
     nets::{Nets, Run},
     prefixes::Prefixes,
     write::{Changes, KernelState, LimitError, Limits, Plan, Write},
@@ -40,15 +40,19 @@ pub struct Store {
     arena: Arena,
     /// Objects of the tables in force, by header.
     tables: HashMap<u32, Arc<[u32]>>,
+    /// [`Compiled::numbering`] of what was planned last: what `built`, `classes` and `known` are in terms of.
+    numbering: u64,
     /// How the tables in force were built, as far as this process has built them.
-    built: HashMap<Arc<Table>, Arc<Built>>,
+    built: HashMap<TableId, BuiltTable>,
     next_table: u32,
-    /// Numbers of conditions, the same from plan to plan.
-    conditions: HashMap<String, u32>,
-    next_condition: u32,
-    classes: BTreeMap<ClassKey, u32>,
+    /// By IP version (whether it is IPv6) and set of conditions.
+    classes: BTreeMap<(bool, u32), u32>,
     /// Of IPv6 all addresses and networks, of IPv4 the addresses of local workloads and of the host.
-    addresses: BTreeMap<IpNet, AddressEntry>,
+    addresses: Arc<BTreeMap<IpNet, AddressEntry>>,
+    /// What `addresses` was made of, in the order of the map.
+    known: Option<Arc<Vec<Known>>>,
+    /// [`Addresses::v4`](super::compiled::Addresses::v4) that `nets` was made of.
+    known_runs: Arc<Vec<Run>>,
     /// The classes of all IPv4 addresses.
     nets: Nets,
     spoof: BTreeSet<(u32, IpNet)>,
@@ -57,7 +61,7 @@ pub struct Store {
     incarnations: BTreeMap<u32, u32>,
     /// Slots that somebody left behind half written.
     stray_slots: BTreeSet<u32>,
-    counters: BTreeMap<Arc<RuleName>, u32>,
+    counters: Arc<HashMap<Arc<RuleName>, Counter>>,
     /// Counters that have a name that another has, too.
     stray_counters: BTreeSet<u32>,
 }
@@ -87,18 +91,19 @@ impl Store {
             settings: [Settings::default(); 2],
             arena: Arena::new(limits.blocks),
             tables: HashMap::new(),
+            numbering: 0,
             built: HashMap::new(),
             next_table: 1,
-            conditions: HashMap::new(),
-            next_condition: 0,
             classes: BTreeMap::new(),
-            addresses: BTreeMap::new(),
+            addresses: Arc::default(),
+            known: None,
+            known_runs: Arc::default(),
             nets: Nets::empty(),
             spoof: BTreeSet::new(),
             workloads: BTreeMap::new(),
             incarnations: BTreeMap::new(),
             stray_slots: BTreeSet::new(),
-            counters: BTreeMap::new(),
+            counters: Arc::default(),
             stray_counters: BTreeSet::new(),
         }
     }
@@ -113,7 +118,7 @@ impl Store {
         let mut store = Self::empty(limits);
         store.generation = generation;
         store.settings = state.root.settings;
-        store.addresses.clone_from(state.addresses);
+        store.addresses = Arc::new(state.addresses.clone());
         store.spoof.clone_from(state.spoof);
         for (slot, workload) in (0..).zip(state.workloads) {
             if workload.incarnation != 0 {
@@ -131,11 +136,12 @@ impl Store {
                 _ => {}
             }
         }
+        let counters = Arc::make_mut(&mut store.counters);
         for (&counter, name) in state.rule_names {
             let name = Arc::new(name.clone());
-            match store.counters.entry(name) {
+            match counters.entry(name) {
                 Entry::Vacant(vacant) => {
-                    vacant.insert(counter);
+                    vacant.insert(Counter { number: counter, uses: 0 });
                 }
                 Entry::Occupied(_) => {
                     store.stray_counters.insert(counter);
@@ -180,7 +186,7 @@ impl Store {
     /// The counter of a rule.
     #[must_use]
     pub fn counter(&self, rule: &RuleName) -> Option<u32> {
-        self.counters.get(rule).copied()
+        self.counters.get(rule).map(|counter| counter.number)
     }
 
     /// What makes the maps hold `compiled`.
@@ -199,15 +205,23 @@ impl Store {
             begin: Vec::new(),
             end: Vec::new(),
         };
+        if compiled.numbering != self.numbering {
+            planner.next.numbering = compiled.numbering;
+            planner.next.built = HashMap::new();
+            planner.next.classes = BTreeMap::new();
+            planner.next.known = None;
+            planner.next.known_runs = Arc::default();
+        }
         planner.slots(compiled)?;
         planner.counters(compiled)?;
-        let conditions = planner.conditions(compiled);
-        let desired = desired_addresses(compiled, &conditions, host_addresses, &planner.next);
-        let (added, removed) = planner.classes(&desired)?;
-        let classes = planner.next.classes.clone();
-        let classes = Classes { all: &classes, added: &added, removed };
-        let built = planner.tables(compiled, &conditions, &classes)?;
-        let moves = planner.addresses(&desired)?;
+        let desired = Desired::new(compiled, host_addresses, &planner.next);
+        let (added, removed) = planner.classes(compiled, &desired)?;
+        let key =
+            |&(v6, holding): &(bool, u32)| ClassKey { v6, conditions: compiled.holdings[holding as usize].clone() };
+        let all: Vec<(ClassKey, u32)> = planner.next.classes.iter().map(|(of, class)| (key(of), *class)).collect();
+        let added: Vec<(ClassKey, u32)> = added.iter().map(|(of, class)| (key(of), *class)).collect();
+        let built = planner.tables(compiled, &Classes { all: &all, added: &added, removed })?;
+        let moves = planner.addresses(compiled, &desired)?;
         planner.policies(compiled, &built, &moves);
         planner.spoof(compiled)?;
         planner.settings(compiled);
@@ -215,8 +229,24 @@ impl Store {
     }
 }
 
-/// A table, in terms of the store's conditions, and what it became.
+/// A table, and what it became.
 type BuiltTable = (Arc<Table>, Arc<Built>);
+
+/// What tells tables of one numbering apart, as long as somebody has the table.
+type TableId = usize;
+
+fn id(table: &Arc<Table>) -> TableId {
+    Arc::as_ptr(table).addr()
+}
+
+/// What an entry of the address maps shall be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Known {
+    prefix: IpNet,
+    class: u32,
+    slot: u32,
+    host: bool,
+}
 
 /// Which of a pair of values a generation has.
 fn side(generation: u32) -> usize {
@@ -248,72 +278,71 @@ fn check_tables(compiled: &Compiled) -> Result<(), LimitError> {
     Ok(())
 }
 
-/// What an address or a network shall be.
-struct Desired {
-    /// Index into [`DesiredAddresses::keys`].
-    key: usize,
-    slot: u32,
-    host: bool,
-}
-
-/// What all addresses and networks shall be.
+/// What the address maps shall hold, and what stands for a class in it.
 #[derive(Default)]
-struct DesiredAddresses {
-    entries: BTreeMap<IpNet, Desired>,
-    /// What classes stand for, in the order of the addresses, so that one input always gives one result.
-    keys: Vec<ClassKey>,
-    /// All IPv4 addresses, by index into `keys` plus one; zero where nothing is known of them.
-    runs: Vec<Run>,
-    /// Indices into `keys` by family and by the place of the compiler's list.
-    known: HashMap<(bool, *const u32), usize>,
+struct Desired {
+    /// In order. [`Known::class`] is the set of conditions yet.
+    entries: Vec<Known>,
+    /// What needs a class: whether it is IPv6, and the set of conditions; in the order of the addresses, so that one input
+    /// always gives one result.
+    used: Vec<(bool, u32)>,
 }
 
-impl DesiredAddresses {
-    /// Index of the key for an address of which `holding` holds; `conditions` translates.
-    fn key(&mut self, v6: bool, holding: &Arc<[u32]>, conditions: &[u32]) -> usize {
-        *self.known.entry((v6, holding.as_ptr())).or_insert_with(|| {
-            let mut numbers: Vec<u32> = holding.iter().map(|&c| conditions[c as usize]).collect();
-            numbers.sort_unstable();
-            self.keys.push(ClassKey { v6, conditions: numbers.into() });
-            self.keys.len() - 1
-        })
-    }
-}
-
-/// What all addresses and networks shall be.
-fn desired_addresses(
-    compiled: &Compiled,
-    conditions: &[u32],
-    host_addresses: &BTreeSet<IpAddr>,
-    next: &Store,
-) -> DesiredAddresses {
-    let mut desired = DesiredAddresses::default();
-    for (prefix, holding) in &compiled.addresses {
-        let key = desired.key(matches!(prefix, IpNet::V6(_)), holding, conditions);
-        desired.entries.insert(*prefix, Desired { key, slot: NO_SLOT, host: false });
-    }
-    for (name, workload) in &compiled.workloads {
-        let slot = next.slot(name).map_or(NO_SLOT, |slot| slot.slot);
-        for &address in &workload.addresses {
-            // The compiler has all addresses of local workloads.
-            if let Some(entry) = desired.entries.get_mut(&address.into()) {
-                entry.slot = slot;
-            }
+impl Desired {
+    fn new(compiled: &Compiled, host_addresses: &BTreeSet<IpAddr>, next: &Store) -> Self {
+        let mut own: BTreeMap<IpNet, (u32, bool)> = BTreeMap::new();
+        for (name, workload) in &compiled.workloads {
+            let slot = next.slot(name).map_or(NO_SLOT, |slot| slot.slot);
+            own.extend(workload.addresses.iter().map(|&address| (address.into(), (slot, false))));
         }
+        for &address in host_addresses {
+            own.entry(address.into()).or_insert((NO_SLOT, false)).1 = true;
+        }
+        let runs = &*compiled.addresses.v4;
+        let mut desired =
+            Self { entries: Vec::with_capacity(own.len() + compiled.addresses.v6.len()), used: Vec::new() };
+        let mut is_used = [vec![false; compiled.holdings.len()], vec![false; compiled.holdings.len()]];
+        let mut take = |v6: bool, holding: u32, used: &mut Vec<(bool, u32)>| {
+            if !std::mem::replace(&mut is_used[usize::from(v6)][holding as usize], true) {
+                used.push((v6, holding));
+            }
+        };
+        take(false, 0, &mut desired.used);
+        take(true, 0, &mut desired.used);
+        runs.iter().for_each(|&(_, holding)| take(false, holding, &mut desired.used));
+        for (&prefix, &(slot, host)) in own.range(..FIRST_V6) {
+            let IpNet::V4(net) = prefix else { continue };
+            let class = value_at(runs, net.addr().into());
+            desired.entries.push(Known { prefix, class, slot, host });
+        }
+        let mut own = own.range(FIRST_V6..).peekable();
+        // The networks that the last one is in.
+        let mut wider: Vec<(Ipv6Net, u32)> = Vec::new();
+        let mut of_compiled = compiled.addresses.v6.iter().copied().peekable();
+        loop {
+            let next = match (of_compiled.peek(), own.peek()) {
+                (None, None) => break,
+                (Some((net, _)), None) => IpNet::V6(*net),
+                (None, Some((prefix, _))) => **prefix,
+                (Some((net, _)), Some((prefix, _))) => IpNet::V6(*net).min(**prefix),
+            };
+            let IpNet::V6(net) = next else { break };
+            while wider.pop_if(|(wider, _)| !wider.contains(&net)).is_some() {}
+            let said = of_compiled.next_if(|(said, _)| *said == net).map(|(_, holding)| holding);
+            let class = said.or_else(|| wider.last().map(|wider| wider.1)).unwrap_or(0);
+            let (slot, host) = own.next_if(|(prefix, _)| **prefix == next).map_or((NO_SLOT, false), |(_, own)| *own);
+            wider.push((net, class));
+            take(true, class, &mut desired.used);
+            desired.entries.push(Known { prefix: next, class, slot, host });
+        }
+        desired
     }
-    let nets = Prefixes::new(compiled.addresses.keys());
-    let nothing: Arc<[u32]> = Arc::default();
-    for &address in host_addresses {
-        let prefix = IpNet::from(address);
-        let wider = nets.wider(&compiled.addresses, &prefix).unwrap_or(&nothing);
-        let key = desired.key(address.is_ipv6(), wider, conditions);
-        desired.entries.entry(prefix).or_insert(Desired { key, slot: NO_SLOT, host: false }).host = true;
-    }
-    desired.runs = runs(desired.entries.iter().filter_map(|(prefix, desired)| match prefix {
-        IpNet::V4(net) => Some((*net, desired.key as u32 + 1)),
-        IpNet::V6(_) => None,
-    }));
-    desired
+}
+
+/// The value of the stretch that an address is in.
+fn value_at(runs: &[Run], address: u32) -> u32 {
+    let after = runs.partition_point(|&(start, _)| start <= address);
+    after.checked_sub(1).map_or(0, |index| runs[index].1)
 }
 
 /// Classes before and after: of which there are addresses, and which of those differ.
@@ -337,6 +366,9 @@ struct Planner<'a> {
     begin: Vec<u32>,
     end: Vec<u32>,
 }
+
+/// IP version and set of conditions, with its class.
+type NewClass = ((bool, u32), u32);
 
 impl Planner<'_> {
     /// Gives slots to new workloads, and takes those of workloads that go.
@@ -376,94 +408,114 @@ impl Planner<'_> {
 
     /// Gives counters to new rules, and takes those of rules that go.
     fn counters(&mut self, compiled: &Compiled) -> Result<(), LimitError> {
-        let wanted = compiled.rule_names();
-        let mut gone = std::mem::take(&mut self.next.stray_counters);
-        self.next.counters.retain(|name, counter| {
-            let stays = wanted.contains(name);
-            if !stays {
-                gone.insert(*counter);
+        let built = &self.next.built;
+        let now: HashSet<TableId> = compiled.tables.iter().map(id).collect();
+        let come: Vec<&Arc<Table>> = compiled.tables.iter().filter(|table| !built.contains_key(&id(table))).collect();
+        let gone: Vec<&Arc<Table>> =
+            built.iter().filter(|(id, _)| !now.contains(*id)).map(|(_, (table, _))| table).collect();
+        let all_anew = built.is_empty();
+        if come.is_empty() && gone.is_empty() && !all_anew {
+            return Ok(());
+        }
+        let counters = Arc::make_mut(&mut self.next.counters);
+        if all_anew {
+            counters.values_mut().for_each(|counter| counter.uses = 0);
+        }
+        let mut without: Vec<&Arc<RuleName>> = Vec::new();
+        for name in come.iter().flat_map(|table| names(table)) {
+            match counters.get_mut(name) {
+                Some(counter) => counter.uses += 1,
+                None => {
+                    counters.insert(name.clone(), Counter { number: u32::MAX, uses: 1 });
+                    without.push(name);
+                }
             }
-            stays
-        });
-        self.retire.extend(gone.iter().map(|&counter| Write::RemoveRuleName { counter }));
-        let mut taken = gone;
-        taken.extend(self.next.counters.values());
-        let mut candidates = (0..).filter(|counter| !taken.contains(counter));
-        for name in wanted.iter().filter(|name| !self.old.counters.contains_key(**name)) {
-            let counter = candidates.next().unwrap_or(u32::MAX);
-            if counter >= self.old.limits.counters {
+        }
+        for name in gone.iter().flat_map(|table| names(table)) {
+            if let Some(counter) = counters.get_mut(name) {
+                counter.uses = counter.uses.saturating_sub(1);
+            }
+        }
+        let mut taken = std::mem::take(&mut self.next.stray_counters);
+        taken.extend(counters.values().filter(|counter| counter.uses == 0).map(|counter| counter.number));
+        self.retire.extend(taken.iter().map(|&counter| Write::RemoveRuleName { counter }));
+        counters.retain(|_, counter| counter.uses != 0);
+        let mut is_taken = vec![false; self.old.limits.counters as usize];
+        let others = counters.values().map(|counter| counter.number).filter(|number| *number != u32::MAX);
+        for number in taken.into_iter().chain(others) {
+            if let Some(is_taken) = is_taken.get_mut(number as usize) {
+                *is_taken = true;
+            }
+        }
+        let mut free = (0..).zip(is_taken).filter_map(|(number, is_taken)| (!is_taken).then_some(number));
+        let needed = counters.len();
+        for name in without {
+            let Some(number) = free.next() else {
                 let limit = self.old.limits.counters as usize;
-                let needed = wanted.len().max(limit + 1);
-                return Err(LimitError::Count { what: "rules with a counter", needed, limit });
+                return Err(LimitError::Count { what: "rules with a counter", needed: needed.max(limit + 1), limit });
+            };
+            if let Some(counter) = counters.get_mut(name) {
+                counter.number = number;
             }
-            self.next.counters.insert((*name).clone(), counter);
-            self.prepare.push(Write::RuleName { counter, name: RuleName::clone(name) });
+            self.prepare.push(Write::RuleName { counter: number, name: RuleName::clone(name) });
         }
         Ok(())
-    }
-
-    /// The store's numbers of the conditions.
-    fn conditions(&mut self, compiled: &Compiled) -> Vec<u32> {
-        let Store { conditions, next_condition, .. } = &mut self.next;
-        let number = |text: &String| match conditions.get(text) {
-            Some(&number) => number,
-            None => {
-                let number = *next_condition;
-                *next_condition += 1;
-                conditions.insert(text.clone(), number);
-                number
-            }
-        };
-        compiled.conditions.iter().map(number).collect()
     }
 
     /// Gives numbers to classes: those that are new, and whether some have gone.
     ///
     /// Any number will do for any class, used or not: an entry of an address says what holds from which generation on, and a
     /// table is read by one generation only unless it is right for both. So keeping numbers only saves writes.
-    fn classes(&mut self, desired: &DesiredAddresses) -> Result<(Vec<(ClassKey, u32)>, bool), LimitError> {
-        let plain = [false, true].map(|v6| ClassKey { v6, conditions: Arc::default() });
-        let wanted: HashSet<&ClassKey> = desired.keys.iter().chain(&plain).collect();
+    fn classes(&mut self, compiled: &Compiled, desired: &Desired) -> Result<(Vec<NewClass>, bool), LimitError> {
+        let wanted: HashSet<&(bool, u32)> = desired.used.iter().collect();
         let classes = &mut self.next.classes;
-        let spare = classes.keys().filter(|key| !wanted.contains(key)).count();
+        let spare = classes.keys().filter(|of| !wanted.contains(of)).count();
         let removed = spare > SPARE_CLASSES.max(wanted.len() / 2);
         if removed {
-            classes.retain(|key, _| wanted.contains(key));
+            classes.retain(|of, _| wanted.contains(of));
+        }
+        let mut added: Vec<NewClass> = Vec::new();
+        let mut missing: HashSet<(bool, u32)> =
+            desired.used.iter().copied().filter(|of| !classes.contains_key(of)).collect();
+        if missing.is_empty() {
+            return Ok((added, removed));
         }
         let mut taken: HashSet<u32> = classes.values().copied().chain(0..PLAIN_CLASSES).collect();
-        let mut added: Vec<(ClassKey, u32)> = Vec::new();
-        let mut add = |key: &ClassKey, class: u32| {
-            if !classes.contains_key(key) {
-                classes.insert(key.clone(), class);
-                added.push((key.clone(), class));
+        let mut add = |of: (bool, u32), class: u32, missing: &mut HashSet<(bool, u32)>| {
+            if missing.remove(&of) {
+                classes.insert(of, class);
+                added.push((of, class));
             }
         };
-        add(&plain[0], 0);
-        add(&plain[1], 1);
-        // The number that some address has already. That is how the numbers of an earlier process live on.
-        let mut missing: Vec<bool> = desired.keys.iter().map(|key| !self.old.classes.contains_key(key)).collect();
-        let of_runs = desired.runs.iter().filter_map(|&(start, key)| Some((start, key.checked_sub(1)? as usize)));
-        for (start, key) in of_runs {
-            if missing[key] {
-                let class = self.old.nets.class(start);
-                if taken.insert(class) {
-                    add(&desired.keys[key], class);
-                    missing[key] = false;
-                }
+        add((false, 0), 0, &mut missing);
+        add((true, 0), 1, &mut missing);
+        // The number that most of the addresses have already. That is how the numbers of an earlier process live on.
+        let mut votes: BTreeMap<((bool, u32), u32), u64> = BTreeMap::new();
+        common_stretches(&self.old.nets.runs, &compiled.addresses.v4, |class, holding, addresses| {
+            if missing.contains(&(false, holding)) {
+                *votes.entry(((false, holding), class)).or_default() += addresses;
+            }
+        });
+        // Where an address has an entry of its own, another number would be a write for each of them.
+        const ENTRY: u64 = 1 << 32;
+        for Known { prefix, class: holding, .. } in &desired.entries {
+            let of = (is_v6(prefix), *holding);
+            if missing.contains(&of)
+                && let Some(entry) = self.old.addresses.get(prefix)
+            {
+                *votes.entry((of, entry.class(self.old.generation))).or_default() += ENTRY;
             }
         }
-        for (prefix, Desired { key, .. }) in desired.entries.range(FIRST_V6..) {
-            if missing[*key]
-                && let Some(entry) = self.old.addresses.get(prefix)
-                && taken.insert(entry.class(self.old.generation))
-            {
-                add(&desired.keys[*key], entry.class(self.old.generation));
-                missing[*key] = false;
+        let mut votes: Vec<_> = votes.into_iter().collect();
+        votes.sort_by_key(|(_, addresses)| std::cmp::Reverse(*addresses));
+        for ((of, class), _) in votes {
+            if missing.contains(&of) && taken.insert(class) {
+                add(of, class, &mut missing);
             }
         }
         let mut candidates = PLAIN_CLASSES..;
-        for key in &desired.keys {
-            if classes.contains_key(key) {
+        for of in &desired.used {
+            if !missing.contains(of) {
                 continue;
             }
             let class = candidates.by_ref().find(|class| !taken.contains(class)).unwrap_or(u32::MAX);
@@ -472,33 +524,20 @@ impl Planner<'_> {
                 let needed = wanted.len().max(limit + 1);
                 return Err(LimitError::Count { what: "classes of addresses", needed, limit });
             }
-            classes.insert(key.clone(), class);
-            added.push((key.clone(), class));
+            add(*of, class, &mut missing);
         }
         Ok((added, removed))
     }
 
     /// Lays out the tables, and says how each of the compiled ones was built.
-    fn tables(
-        &mut self,
-        compiled: &Compiled,
-        conditions: &[u32],
-        classes: &Classes<'_>,
-    ) -> Result<Vec<BuiltTable>, LimitError> {
-        let mut known = HashMap::new();
-        let translated: Vec<Table> = compiled.tables.iter().map(|t| translate(t, conditions, &mut known)).collect();
-        let mut numbers = self.table_numbers(compiled, &translated);
-        let mut done: HashMap<Arc<Table>, Arc<Built>> = HashMap::new();
-        let mut built = Vec::with_capacity(translated.len());
-        for (index, table) in translated.into_iter().enumerate() {
-            if let Some((table, known)) = done.get_key_value(&table) {
-                built.push((table.clone(), known.clone()));
-                continue;
-            }
-            let (table, new) = match self.old.built.get_key_value(&table) {
-                Some((table, known)) => match known.for_classes(&mut self.next.arena, table, classes)? {
-                    None => (table.clone(), known.clone()),
-                    Some(new) => (table.clone(), Arc::new(new)),
+    fn tables(&mut self, compiled: &Compiled, classes: &Classes<'_>) -> Result<Vec<BuiltTable>, LimitError> {
+        let mut numbers = self.table_numbers(compiled);
+        let mut built = Vec::with_capacity(compiled.tables.len());
+        for (index, table) in compiled.tables.iter().enumerate() {
+            let new = match self.next.built.get(&id(table)) {
+                Some((_, known)) => match known.for_classes(&mut self.next.arena, table, classes)? {
+                    None => known.clone(),
+                    Some(new) => Arc::new(new),
                 },
                 None => {
                     let number = numbers.remove(&index).unwrap_or_else(|| {
@@ -506,32 +545,29 @@ impl Planner<'_> {
                         self.next.next_table - 1
                     });
                     let (arena, counters) = (&mut self.next.arena, &self.next.counters);
-                    let new = Built::new(arena, &table, number, counters, classes)?;
-                    (Arc::new(table), Arc::new(new))
+                    Arc::new(Built::new(arena, table, number, counters, classes)?)
                 }
             };
-            done.insert(table.clone(), new.clone());
-            built.push((table, new));
+            built.push((table.clone(), new));
         }
         Ok(built)
     }
 
     /// Numbers for tables that this process has not built yet: that of the table whose place it takes for some workload.
-    fn table_numbers(&self, compiled: &Compiled, tables: &[Table]) -> HashMap<usize, u32> {
+    fn table_numbers(&self, compiled: &Compiled) -> HashMap<usize, u32> {
         let now = side(self.old.generation);
         let image = self.old.arena.image();
-        let built: Vec<Option<u32>> =
-            tables.iter().map(|table| self.old.built.get(table).map(|built| built.number)).collect();
+        let built: Vec<Option<u32>> = compiled
+            .tables
+            .iter()
+            .map(|table| self.next.built.get(&id(table)).map(|(_, built)| built.number))
+            .collect();
         let mut taken: HashSet<u32> = built.iter().copied().flatten().collect();
-        // Tables may be equal only now; the first of them is the one that is built.
-        let mut first = HashMap::new();
-        let first: Vec<usize> = (0..).zip(tables).map(|(index, table)| *first.entry(table).or_insert(index)).collect();
         let mut numbers = HashMap::new();
         for (name, workload) in &compiled.workloads {
             let Some(owner) = self.old.workloads.get(name) else { continue };
             let was = owner.policy[now];
             for (table, header) in [(workload.egress, was.egress_table), (workload.ingress, was.ingress_table)] {
-                let table = first[table];
                 if numbers.contains_key(&table) || built[table].is_some() || !self.old.tables.contains_key(&header) {
                     continue;
                 }
@@ -545,89 +581,117 @@ impl Planner<'_> {
     }
 
     /// Makes all addresses what they shall be.
-    fn addresses(&mut self, desired: &DesiredAddresses) -> Result<Moves, LimitError> {
+    fn addresses(&mut self, compiled: &Compiled, desired: &Desired) -> Result<Moves, LimitError> {
         let (now, generation) = (self.old.generation, self.generation);
-        let old = &self.old.addresses;
-        let (old_nets, new_nets) = (Prefixes::new(old.keys()), Prefixes::new(desired.entries.keys()));
-        let plain = |prefix: &IpNet| u32::from(matches!(prefix, IpNet::V6(_)));
-        let classes: Vec<u32> =
-            desired.keys.iter().map(|key| self.next.classes.get(key).copied().unwrap_or_default()).collect();
-        let class_of = |desired: &Desired| classes[desired.key];
-        let class_of_run = |key: u32| key.checked_sub(1).map_or(0, |key| classes[key as usize]);
-        let mut runs: Vec<Run> = desired.runs.iter().map(|&(start, key)| (start, class_of_run(key))).collect();
-        runs.dedup_by_key(|run| run.1);
-        let desired = &desired.entries;
-        let mut all: HashSet<(u32, u32)> = HashSet::from([(0, 0), (1, 1)]);
-        self.changes.addresses += changed_runs(&self.old.nets.runs, &runs, &mut all);
-        let (nets, uses) = self.old.nets.update(&mut self.next.arena, Arc::new(runs))?;
-        self.begin.extend(uses.begin);
-        self.end.extend(uses.end);
-        self.next.nets = nets;
-        let mut of_address = HashMap::new();
-        let mut entries = BTreeMap::new();
-        let mut count: HashMap<&'static str, (usize, u32)> = HashMap::new();
-        let in_maps = |prefix: &IpNet, desired: &Desired| {
-            matches!(prefix, IpNet::V6(_)) || desired.slot != NO_SLOT || desired.host
-        };
-        for (prefix, desired) in desired.iter().filter(|(prefix, desired)| in_maps(prefix, desired)) {
-            let before = old.get(prefix);
-            let was = match (before, prefix) {
-                (Some(entry), _) => entry.class(now),
-                (None, IpNet::V4(net)) => self.old.nets.class(net.addr().into()),
-                (None, IpNet::V6(_)) => old_nets.wider(old, prefix).map_or(plain(prefix), |entry| entry.class(now)),
-            };
-            let (class, owner) = (class_of(desired), before.map_or(NO_SLOT, |entry| entry.slot(now)));
-            let flags = if desired.host { HOST } else { 0 };
-            all.insert((was, class));
-            if was != class && prefix.prefix_len() == prefix.max_prefix_len() {
-                of_address.insert(prefix.addr(), (was, class));
+        let class_of = |v6: bool, holding: u32| self.next.classes.get(&(v6, holding)).copied().unwrap_or_default();
+        let mut all: BTreeSet<(u32, u32)> =
+            desired.used.iter().map(|&(v6, h)| (class_of(v6, h), class_of(v6, h))).collect();
+        all.extend([(0, 0), (1, 1)]);
+        if !Arc::ptr_eq(&self.next.known_runs, &compiled.addresses.v4) {
+            let mut class_of_run = HashMap::new();
+            let mut class_of_run = |holding| *class_of_run.entry(holding).or_insert_with(|| class_of(false, holding));
+            let mut runs = Vec::with_capacity(compiled.addresses.v4.len().max(1));
+            runs.extend(compiled.addresses.v4.iter().map(|&(start, holding)| (start, class_of_run(holding))));
+            if runs.is_empty() {
+                runs.push((0, 0));
             }
-            let (what, limit) = room(prefix, &self.old.limits);
-            let counted = count.entry(what).or_insert((0, limit));
-            counted.0 += 1;
-            let kept = before
-                .filter(|entry| was == class && owner == desired.slot && entry.flags == flags && entry.side(now) == 1);
-            let entry = kept.copied().unwrap_or(AddressEntry {
-                class: Stamped { value: [was, class] },
-                slot: Stamped { value: [owner, desired.slot] },
-                since: generation,
-                flags,
-            });
-            if kept.is_none() {
-                self.prepare.push(Write::Address { prefix: *prefix, entry });
-                self.changes.addresses += 1;
-            }
-            entries.insert(*prefix, entry);
+            runs.dedup_by_key(|run| run.1);
+            self.changes.addresses += changed_runs(&self.old.nets.runs, &runs, &mut all);
+            let (nets, uses) = self.old.nets.update(&mut self.next.arena, Arc::new(runs))?;
+            self.begin.extend(uses.begin);
+            self.end.extend(uses.end);
+            self.next.nets = nets;
+            self.next.known_runs = Arc::clone(&compiled.addresses.v4);
         }
-        for (prefix, entry) in old.iter().filter(|(prefix, _)| !entries.contains_key(*prefix)) {
-            let (was, owner) = (entry.class(now), entry.slot(now));
-            let class = match prefix {
-                IpNet::V4(net) => self.next.nets.class(net.addr().into()),
-                IpNet::V6(_) => new_nets.wider(desired, prefix).map_or(plain(prefix), class_of),
-            };
-            all.insert((was, class));
-            let entry = AddressEntry {
-                class: Stamped { value: [was, class] },
-                slot: Stamped { value: [owner, NO_SLOT] },
-                since: generation,
-                flags: 0,
-            };
-            self.prepare.push(Write::Address { prefix: *prefix, entry });
-            self.retire.push(Write::RemoveAddress { prefix: *prefix });
-            self.changes.addresses += 1;
-            // Until it is retired it takes room.
-            count.entry(room(prefix, &self.old.limits).0).or_insert((0, room(prefix, &self.old.limits).1)).0 += 1;
+        let entries: Vec<Known> = desired
+            .entries
+            .iter()
+            .map(|known| Known { class: class_of(is_v6(&known.prefix), known.class), ..*known })
+            .collect();
+        let mut count: HashMap<&'static str, (usize, u32)> = HashMap::new();
+        for known in &entries {
+            let (what, limit) = room(&known.prefix, &self.old.limits);
+            count.entry(what).or_insert((0, limit)).0 += 1;
+        }
+
+        // Of most of them nothing is to be looked at.
+        let (mut changed, mut gone) = (Vec::new(), Vec::new());
+        match &self.next.known {
+            Some(known) => differences(known, &entries, &mut changed, &mut gone),
+            None => {
+                let wanted: HashSet<&IpNet> = entries.iter().map(|known| &known.prefix).collect();
+                gone.extend(self.old.addresses.keys().filter(|prefix| !wanted.contains(prefix)));
+                changed.extend(entries.iter().copied());
+            }
+        }
+        let mut of_address = HashMap::new();
+        if !changed.is_empty() || !gone.is_empty() {
+            let old = &*self.old.addresses;
+            let lengths = Prefixes::new(old.keys().chain(entries.iter().map(|known| &known.prefix)));
+            let plain = |prefix: &IpNet| u32::from(is_v6(prefix));
+            let next = Arc::make_mut(&mut self.next.addresses);
+            for Known { prefix, class, slot, host } in changed {
+                let before = old.get(&prefix);
+                let was = match (before, prefix) {
+                    (Some(entry), _) => entry.class(now),
+                    (None, IpNet::V4(net)) => self.old.nets.class(net.addr().into()),
+                    (None, IpNet::V6(_)) => lengths.wider(old, &prefix).map_or(plain(&prefix), |e| e.class(now)),
+                };
+                let (owner, flags) = (before.map_or(NO_SLOT, |entry| entry.slot(now)), if host { HOST } else { 0 });
+                all.insert((was, class));
+                if was != class && prefix.prefix_len() == prefix.max_prefix_len() {
+                    of_address.insert(prefix.addr(), (was, class));
+                }
+                let stays = |entry: &&AddressEntry| {
+                    was == class && owner == slot && entry.flags == flags && entry.side(now) == 1
+                };
+                if before.filter(stays).is_none() {
+                    let entry = AddressEntry {
+                        class: Stamped { value: [was, class] },
+                        slot: Stamped { value: [owner, slot] },
+                        since: generation,
+                        flags,
+                    };
+                    self.prepare.push(Write::Address { prefix, entry });
+                    self.changes.addresses += 1;
+                    next.insert(prefix, entry);
+                }
+            }
+            for prefix in &gone {
+                next.remove(prefix);
+            }
+            for prefix in gone {
+                let Some(before) = old.get(&prefix) else { continue };
+                let (was, owner) = (before.class(now), before.slot(now));
+                let class = match prefix {
+                    IpNet::V4(net) => self.next.nets.class(net.addr().into()),
+                    IpNet::V6(_) => {
+                        lengths.wider(next, &prefix).map_or(plain(&prefix), |entry| entry.class(generation))
+                    }
+                };
+                all.insert((was, class));
+                let entry = AddressEntry {
+                    class: Stamped { value: [was, class] },
+                    slot: Stamped { value: [owner, NO_SLOT] },
+                    since: generation,
+                    flags: 0,
+                };
+                self.prepare.push(Write::Address { prefix, entry });
+                self.retire.push(Write::RemoveAddress { prefix });
+                self.changes.addresses += 1;
+                // Until it is retired it takes room.
+                let (what, limit) = room(&prefix, &self.old.limits);
+                count.entry(what).or_insert((0, limit)).0 += 1;
+            }
         }
         for (what, (needed, limit)) in count {
             if needed > limit as usize {
                 return Err(LimitError::Count { what, needed, limit: limit as usize });
             }
         }
-        self.next.addresses = entries;
-        let mut all: Vec<_> = all.into_iter().collect();
-        all.sort_unstable();
+        self.next.known = Some(Arc::new(entries));
         let moved = all.iter().copied().filter(|(was, class)| was != class).collect();
-        Ok(Moves { all, moved, of_address })
+        Ok(Moves { all: all.into_iter().collect(), moved, of_address })
     }
 
     /// Gives every workload its tables.
@@ -716,7 +780,7 @@ impl Planner<'_> {
             wanted.extend(workload.spoof.iter().map(|prefix| (slot, prefix.trunc())));
         }
         for v6 in [false, true] {
-            let needed = wanted.iter().filter(|(_, prefix)| matches!(prefix, IpNet::V6(_)) == v6).count();
+            let needed = wanted.iter().filter(|(_, prefix)| is_v6(prefix) == v6).count();
             let limit = self.old.limits.spoof as usize;
             if needed > limit {
                 return Err(LimitError::Count { what: "allowed spoofed source prefixes", needed, limit });
@@ -762,8 +826,7 @@ impl Planner<'_> {
         self.next.arena.acquire(&self.begin);
         self.next.arena.release(&self.end);
         self.next.tables = used;
-        self.next.built = built.into_iter().collect();
-        self.forget_conditions();
+        self.next.built = built.into_iter().map(|built| (id(&built.0), built)).collect();
 
         let mut prepare = self.next.arena.take_writes();
         self.changes.blocks =
@@ -789,74 +852,48 @@ impl Planner<'_> {
                 self.old.workloads.get(name).is_some_and(|old| old.policy[now] == owner.policy[then])
             })
     }
-
-    /// Drops the numbers of conditions that nothing is about any more, once they are many.
-    fn forget_conditions(&mut self) {
-        let Store { conditions, classes, built, .. } = &mut self.next;
-        let mut used: HashSet<u32> = classes.keys().flat_map(|key| key.conditions.iter().copied()).collect();
-        used.extend(built.values().flat_map(|built| built.conditions().collect::<Vec<_>>()));
-        if conditions.len() > 2 * used.len() + SPARE_CLASSES {
-            conditions.retain(|_, number| used.contains(number));
-        }
-    }
 }
 
-/// What all addresses have of which the prefixes (in ascending order) have these; others have zero.
-fn runs(prefixes: impl Iterator<Item = (Ipv4Net, u32)>) -> Vec<Run> {
-    let mut runs: Vec<Run> = vec![(0, 0)];
-    let mut begin = |start: u32, class: u32| {
-        if let Some(last) = runs.last_mut()
-            && last.0 == start
-        {
-            last.1 = class;
-        } else {
-            runs.push((start, class));
+fn is_v6(prefix: &IpNet) -> bool {
+    matches!(prefix, IpNet::V6(_))
+}
+
+/// Visits the stretches of addresses in which nothing changes, with the values in both and the number of addresses.
+fn common_stretches(a: &[Run], b: &[Run], mut visit: impl FnMut(u32, u32, u64)) {
+    let (mut a, mut b) = (a.iter().peekable(), b.iter().peekable());
+    let (mut of_a, mut of_b, mut start) = (0, 0, 0);
+    loop {
+        let next = match (a.peek(), b.peek()) {
+            (Some(a), Some(b)) => u64::from(a.0.min(b.0)),
+            (Some(run), None) | (None, Some(run)) => run.0.into(),
+            (None, None) => 1 << 32,
+        };
+        if next > start {
+            visit(of_a, of_b, next - start);
         }
-        // What is the same as before it is no run of its own.
-        if let [.., before, last] = runs[..]
-            && before.1 == last.1
-        {
-            runs.pop();
+        if next == 1 << 32 {
+            return;
         }
-    };
-    // The prefixes that the last one is in, with the last address of each.
-    let mut wider: Vec<(u32, u32)> = Vec::new();
-    let class_after = |wider: &[(u32, u32)]| wider.last().map_or(0, |wider| wider.1);
-    for (net, class) in prefixes {
-        let (start, last) = (u32::from(net.network()), u32::from(net.broadcast()));
-        while let Some((end, _)) = wider.pop_if(|wider| wider.0 < start) {
-            begin(end + 1, class_after(&wider));
+        start = next;
+        if let Some(run) = a.next_if(|run| u64::from(run.0) == next) {
+            of_a = run.1;
         }
-        begin(start, class);
-        wider.push((last, class));
-    }
-    while let Some((end, _)) = wider.pop() {
-        if let Some(next) = end.checked_add(1) {
-            begin(next, class_after(&wider));
+        if let Some(run) = b.next_if(|run| u64::from(run.0) == next) {
+            of_b = run.1;
         }
     }
-    runs
 }
 
 /// Notes which classes became which, and returns how many stretches of addresses have another class.
-fn changed_runs(old: &[Run], new: &[Run], pairs: &mut HashSet<(u32, u32)>) -> usize {
-    let (mut old, mut new) = (old.iter().peekable(), new.iter().peekable());
-    let (mut was, mut is, mut changed) = (0, 0, 0);
-    loop {
-        let next = match (old.peek(), new.peek()) {
-            (Some(old), Some(new)) => old.0.min(new.0),
-            (Some(run), None) | (None, Some(run)) => run.0,
-            (None, None) => return changed,
-        };
-        if let Some(run) = old.next_if(|run| run.0 == next) {
-            was = run.1;
+fn changed_runs(old: &[Run], new: &[Run], pairs: &mut BTreeSet<(u32, u32)>) -> usize {
+    let mut changed = 0;
+    common_stretches(old, new, |was, is, _| {
+        if was != is {
+            changed += 1;
+            pairs.insert((was, is));
         }
-        if let Some(run) = new.next_if(|run| run.0 == next) {
-            is = run.1;
-        }
-        changed += usize::from(was != is);
-        pairs.insert((was, is));
-    }
+    });
+    changed
 }
 
 /// Map and room of a prefix.
@@ -870,33 +907,35 @@ fn room(prefix: &IpNet, limits: &Limits) -> (&'static str, u32) {
     }
 }
 
-/// The table in terms of the store's conditions. Parts that tables share stay shared.
-fn translate(table: &Table, conditions: &[u32], known: &mut HashMap<*const RuleMatch, Arc<RuleMatch>>) -> Table {
-    let number = |condition: &u32| conditions[*condition as usize];
-    let address = |matches: &AddressMatch| {
-        let sorted = |list: &[u32]| {
-            let mut list: Vec<u32> = list.iter().map(number).collect();
-            list.sort_unstable();
-            list.dedup();
-            list
-        };
-        AddressMatch {
-            all_of: matches.all_of.iter().map(|any| sorted(any)).collect(),
-            none_of: sorted(&matches.none_of),
-            family: matches.family,
+/// What is new or other in `new`, and what is not there any more; both in the order of the map.
+fn differences(old: &[Known], new: &[Known], changed: &mut Vec<Known>, gone: &mut Vec<IpNet>) {
+    let (mut old, mut new) = (old.iter().peekable(), new.iter().peekable());
+    loop {
+        match (old.peek(), new.peek()) {
+            (None, None) => return,
+            (Some(was), Some(is)) if was.prefix == is.prefix => {
+                if was != is {
+                    changed.push(**is);
+                }
+                old.next();
+                new.next();
+            }
+            (Some(was), is) if is.is_none_or(|is| was.prefix < is.prefix) => {
+                gone.push(was.prefix);
+                old.next();
+            }
+            (_, Some(is)) => {
+                changed.push(**is);
+                new.next();
+            }
+            (Some(_), None) => return,
         }
-    };
-    let rules = table.rules.iter().map(|rule| {
-        let matches = known.entry(Arc::as_ptr(&rule.matches)).or_insert_with(|| {
-            Arc::new(RuleMatch {
-                own: address(&rule.matches.own),
-                peer: address(&rule.matches.peer),
-                ..RuleMatch::clone(&rule.matches)
-            })
-        });
-        TableRule { matches: matches.clone(), ..rule.clone() }
-    });
-    Table { rules: rules.collect() }
+    }
+}
+
+/// Rules of a table that follow on each other and have one name are one rule of the files.
+fn names(table: &Table) -> impl Iterator<Item = &Arc<RuleName>> {
+    table.rules.chunk_by(|a, b| Arc::ptr_eq(&a.name, &b.name)).filter_map(|rules| Some(&rules.first()?.name))
 }
 
 #[cfg(test)]

@@ -10,14 +10,12 @@ use std::{
     sync::Arc,
 };
 
-use calico_ebpf_common::abi::Action;
-use ipnet::IpNet;
-
 use super::bits::Bits;
 use crate::policy::{
     compiled::{AddressMatch, Compiled, Direction, Reason, RuleMatch, RuleName, Table, TableRule},
     ranges::Ranges,
 };
+use calico_ebpf_common::abi::Action;
 
 /// How many parts a box may be cut into before a rule passes for reachable.
 const MAX_PARTS: usize = 512;
@@ -69,7 +67,8 @@ pub(super) fn reach(compiled: &Compiled) -> Reach {
 
 /// Which addresses there are: those of which the same conditions hold are one class.
 struct Classes {
-    of_prefix: HashMap<IpNet, usize>,
+    /// By IP version (whether it is IPv6) and number of the set of conditions.
+    of_holding: HashMap<(bool, u32), usize>,
     /// IPv4 and IPv6.
     families: [Bits; 2],
     /// The classes of which a condition holds.
@@ -79,34 +78,36 @@ struct Classes {
 
 impl Classes {
     fn new(compiled: &Compiled) -> Option<Self> {
-        let mut numbers: HashMap<(bool, &[u32]), usize> = HashMap::new();
-        let mut number = |v6: bool, conditions| {
-            let next = numbers.len();
-            *numbers.entry((v6, conditions)).or_insert(next)
+        let mut of_holding: HashMap<(bool, u32), usize> = HashMap::new();
+        let mut number = |v6: bool, holding| {
+            let next = of_holding.len();
+            of_holding.entry((v6, holding)).or_insert(next);
         };
-        let mut of_prefix = HashMap::with_capacity(compiled.addresses.len());
-        for (prefix, conditions) in &compiled.addresses {
-            of_prefix.insert(*prefix, number(matches!(prefix, IpNet::V6(_)), conditions.as_ref()));
+        compiled.addresses.v4.iter().for_each(|&(_, holding)| number(false, holding));
+        compiled.addresses.v6.iter().for_each(|&(_, holding)| number(true, holding));
+        // Addresses of which nothing is said.
+        if compiled.addresses.v6.first().is_none_or(|(net, _)| net.prefix_len() != 0) {
+            number(true, 0);
         }
-        for (v6, all) in [(false, "0.0.0.0/0"), (true, "::/0")] {
-            // Addresses of which nothing is said.
-            if !all.parse().is_ok_and(|all: IpNet| of_prefix.contains_key(&all)) {
-                number(v6, &[]);
-            }
-        }
-        let count = numbers.len();
-        if count.checked_mul(compiled.conditions.len())? > MAX_BITS {
+        let count = of_holding.len();
+        let asked = compiled.tables.iter().flat_map(|table| &table.rules).flat_map(|rule| {
+            let ends = [&rule.matches.own, &rule.matches.peer];
+            ends.into_iter().flat_map(|end| end.all_of.iter().flatten().chain(&end.none_of))
+        });
+        let held = compiled.holdings.iter().flat_map(|set| set.iter());
+        let conditions = asked.chain(held).max().map_or(0, |last| *last as usize + 1);
+        if count.checked_mul(conditions)? > MAX_BITS {
             return None;
         }
         let mut families = [Bits::none(count), Bits::none(count)];
-        let mut of_condition = vec![Bits::none(count); compiled.conditions.len()];
-        for ((v6, conditions), class) in numbers {
+        let mut of_condition = vec![Bits::none(count); conditions];
+        for (&(v6, holding), &class) in &of_holding {
             families[usize::from(v6)].insert(class);
-            for &condition in conditions {
+            for &condition in compiled.holdings.get(holding as usize)?.iter() {
                 of_condition.get_mut(condition as usize)?.insert(class);
             }
         }
-        Some(Self { of_prefix, families, of_condition, count })
+        Some(Self { of_holding, families, of_condition, count })
     }
 
     /// The tables with the classes that own addresses can have there.
@@ -116,7 +117,9 @@ impl Classes {
             for (table, direction) in [(workload.egress, Direction::Egress), (workload.ingress, Direction::Ingress)] {
                 let own = own.entry(table).or_insert_with(|| Bits::none(self.count));
                 for address in &workload.addresses {
-                    if let Some(&class) = self.of_prefix.get(&IpNet::from(*address)) {
+                    if let Some(&class) =
+                        self.of_holding.get(&(address.is_ipv6(), compiled.addresses.holding(*address)))
+                    {
                         own.insert(class);
                     }
                 }

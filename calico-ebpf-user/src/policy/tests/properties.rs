@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::{LIMITS, NODE, expected, fresh, generate::Random, host};
 use crate::policy::{
-    compile::compile,
+    compile::{Compiler, compile},
     flow::{Flow, Verdict},
     maps::Maps,
     store::Store,
@@ -64,6 +64,7 @@ proptest! {
         let mut random = Random(seed);
         let mut set = random.set();
         let (mut store, mut maps) = fresh(&set);
+        let mut compiler = Compiler::default();
         for _ in 0..steps {
             random.change(&mut set);
             if random.below(4) == 0 {
@@ -71,7 +72,7 @@ proptest! {
                 if random.below(2) == 0 {
                     let mut other = set.clone();
                     random.change(&mut other);
-                    let abandoned = store.plan(&compile(&other, NODE), &host()).unwrap();
+                    let abandoned = store.plan(&compiler.compile(&other, NODE), &host()).unwrap();
                     let until = random.below(abandoned.prepare.len() + 1);
                     abandoned.prepare[..until].iter().for_each(|write| maps.apply(write));
                 }
@@ -79,7 +80,7 @@ proptest! {
             }
             let flows = random.flows(60);
             let (before, epochs_before) = (judge_all(&maps, &flows), epochs(&maps));
-            let plan = store.plan(&compile(&set, NODE), &host()).unwrap();
+            let plan = store.plan(&compiler.compile(&set, NODE), &host()).unwrap();
             execute(&mut maps, &plan, &flows)?;
             store = plan.next;
             let (after, epochs_after) = (judge_all(&maps, &flows), epochs(&maps));
@@ -102,7 +103,7 @@ proptest! {
             }
             // Nothing is left to do for this process, and for another one nothing that anybody notices: it only does not
             // keep classes in reserve.
-            prop_assert!(store.plan(&compile(&set, NODE), &host()).unwrap().is_empty());
+            prop_assert!(store.plan(&compiler.compile(&set, NODE), &host()).unwrap().is_empty());
             let again = Store::adopt(LIMITS, &maps.state()).plan(&compile(&set, NODE), &host()).unwrap();
             for write in again.prepare.iter().chain(&again.retire) {
                 let nobody_notices =

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::{LIMITS, NODE, expected, host, origin};
 use crate::{
     policy::{
-        compile::compile,
+        compile::Compiler,
         compiled::Compiled,
         flow::Flow,
         lint,
@@ -145,9 +145,10 @@ fn run(title: &str, mut set: ResourceSet, few: usize) {
     let limits = Limits { blocks: 1 << 20, ..LIMITS };
     let remarks = timed("lint, all nodes", || lint(&set));
     eprintln!("    {} remarks", remarks.len());
-    let compiled = timed("compile", || compile(&set, NODE));
+    let mut compiler = Compiler::default();
+    let compiled = timed("compile", || compiler.compile(&set, NODE));
     let rules: usize = compiled.tables.iter().map(|table| table.rules.len()).sum();
-    eprintln!("    {} tables, {rules} rules, {} conditions", compiled.tables.len(), compiled.conditions.len());
+    eprintln!("    {} tables, {rules} rules, {} sets of conditions", compiled.tables.len(), compiled.holdings.len());
     let first = plan(&Store::empty(limits), &compiled, "first plan");
     eprintln!("    {:.1} MiB of the arena", f64::from(first.next.used_blocks()) / 16384.0);
     let mut maps = Maps::default();
@@ -156,18 +157,18 @@ fn run(title: &str, mut set: ResourceSet, few: usize) {
     assert!(nothing.is_empty());
 
     set.workloads[5000].labels.insert("app".to_owned(), "app7".to_owned());
-    let label = plan(&first.next, &timed("compile", || compile(&set, NODE)), "one remote label");
+    let label = plan(&first.next, &timed("compile", || compiler.compile(&set, NODE)), "one remote label");
     assert!(label.prepare.len() <= few, "{}", label.prepare.len());
     maps.execute(&label);
 
     let start = Instant::now();
     let adopted = Store::adopt(limits, &maps.state());
     eprintln!("  adopt: {:.1?}", start.elapsed());
-    let again = plan(&adopted, &compile(&set, NODE), "plan after adopting");
+    let again = plan(&adopted, &compiler.compile(&set, NODE), "plan after adopting");
     assert!(again.is_empty());
 
     set.policies[10].ingress[3].action = RuleAction::Deny;
-    let rule = plan(&again.next, &compile(&set, NODE), "one rule");
+    let rule = plan(&again.next, &compiler.compile(&set, NODE), "one rule");
     maps.execute(&rule);
 
     let port = |policy: u32, rule: u32| 1000 + (policy * RULES + rule) as u16;
