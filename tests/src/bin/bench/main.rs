@@ -3,13 +3,17 @@
 //! Everything that is compared runs interleaved in this one process, each variant in a laboratory of its own; what counts
 //! are the ratios. A packet counts only when it reached the sink: a run that lost some is an error, not a figure.
 
+mod cluster;
 mod cpu;
 mod kernel;
 mod packets;
+mod policy;
 mod program;
+mod random;
 mod reload;
 mod report;
 mod tcp;
+mod theirs;
 mod variant;
 
 use anyhow::{Context as _, ensure};
@@ -18,7 +22,7 @@ use report::Report;
 
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let known = ["packets", "program", "tcp", "reload"];
+    let known = ["packets", "program", "tcp", "reload", "policy"];
     if let Some(unknown) = arguments.iter().find(|argument| !known.contains(&argument.as_str())) {
         anyhow::bail!("there is no section {unknown}; there are: {}", known.join(", "));
     }
@@ -38,6 +42,9 @@ fn main() -> anyhow::Result<()> {
     }
     if wants("reload") {
         reload::run(&mut report).context("reload")?;
+    }
+    if wants("policy") {
+        policy::run(&mut report).context("policy")?;
     }
     report.print();
     Ok(())

@@ -255,7 +255,7 @@ impl Drop for Variant {
 }
 
 /// The program under test.
-fn binary() -> anyhow::Result<PathBuf> {
+pub(crate) fn binary() -> anyhow::Result<PathBuf> {
     let path = std::env::var_os("CALICO_EBPF_BIN")
         .map_or_else(|| xtask::project::root().join("target/release/calico-ebpf"), PathBuf::from);
     ensure!(path.exists(), "{} is missing: cargo xtask build", path.display());

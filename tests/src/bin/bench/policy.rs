@@ -1,0 +1,356 @@
+//! What policy costs: judging a new connection by few and many rules and sets, putting it in force, changing it, memory.
+
+use std::{
+    fs,
+    net::Ipv4Addr,
+    os::fd::AsRawFd as _,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, ensure};
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{Array, HashMap, MapData},
+    programs::{SchedClassifier, TestRun as _, TestRunOptions},
+};
+use calico_ebpf_common::abi::{LAYOUT_VERSION, names};
+use xtask::lab::{Lab, UPLINK};
+
+use crate::{
+    cluster, cpu,
+    random::Random,
+    report::{Report, interleave},
+    theirs,
+    variant::binary,
+};
+
+const ROUNDS: usize = 9;
+const REPEAT: u32 = 400_000;
+/// Subjects that are drawn from: so many that the processor cannot learn them by heart.
+const SUBJECTS: u32 = 1 << 16;
+
+pub(crate) fn run(report: &mut Report) -> anyhow::Result<()> {
+    cpu::pin(1)?;
+    rules(report).context("rules")?;
+    sets(report).context("sets")?;
+    theirs::run(report).context("the kernel's own filters")?;
+    changes(report).context("changes")
+}
+
+/// A workload under a policy of `count` rules, each about a network and a port.
+fn rules(report: &mut Report) -> anyhow::Result<()> {
+    let mut instances = Vec::new();
+    for count in [10, 100, 1_000, 10_000, 60_000_u32] {
+        let rule = |number: u32| {
+            let [_, a, b, c] = (number << 4).to_be_bytes();
+            format!(
+                "  - {{action: Allow, protocol: TCP, source: {{nets: [10.{a}.{b}.{c}/28]}}, destination: {{ports: [{}]}}}}\n",
+                1_000 + number % 60_000
+            )
+        };
+        let policy = "apiVersion: projectcalico.org/v3\nkind: GlobalNetworkPolicy\nmetadata: {name: p}\nspec:\n  \
+                      selector: all()\n  types: [Ingress]\n  ingress:\n"
+            .to_owned()
+            + &(0..count).map(rule).collect::<String>();
+        let mut instance = Instance::new(format!("{count} rules"), &policy)?;
+        let mut random = Random(7);
+        // One in two meets its rule, any of them; the other one has another rule's port, and is denied.
+        let subjects: Vec<[u32; 2]> = (0..SUBJECTS)
+            .map(|number| {
+                let rule = random.below(count);
+                let port = if number % 2 == 0 { rule } else { random.below(count) };
+                [0x0a00_0000 | rule << 4 | random.below(16), 1_000 + port % 60_000]
+            })
+            .collect();
+        instance.subjects(&subjects)?;
+        instances.push(instance);
+    }
+    let name = |instance: &Instance| instance.name.clone();
+    let judged = interleave(ROUNDS, &mut instances, name, |instance| instance.cost("bench_new"))?;
+    report.section("class of the peer and judging it, random hits and misses", "ns", judged);
+    for instance in &mut instances {
+        instance.classes_for_addresses()?;
+    }
+    let judged = interleave(ROUNDS, &mut instances, name, |instance| instance.cost("bench_judge"))?;
+    report.section("judging alone, random hits and misses", "ns", judged);
+    Ok(())
+}
+
+/// A workload with a policy about a network set.
+fn sets(report: &mut Report) -> anyhow::Result<()> {
+    let mut instances = Vec::new();
+    let mut memory = Vec::new();
+    for (name, count, mixed) in [
+        ("10 members", 10, false),
+        ("1,000 members", 1_000, false),
+        ("100,000 members", 100_000, false),
+        ("1,000,000 members", 1_000_000, false),
+        ("1,000,000 mixed prefixes", 1_000_000, true),
+    ] {
+        let mut random = Random(11);
+        let members: Vec<(u32, u32)> = (0..count)
+            .map(|_| {
+                let length = if mixed { 14 + random.below(19) } else { 32 };
+                (random.next() & u32::MAX << (32 - length), length)
+            })
+            .collect();
+        let mut text = "apiVersion: projectcalico.org/v3\nkind: GlobalNetworkSet\nmetadata:\n  name: s\n  labels: \
+                        {set: s}\nspec:\n  nets:\n"
+            .to_owned();
+        for (address, length) in &members {
+            text += &format!("  - {}/{length}\n", Ipv4Addr::from(*address));
+        }
+        text += "---\napiVersion: projectcalico.org/v3\nkind: GlobalNetworkPolicy\nmetadata: {name: p}\nspec:\n  \
+                 selector: all()\n  types: [Ingress]\n  ingress:\n  - {action: Deny, source: {selector: set == 's'}}\n  \
+                 - {action: Allow}\n";
+        let instance = Instance::new(name.to_owned(), &text)?;
+        memory.push((name.to_owned(), vec![instance.memory()? as f64 / 1e6]));
+        println!("{name}: started in {:.2} s, peak memory {} MB", instance.took.as_secs_f64(), instance.peak / 1024);
+        let hits: Vec<u32> =
+            (0..SUBJECTS).map(|_| members[random.below(count) as usize].0 | u32::from(mixed)).collect();
+        instances.push((instance, hits));
+    }
+    let name = |(instance, _): &(Instance, _)| instance.name.clone();
+    let mut one = |title: &str, subjects: &dyn Fn(&[u32], &mut Random) -> Vec<[u32; 2]>| -> anyhow::Result<()> {
+        for (instance, hits) in &mut instances {
+            instance.subjects(&subjects(hits, &mut Random(5)))?;
+        }
+        let rows = interleave(ROUNDS, &mut instances, name, |(instance, _)| instance.cost("bench_class"))?;
+        report.section(title, "ns", rows);
+        Ok(())
+    };
+    one("class of an address in a set, always the same one", &|hits, _| vec![[hits[0], 80]])?;
+    one("class of a random member", &|hits, _| hits.iter().map(|hit| [*hit, 80]).collect())?;
+    one("class of a random address, most of them no members", &|_, random| {
+        (0..SUBJECTS).map(|_| [random.next(), 80]).collect()
+    })?;
+    report.section("maps of addresses and rules in the kernel", "MB", memory);
+    Ok(())
+}
+
+/// A big cluster: start, a changed label, a changed rule.
+fn changes(report: &mut Report) -> anyhow::Result<()> {
+    let lab = Lab::new(&[])?;
+    let directory = std::env::temp_dir().join(format!("calico-ebpf-bench-{}", std::process::id()));
+    fs::create_dir_all(&directory)?;
+    let done = in_cluster(report, &lab, &directory);
+    fs::remove_dir_all(&directory)?;
+    done
+}
+
+fn in_cluster(report: &mut Report, lab: &Lab, directory: &Path) -> anyhow::Result<()> {
+    let files = cluster::files();
+    for (name, text) in &files {
+        fs::write(directory.join(name), text)?;
+    }
+    let start = Instant::now();
+    let mut process = Process(spawn(lab, directory, false)?);
+    let root = pinned(lab, names::ROOT);
+    while generation(&root).unwrap_or(0) == 0 {
+        ensure!(start.elapsed() < Duration::from_secs(60), "the cluster is not in force");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let loaded = start.elapsed().as_secs_f64() * 1e3;
+    std::thread::sleep(Duration::from_secs(2));
+    let peak = status(process.0.id(), "VmHWM")?;
+    println!("a cluster: {loaded:.0} ms from the start of the program to in force, peak memory {} MB", peak / 1024);
+    let change = |name: &str, from: &str, to: &str| -> anyhow::Result<Vec<f64>> {
+        let (_, text) = files.iter().find(|(file, _)| file == name).context("no such file")?;
+        let mut samples = Vec::new();
+        for round in 0..20 {
+            let text = if round % 2 == 0 { text.replacen(from, to, 1) } else { text.clone() };
+            let before = generation(&root)?;
+            let next = directory.join(".next");
+            fs::write(&next, text)?;
+            let start = Instant::now();
+            fs::rename(&next, directory.join(name))?;
+            while generation(&root)? == before {
+                ensure!(start.elapsed() < Duration::from_secs(10), "the change to {name} is not in force");
+            }
+            samples.push(start.elapsed().as_secs_f64() * 1e3);
+            std::thread::sleep(Duration::from_millis(150));
+        }
+        Ok(samples)
+    };
+    let rows = vec![
+        ("a label".to_owned(), change("w050.yaml", "role: r", "role: x")?),
+        ("a rule's action".to_owned(), change("p000.yaml", "action: Allow", "action: Deny")?),
+        ("a rule's selector".to_owned(), change("p001.yaml", "role == 'r", "role != 'r")?),
+    ];
+    report.section("from the renamed file to in force, among 10,000 workloads and 1,000 policies", "ms", rows);
+    process.0.kill()?;
+    process.0.wait()?;
+    Ok(())
+}
+
+/// Kills what it runs.
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _gone = self.0.kill();
+        let _gone = self.0.wait();
+    }
+}
+
+/// A data path with one workload, and the programs that ask its tables.
+struct Instance {
+    name: String,
+    lab: Lab,
+    ebpf: Ebpf,
+    /// What the workload receives is judged by.
+    table: u32,
+    own_class: u32,
+    took: Duration,
+    peak: u64,
+    subjects: Vec<[u32; 2]>,
+}
+
+impl Instance {
+    fn new(name: String, resources: &str) -> anyhow::Result<Self> {
+        let lab = Lab::new(&["a"])?;
+        let workload = lab.workload("a");
+        let text = format!(
+            "{resources}---\napiVersion: projectcalico.org/v3\nkind: WorkloadEndpoint\nmetadata: {{name: bench-k8s-a-eth0, namespace: bench}}\n\
+             spec:\n  node: bench\n  orchestrator: k8s\n  pod: a\n  endpoint: eth0\n  interfaceName: {}\n  ipNetworks: [{}/32]\n",
+            workload.interface, workload.v4
+        );
+        let own = workload.v4.octets();
+        let config = std::env::temp_dir().join(format!("{}.yaml", lab.host.name()));
+        fs::write(&config, text)?;
+        let start = Instant::now();
+        let mut child = spawn(&lab, &config, true)?;
+        let mut peak = 0;
+        let exit = loop {
+            peak = peak.max(status(child.id(), "VmHWM").unwrap_or(0));
+            if let Some(exit) = child.try_wait()? {
+                break exit;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        };
+        let took = start.elapsed();
+        fs::remove_file(&config)?;
+        ensure!(exit.success(), "{name}: the policy is not in force");
+        let directory = pinned(&lab, "");
+        let mut ebpf =
+            EbpfLoader::new().default_map_pin_directory(&directory).load(calico_ebpf_user::BENCH_POLICY_OBJECT)?;
+        for program in ["bench_draw", "bench_class", "bench_judge", "bench_new"] {
+            let program: &mut SchedClassifier = ebpf.program_mut(program).context("no such program")?.try_into()?;
+            program.load()?;
+        }
+        let addresses = map(&pinned(&lab, names::ADDRESSES4))?;
+        let addresses = HashMap::<_, [u8; 4], [u32; 6]>::try_from(aya::maps::Map::HashMap(addresses))?;
+        let [_, own_class, ..] = addresses.get(&own, 0)?;
+        let workloads = map(&pinned(&lab, names::WORKLOADS))?;
+        let workloads = Array::<_, [u32; 16]>::try_from(aya::maps::Map::Array(workloads))?;
+        // The first generation is odd; the second half of `Workload` has both sides' tables, egress before ingress.
+        let table = workloads.get(&0, 0)?[13];
+        Ok(Self { name, lab, ebpf, table, own_class, took, peak, subjects: Vec::new() })
+    }
+
+    /// Peers' addresses and destination ports to draw from.
+    fn subjects(&mut self, subjects: &[[u32; 2]]) -> anyhow::Result<()> {
+        self.subjects = subjects.to_vec();
+        let own_class = self.own_class;
+        self.fill(|[peer, port]| [own_class, peer, 6 << 16 | port, 6 << 16 | 49_152])
+    }
+
+    /// The same with the classes in place of the addresses.
+    fn classes_for_addresses(&mut self) -> anyhow::Result<()> {
+        let mut classes = Vec::with_capacity(self.subjects.len());
+        for [peer, _] in self.subjects.clone() {
+            let map = self.ebpf.map_mut("BENCH_SUBJECTS").context("no BENCH_SUBJECTS")?;
+            Array::<_, [u32; 4]>::try_from(map)?.set(0, &[0, peer, 0, 0], 0)?;
+            self.draw_from(1)?;
+            let program: &SchedClassifier = self.ebpf.program("bench_class").context("no such program")?.try_into()?;
+            let result = program.test_run(TestRunOptions { data_in: Some(&[0; 64]), ..TestRunOptions::default() })?;
+            classes.push(result.return_value);
+        }
+        let own_class = self.own_class;
+        let mut classes = classes.into_iter();
+        self.fill(|[_, port]| [own_class, classes.next().unwrap_or(0), 6 << 16 | port, 6 << 16 | 49_152])
+    }
+
+    fn fill(&mut self, mut subject: impl FnMut([u32; 2]) -> [u32; 4]) -> anyhow::Result<()> {
+        let map = self.ebpf.map_mut("BENCH_SUBJECTS").context("no BENCH_SUBJECTS")?;
+        let mut map = Array::<_, [u32; 4]>::try_from(map)?;
+        let subjects: Vec<[u32; 4]> = self.subjects.iter().map(|drawn| subject(*drawn)).collect();
+        for (index, subject) in (0..).zip(&subjects) {
+            map.set(index, subject, 0)?;
+        }
+        self.draw_from(u32::try_from(subjects.len())?)
+    }
+
+    /// Lets the programs draw from the first `count` subjects, a power of two.
+    fn draw_from(&mut self, count: u32) -> anyhow::Result<()> {
+        let mut ask = Array::<_, [u32; 2]>::try_from(self.ebpf.map_mut("BENCH_ASK").context("no BENCH_ASK")?)?;
+        Ok(ask.set(0, &[self.table, count - 1], 0)?)
+    }
+
+    /// Nanoseconds of a run of `program`, less those of drawing a subject.
+    fn cost(&mut self, program: &str) -> anyhow::Result<f64> {
+        let frame = [0_u8; 64];
+        let run = |name: &str| -> anyhow::Result<f64> {
+            let program: &SchedClassifier = self.ebpf.program(name).context("no such program")?.try_into()?;
+            let options = TestRunOptions { data_in: Some(&frame), repeat: REPEAT, ..TestRunOptions::default() };
+            let result = program.test_run(options)?;
+            ensure!(result.return_value as i32 != -1, "{name} found no subject");
+            Ok(result.duration.as_nanos() as f64)
+        };
+        let draw = run("bench_draw")?;
+        Ok(run(program)? - draw)
+    }
+
+    /// Bytes of the maps about addresses and rules.
+    fn memory(&self) -> anyhow::Result<u64> {
+        let maps = [names::RULES, names::ADDRESSES4, names::ADDRESSES6, names::NETS6];
+        maps.into_iter().map(|name| locked(&pinned(&self.lab, name))).sum()
+    }
+}
+
+/// Runs the program on `config`.
+fn spawn(lab: &Lab, config: &Path, once: bool) -> anyhow::Result<Child> {
+    let mut command = Command::new(binary()?);
+    command
+        .args(["run", "--node", "bench", "--listen", "off", "--netns", lab.host.name(), "--uplink", UPLINK])
+        .args(["--log-level", "error", "--pin-dir"])
+        .arg(lab.pin_dir())
+        .arg("--config")
+        .arg(config)
+        .stdout(Stdio::null());
+    if once {
+        command.arg("--once");
+    }
+    Ok(command.spawn()?)
+}
+
+fn pinned(lab: &Lab, name: &str) -> PathBuf {
+    lab.pin_dir().join(format!("v{LAYOUT_VERSION}")).join(name)
+}
+
+fn map(path: &Path) -> anyhow::Result<MapData> {
+    MapData::from_pin(path).with_context(|| path.display().to_string())
+}
+
+fn generation(root: &Path) -> anyhow::Result<u32> {
+    let root = Array::<_, [u32; 32]>::try_from(aya::maps::Map::Array(map(root)?))?;
+    Ok(root.get(&0, 0)?[0])
+}
+
+/// Bytes that the kernel says a map occupies.
+fn locked(path: &Path) -> anyhow::Result<u64> {
+    let map = map(path)?;
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", std::os::fd::AsFd::as_fd(map.fd()).as_raw_fd()))?;
+    let line = info.lines().find_map(|line| line.strip_prefix("memlock:")).context("no memlock")?;
+    Ok(line.trim().parse()?)
+}
+
+/// A figure of /proc/PID/status, in KiB.
+fn status(pid: u32, name: &str) -> anyhow::Result<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name)).context("no such figure")?;
+    let digits: String = line.chars().filter(char::is_ascii_digit).collect();
+    Ok(digits.parse()?)
+}
