@@ -33,13 +33,22 @@ const FLOWS: usize = 100;
 
 /// The programs loaded, their maps pinned, attached to nothing.
 struct Kernel {
-    directory: PathBuf,
     _programs: Programs,
     tables: Tables,
     probe: Probe,
     store: Store,
     /// What the maps hold, as plain data.
     image: Maps,
+    _pins: Pins,
+}
+
+/// The pins, which end with it.
+struct Pins(PathBuf);
+
+impl Drop for Pins {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
 }
 
 impl Kernel {
@@ -47,12 +56,13 @@ impl Kernel {
         let directory = PathBuf::from(format!("/sys/fs/bpf/differential-{}", std::process::id()));
         let options =
             Options { instance: Instance::new(directory.clone()), conns: 1024, attach: AttachMode::Auto, log_level: 0 };
+        let pins = Pins(directory);
         load::prerequisites(&options.instance).expect("root and a bpffs");
         let programs = Programs::load(&options).expect("the programs load");
         let tables = Tables::open(&options.instance.layout_dir()).expect("the maps are there");
         let probe = Probe::open(&options.instance).expect("it is pinned").expect("it is pinned");
         let store = Store::empty(tables.limits());
-        Self { directory, _programs: programs, tables, probe, store, image: Maps::default() }
+        Self { _programs: programs, tables, probe, store, image: Maps::default(), _pins: pins }
     }
 
     /// Puts the resources in force.
@@ -113,12 +123,6 @@ impl Kernel {
         }
         self.enforce(&smallest);
         smallest
-    }
-}
-
-impl Drop for Kernel {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.directory);
     }
 }
 
