@@ -180,21 +180,27 @@ impl Engine {
 
     fn put_in_force(&mut self, accepted: Arc<Accepted>) -> anyhow::Result<Changes> {
         let observed = self.dataplane.observe().context("cannot look at the host's links and addresses")?;
-        self.execute(accepted, observed.host_addresses)
+        self.execute(accepted, observed.host_addresses, false)
     }
 
-    /// The same without a look at the host, about whose changes notifications tell.
+    /// The same without a look at the host, about whose changes notifications tell, where it needs none.
     fn put_policy_in_force(&mut self, accepted: Arc<Accepted>) -> anyhow::Result<Changes> {
         if self.unfinished {
             return self.put_in_force(accepted);
         }
-        self.execute(accepted, self.host_addresses.clone())
+        self.execute(accepted, self.host_addresses.clone(), true)
     }
 
-    fn execute(&mut self, accepted: Arc<Accepted>, host_addresses: BTreeSet<IpAddr>) -> anyhow::Result<Changes> {
+    /// `may_spare`: links, routes and filters need no look where what they shall be does not change.
+    fn execute(
+        &mut self,
+        accepted: Arc<Accepted>,
+        host_addresses: BTreeSet<IpAddr>,
+        may_spare: bool,
+    ) -> anyhow::Result<Changes> {
         let plan = self.store.plan(&accepted.compiled, &host_addresses)?;
         let desired = desired(&accepted, &plan.next, &self.node, &self.uplinks);
-        let only_policy = !self.is_unfinished() && desired == self.desired;
+        let only_policy = may_spare && !self.is_unfinished() && desired == self.desired;
         let done = if only_policy {
             self.dataplane.apply_policy(&plan).map(|()| None)
         } else {

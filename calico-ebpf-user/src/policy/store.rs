@@ -205,7 +205,9 @@ impl Store {
             begin: Vec::new(),
             end: Vec::new(),
         };
-        if compiled.numbering != self.numbering {
+        // What is taken back is older than what these numbers are of.
+        let unknown = |of: &(bool, u32)| of.1 as usize >= compiled.holdings.len();
+        if compiled.numbering != self.numbering || self.classes.keys().any(unknown) {
             planner.next.numbering = compiled.numbering;
             planner.next.built = HashMap::new();
             planner.next.classes = BTreeMap::new();

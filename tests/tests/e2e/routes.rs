@@ -48,6 +48,10 @@ fn deleted_and_changed_ones_are_repaired() {
                 && routes(&world, "-4").iter().any(|r| r.starts_with(&format!("{v4} dev calia")))
         });
     }
+    // Together with a change of the host's addresses, which policy has to know.
+    let both = format!("route del {v4} dev calia\naddr add 192.0.2.77/32 dev lo\n");
+    world.lab.host.ip_batch(&both).expect("changes a route and an address");
+    eventually("the route to be back", SOON, || right(&world, "-4"));
     // All routes through an interface vanish when it goes down.
     world.lab.host.ip("link set calia down").expect("down");
     world.lab.host.ip("link set calia up").expect("up");

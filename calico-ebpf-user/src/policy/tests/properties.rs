@@ -119,6 +119,32 @@ proptest! {
     }
 
     #[test]
+    fn what_was_in_force_can_be_taken_back(seed in any::<u64>(), steps in 2_usize..8) {
+        let mut random = Random(seed);
+        let mut set = random.set();
+        let mut compiler = Compiler::default();
+        let (mut store, mut maps) = fresh(&set);
+        let mut accepted = vec![(set.clone(), compiler.compile(&set, NODE))];
+        for _ in 0..steps {
+            let chosen = if random.below(3) == 0 {
+                random.below(accepted.len())
+            } else {
+                random.change(&mut set);
+                accepted.push((set.clone(), compiler.compile(&set, NODE)));
+                accepted.len() - 1
+            };
+            let (set, compiled) = &accepted[chosen];
+            let flows = random.flows(30);
+            let plan = store.plan(compiled, &host()).unwrap();
+            execute(&mut maps, &plan, &flows)?;
+            store = plan.next;
+            for flow in &flows {
+                prop_assert_eq!(maps.judge(flow), expected(set, flow), "{:?}", flow);
+            }
+        }
+    }
+
+    #[test]
     fn one_change_is_few_writes(seed in any::<u64>()) {
         let mut random = Random(seed);
         let mut set = random.set();
