@@ -87,6 +87,8 @@ pub struct Reader {
 pub(super) struct ParsedFile {
     pub(super) source: SourceText,
     pub(super) resources: Vec<Parsed>,
+    /// See [`relations::claims`].
+    pub(super) claims: Vec<u64>,
     pub(super) diagnostics: Vec<Diagnostic>,
     /// How many documents it has, broken ones included.
     documents: usize,
@@ -246,7 +248,8 @@ fn parse(path: &Path, mut content: Vec<u8>) -> ParsedFile {
         !decoder.is_full()
     });
     let diagnostics = decoder.finish();
-    ParsedFile { source, resources, diagnostics, documents, identity, stamp: None, exact: true }
+    let claims = relations::claims(&resources);
+    ParsedFile { source, resources, claims, diagnostics, documents, identity, stamp: None, exact: true }
 }
 
 /// A file that is no text. `offset`: in bytes, where that shows.
@@ -262,6 +265,7 @@ fn broken(path: Arc<Path>, identity: FileStamp, text: &str, offset: usize, messa
     ParsedFile {
         source,
         resources: Vec::new(),
+        claims: Vec::new(),
         diagnostics: vec![diagnostic],
         documents: 1,
         identity,

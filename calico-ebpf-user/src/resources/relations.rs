@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    hash::{DefaultHasher, Hash, Hasher as _},
     net::IpAddr,
     sync::Arc,
 };
@@ -10,7 +11,7 @@ use super::{
     decode::did_you_mean,
     diagnostic::{Diagnostic, Severity},
     model::{BUILT_IN_TIERS, Profile, ResourceSet, StagedPolicy},
-    parsed::{Body, Identity, ParsedPolicy, ParsedWorkload},
+    parsed::{Body, Identity, Parsed, ParsedPolicy, ParsedWorkload},
     profile,
     reader::ParsedFile,
     source::{Position, SourceText},
@@ -19,10 +20,39 @@ use super::{
 /// How many names a finding lists.
 const LISTED: usize = 20;
 
+/// Hashes of what a file claims for itself: names of resources, interfaces and addresses of workloads. Where no two claims
+/// of all files are alike, nothing is there twice, and nobody has to look at each of them again at every load.
+pub(super) fn claims(resources: &[Parsed]) -> Vec<u64> {
+    fn claim(of: impl Hash) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        of.hash(&mut hasher);
+        hasher.finish()
+    }
+    let mut claims = Vec::new();
+    for Parsed { identity, body } in resources {
+        let Identity { kind, api_version, namespace, name, in_tier, .. } = identity;
+        claims.push(claim(("name", kind, api_version, namespace, name)));
+        claims.extend(in_tier.as_ref().map(|in_tier| claim(("in tier", kind, namespace, in_tier))));
+        if let Some(Body::Workload(workload)) = body {
+            let endpoint = &workload.endpoint;
+            claims.push(claim(("interface", &endpoint.node, &endpoint.interface)));
+            claims.extend(endpoint.addresses.iter().map(|address| claim(("address", address))));
+        }
+    }
+    claims
+}
+
+fn all_differ(files: &[Arc<ParsedFile>]) -> bool {
+    let mut claims: Vec<u64> = files.iter().flat_map(|file| &file.claims).copied().collect();
+    claims.sort_unstable();
+    claims.windows(2).all(|two| two[0] != two[1])
+}
+
 /// Puts the resources of all files together. `complete`: nothing was wrong so far, so that what is missing is missing.
 pub(super) fn check(files: &[Arc<ParsedFile>], complete: bool) -> (ResourceSet, Vec<Diagnostic>) {
     let mut set = ResourceSet::default();
     let mut findings = Vec::new();
+    let all_differ = all_differ(files);
     let mut names = Names::default();
     let mut workloads = Vec::new();
     let mut policies = Vec::new();
@@ -32,7 +62,7 @@ pub(super) fn check(files: &[Arc<ParsedFile>], complete: bool) -> (ResourceSet, 
         for parsed in &file.resources {
             let identity = &parsed.identity;
             let place = Place { source: &file.source, identity };
-            if let Some(message) = names.add(place) {
+            if !all_differ && let Some(message) = names.add(place) {
                 findings.push(place.finding(Severity::Error, identity.metadata_at, "metadata.name", &message));
                 continue;
             }
@@ -67,7 +97,7 @@ pub(super) fn check(files: &[Arc<ParsedFile>], complete: bool) -> (ResourceSet, 
     }
     for (place, ParsedPolicy { policy, staged, tier_at }) in policies {
         // A tier with an error in it is there all the same.
-        if set.tier(&policy.tier).is_none() && !names.has_tier(&policy.tier) {
+        if set.tier(&policy.tier).is_none() && !has_tier(files, &policy.tier) {
             findings.push(place.finding(Severity::Error, *tier_at, "spec.tier", &missing_tier(&set, &policy.tier)));
         }
         match staged {
@@ -80,7 +110,9 @@ pub(super) fn check(files: &[Arc<ParsedFile>], complete: bool) -> (ResourceSet, 
         profiles.entry(profile.name.clone()).or_insert(profile);
     }
     set.profiles = profiles.into_values().collect();
-    check_workloads(&workloads, &mut findings);
+    if !all_differ {
+        check_workloads(&workloads, &mut findings);
+    }
     set.workloads = workloads.iter().map(|(_, workload)| workload.endpoint.clone()).collect();
     if complete && findings.iter().all(|finding| finding.severity != Severity::Error) {
         findings.extend(missing_profiles(&set, &workloads));
@@ -116,10 +148,11 @@ impl<'a> Names<'a> {
         self.in_tier.insert((kind, namespace, tier, base_name), place);
         None
     }
+}
 
-    fn has_tier(&self, name: &str) -> bool {
-        self.by_name.keys().any(|(kind, .., known)| (*kind, *known) == ("Tier", name))
-    }
+fn has_tier(files: &[Arc<ParsedFile>], name: &str) -> bool {
+    let mut identities = files.iter().flat_map(|file| &file.resources).map(|parsed| &parsed.identity);
+    identities.any(|identity| identity.kind == "Tier" && identity.name == name)
 }
 
 fn missing_tier(set: &ResourceSet, name: &str) -> String {

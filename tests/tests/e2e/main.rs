@@ -13,6 +13,7 @@ mod kernel;
 mod lab;
 mod look;
 mod neighbours;
+mod order;
 mod purge;
 mod reach;
 mod reload;

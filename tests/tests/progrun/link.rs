@@ -92,3 +92,19 @@ fn routers_among_workloads_are_not_listened_to() {
     let all_routers = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2];
     assert_eq!(world.from_a(&icmpv6(LINK_LOCAL, all_routers, 255, 133, &[0; 4])).action, STACK);
 }
+
+#[test]
+fn multicast_listeners_report_to_the_host() {
+    let mut world = World::new();
+    let routers = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x16];
+    for sender in [LINK_LOCAL, [0; 16], A.v6] {
+        let report = icmpv6(sender, routers, 1, 143, &[0; 24]);
+        assert_eq!(world.from_a(&report).action, STACK, "from {sender:?}");
+        // As they are sent: behind a hop-by-hop header with the router alert (RFC 3810, section 5).
+        let mut alert = report.clone();
+        alert.splice(54..54, [58, 0, 5, 2, 0, 0, 1, 0]);
+        alert[18..21].copy_from_slice(&[0, report.len() as u8 - 54 + 8, 0]);
+        assert_eq!(world.from_a(&alert).action, STACK, "from {sender:?}");
+    }
+    assert_eq!(world.from_a(&icmpv6(B.v6, routers, 1, 143, &[0; 24])).action, DROP, "another's address");
+}
