@@ -83,7 +83,7 @@ impl Programs {
         let mut ids = BTreeMap::new();
         for name in PROGRAMS {
             let program = program_mut(&mut ebpf, name)?;
-            program.load().map_err(|error| rejected(name, &error))?;
+            load_program(program).map_err(|error| rejected(name, &error))?;
             let fd = program.fd().map_err(|error| DataplaneError::load(name, &error))?;
             let id = sys::program_id(fd.as_fd().as_raw_fd()).map_err(DataplaneError::io(name))?;
             ids.insert(name, id);
@@ -182,6 +182,22 @@ fn sizes(options: &Options, directory: &Path) -> BTreeMap<String, u32> {
         }
     }
     sizes
+}
+
+/// Loads a program. A signal that arrives while the verifier is at work ends it with EAGAIN (`do_check` in
+/// kernel/bpf/verifier.c): it is asked again, as libbpf does.
+///
+/// # Errors
+/// The kernel refuses it.
+pub fn load_program(program: &mut SchedClassifier) -> Result<(), ProgramError> {
+    const ATTEMPTS: u32 = 5;
+    for _ in 1..ATTEMPTS {
+        match program.load() {
+            Err(ProgramError::LoadError { io_error, .. }) if io_error.raw_os_error() == Some(libc::EAGAIN) => {}
+            done => return done,
+        }
+    }
+    program.load()
 }
 
 /// The telling lines of a verifier's log.

@@ -39,6 +39,7 @@ pub use desired::{
 };
 pub use error::{DataplaneError, Result};
 pub use instance::{Instance, Lock};
+pub use load::load_program;
 pub use tables::Snapshot;
 
 /// The object with the programs and the maps. Empty where this was built without it.

@@ -236,7 +236,7 @@ impl World {
     pub(crate) fn load(&mut self, name: &'static str) -> Result<u32, ProgramError> {
         let program: &mut SchedClassifier = self.ebpf.program_mut(name).expect("a program").try_into().expect("for TC");
         if !self.loaded.contains(&name) {
-            program.load()?;
+            dataplane::load_program(program)?;
             self.loaded.push(name);
         }
         Ok(program.info()?.verified_instruction_count().unwrap_or(0))
