@@ -2,7 +2,7 @@
 
 use aya_ebpf::{btf_maps::PerCpuArray, macros::btf_map};
 use calico_ebpf_common::{
-    abi::{Allowance, LogRecord},
+    abi::Allowance,
     packet::{V4, V6},
 };
 
@@ -45,17 +45,19 @@ fn record<F: Tables>(counter: u32) -> u32 {
         // Nobody reads them.
         return 0;
     };
-    entry.write(LogRecord {
-        counter,
-        suppressed: allowance.refused,
-        source: F::wide(&packet.source),
-        destination: F::wide(&packet.destination),
-        source_port,
-        destination_port,
-        protocol: packet.protocol,
-        version: if F::AF == V6::AF { 6 } else { 4 },
-        reserved: [0; 2],
-    });
+    let record = entry.as_mut_ptr();
+    // SAFETY: the ring gave room for a record. Field by field: the stack is too small for another one.
+    unsafe {
+        (*record).counter = counter;
+        (*record).suppressed = allowance.refused;
+        (*record).source = F::wide(&packet.source);
+        (*record).destination = F::wide(&packet.destination);
+        (*record).source_port = source_port;
+        (*record).destination_port = destination_port;
+        (*record).protocol = packet.protocol;
+        (*record).version = if F::AF == V6::AF { 6 } else { 4 };
+        (*record).reserved = [0; 2];
+    }
     entry.submit(0);
     allowance.refused = 0;
     1

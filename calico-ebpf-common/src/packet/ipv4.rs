@@ -176,7 +176,8 @@ impl Ip for V4 {
     #[inline(always)]
     fn wide(address: &[u8; 4]) -> [u8; 16] {
         let [a, b, c, d] = *address;
-        [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
+        // In words, which are not set byte by byte.
+        bytemuck::must_cast([0, u64::from_ne_bytes([0, 0, 0xff, 0xff, a, b, c, d])])
     }
 }
 
