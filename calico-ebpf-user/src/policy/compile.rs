@@ -164,7 +164,7 @@ impl Compiler {
         let useless = self.endpoints.groups() > SPARE + 2 * self.endpoints.living()
             || self.conditions.len() > 10 * SPARE
             || self.addresses.holdings.sets().len() > 10 * SPARE;
-        if useless && self.turn % 64 == 0 {
+        if useless && self.turn.is_multiple_of(64) {
             *self = Self::default();
         }
     }

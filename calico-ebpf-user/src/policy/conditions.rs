@@ -267,7 +267,7 @@ impl AddressConditions {
         let Self { holdings, of_groups, networks, last } = self;
         let mut about_labels = Vec::new();
         let mut single = Vec::new();
-        let mut by_port = HashMap::<(u8, u16, &str), Vec<(u32, Option<&Selector>)>>::new();
+        let mut by_port = ByPort::new();
         for &number in live {
             match &all.conditions[number as usize] {
                 Condition::Net(net) => single.push((*net, holdings.number(&[number]))),
@@ -317,11 +317,14 @@ impl AddressConditions {
     }
 }
 
+/// Conditions about named ports, each with its selector, by protocol, port and name.
+type ByPort<'a> = HashMap<(u8, u16, &'a str), Vec<(u32, Option<&'a Selector>)>>;
+
 /// The conditions about named ports that hold for a workload of this group, ascending.
 fn named_ports(
     workload: &WorkloadEndpoint,
     group: u32,
-    by_port: &HashMap<(u8, u16, &str), Vec<(u32, Option<&Selector>)>>,
+    by_port: &ByPort<'_>,
     endpoints: &Endpoints,
     memberships: &mut Memberships,
 ) -> Vec<u32> {

@@ -106,7 +106,7 @@ impl Nets {
     }
 
     /// What somebody else has left in the arena, and its objects, each as often as it is used; `None` if it is broken.
-    pub(super) fn adopt(blocks: &[Block], limit: u32, root: u32) -> Option<(Self, Vec<(u32, Kind, u32)>)> {
+    pub(super) fn adopt(blocks: &[Block], limit: u32, root: u32) -> Option<(Self, Vec<Object>)> {
         let mut walk = Walk { blocks, limit, runs: Vec::new(), objects: Vec::new() };
         let root_node = NetRef(root);
         if root_node.is_class() || root_node.height() != 0 {
@@ -301,12 +301,15 @@ fn same(old: &[Run], new: &[Run]) -> bool {
     old == new
 }
 
+/// A node or leaf that was met: its first block, what it is, and how many blocks it has.
+type Object = (u32, Kind, u32);
+
 /// Reads what somebody else has written.
 struct Walk<'a> {
     blocks: &'a [Block],
     limit: u32,
     runs: Vec<Run>,
-    objects: Vec<(u32, Kind, u32)>,
+    objects: Vec<Object>,
 }
 
 impl Walk<'_> {
