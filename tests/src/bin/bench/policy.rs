@@ -113,7 +113,7 @@ fn sets(report: &mut Report) -> anyhow::Result<()> {
         instances.push((instance, hits));
     }
     let name = |(instance, _): &(Instance, _)| instance.name.clone();
-    let mut one = |title: &str, subjects: &dyn Fn(&[u32], &mut Random) -> Vec<[u32; 2]>| -> anyhow::Result<()> {
+    let mut one = |title: &str, subjects: &Choice| -> anyhow::Result<()> {
         for (instance, hits) in &mut instances {
             instance.subjects(&subjects(hits, &mut Random(5)))?;
         }
@@ -129,6 +129,9 @@ fn sets(report: &mut Report) -> anyhow::Result<()> {
     report.section("maps of addresses and rules in the kernel", "MB", memory);
     Ok(())
 }
+
+/// Picks subjects (address and port) from the members of a set, or at random.
+type Choice = dyn Fn(&[u32], &mut Random) -> Vec<[u32; 2]>;
 
 /// A big cluster: start, a changed label, a changed rule.
 fn changes(report: &mut Report) -> anyhow::Result<()> {
