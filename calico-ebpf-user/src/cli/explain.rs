@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, anyhow, bail, ensure};
+use calico_ebpf_common::packet::protocol::{ICMP, ICMPV6, SCTP, TCP, UDP, UDP_LITE};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -34,12 +35,6 @@ use crate::{
     },
 };
 
-const ICMP: u8 = 1;
-const TCP: u8 = 6;
-const UDP: u8 = 17;
-const ICMPV6: u8 = 58;
-const SCTP: u8 = 132;
-const UDP_LITE: u8 = 136;
 /// What a client's port usually is: the first that is given out to clients.
 const SOURCE_PORT: u16 = 49152;
 

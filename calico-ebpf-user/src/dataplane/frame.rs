@@ -2,14 +2,10 @@
 
 use std::net::IpAddr;
 
+use calico_ebpf_common::packet::protocol::{ICMP, ICMPV6, SCTP, TCP, UDP, UDP_LITE};
+
 use crate::policy::flow::Flow;
 
-const ICMP: u8 = 1;
-const TCP: u8 = 6;
-const UDP: u8 = 17;
-const ICMPV6: u8 = 58;
-const SCTP: u8 = 132;
-const UDP_LITE: u8 = 136;
 /// `SYN` in the flags of TCP.
 const SYN: u8 = 2;
 

@@ -7,7 +7,10 @@ use std::{
     time::Duration,
 };
 
-use calico_ebpf_common::abi::{Conn, ConnKey4, ConnKey6, NO_SLOT, conn_flags, tcp_state};
+use calico_ebpf_common::{
+    abi::{Conn, ConnKey4, ConnKey6, NO_SLOT, conn_flags, tcp_state},
+    packet::protocol::TCP,
+};
 use serde::Serialize;
 
 use super::inventory;
@@ -176,7 +179,6 @@ pub fn protocol(number: u8) -> String {
 const fn state(protocol: u8, conn: &Conn) -> &'static str {
     let answered = conn.flags & conn_flags::ANSWERED != 0;
     let assured = conn.flags & conn_flags::ASSURED != 0;
-    const TCP: u8 = 6;
     if protocol != TCP {
         return match (answered, assured) {
             (false, _) => "unanswered",

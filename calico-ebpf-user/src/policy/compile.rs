@@ -291,15 +291,7 @@ impl Compiler {
         if let Some(known) = self.expansions.get(&of).filter(|known| known.turn == turn) {
             return Arc::clone(&known.expansion);
         }
-        let name = RuleName {
-            direction,
-            reason: Reason::Profile,
-            tier: None,
-            kind: Some("Profile".to_owned()),
-            namespace: None,
-            policy: Some(profile.name.clone()),
-            rule: None,
-        };
+        let name = RuleName::of_profile(&profile.name, direction);
         self.expand(of, None, of_direction(&profile.ingress, &profile.egress, direction), &name)
     }
 

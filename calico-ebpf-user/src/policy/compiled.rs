@@ -134,6 +134,22 @@ pub struct RuleName {
     pub rule: Option<u32>,
 }
 
+impl RuleName {
+    /// Of the rules of a profile; which of them is left open.
+    #[must_use]
+    pub fn of_profile(profile: &str, direction: Direction) -> Self {
+        Self {
+            direction,
+            reason: Reason::Profile,
+            tier: None,
+            kind: Some("Profile".to_owned()),
+            namespace: None,
+            policy: Some(profile.to_owned()),
+            rule: None,
+        }
+    }
+}
+
 /// Which way a table polices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -182,15 +182,7 @@ impl Linter {
     fn profile(&mut self, profile: &Profile) {
         let Some(origin) = &profile.origin else { return };
         for (direction, rules) in [(Direction::Ingress, &profile.ingress), (Direction::Egress, &profile.egress)] {
-            let name = RuleName {
-                direction,
-                reason: Reason::Profile,
-                tier: None,
-                kind: Some("Profile".to_owned()),
-                namespace: None,
-                policy: Some(profile.name.clone()),
-                rule: None,
-            };
+            let name = RuleName::of_profile(&profile.name, direction);
             let resource = format!("Profile/{}", profile.name);
             let list = List { direction, resource, origin, namespace: None, name, is_kubernetes: false };
             self.rules(&list, rules);
