@@ -9,7 +9,7 @@ use crate::{cargo, lab, project, setup};
 /// # Errors
 /// The set-up or the build fails, or a benchmark does: a packet lost is an error.
 pub fn run(arguments: &[String]) -> anyhow::Result<()> {
-    setup::ensure(setup::Purpose::Test)?;
+    setup::ensure(setup::Purpose::Bench)?;
     lab::reap();
     let mut build = cargo::pinned("build");
     build.args(["--release", "--package", "calico-ebpf-user", "--package", "calico-ebpf-tests", "--bins"]);

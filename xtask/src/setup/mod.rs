@@ -35,6 +35,8 @@ pub enum Purpose {
     Lab,
     /// Run the tests besides.
     Test,
+    /// Run the benchmarks besides.
+    Bench,
 }
 
 impl Purpose {
@@ -43,6 +45,7 @@ impl Purpose {
             Self::Build => "build",
             Self::Lab => "lab",
             Self::Test => "test",
+            Self::Bench => "bench",
         }
     }
 }

@@ -40,6 +40,8 @@ const TOOLS: &[Tool] = &[
     Tool { program: "depmod", package: "kmod", why: "modules of the virtual machines", from: Purpose::Test },
     Tool { program: "cpio", package: "cpio", why: "packs the virtual machines' file systems", from: Purpose::Test },
     Tool { program: "unxz", package: "xz-utils", why: "unpacks kernel modules", from: Purpose::Test },
+    Tool { program: "iptables-restore", package: "iptables", why: "rules to compare with", from: Purpose::Bench },
+    Tool { program: "ipset", package: "ipset", why: "sets to compare with", from: Purpose::Bench },
 ];
 
 pub(super) fn needed(purpose: Purpose) -> impl Iterator<Item = &'static Tool> {
