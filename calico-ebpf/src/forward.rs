@@ -8,7 +8,7 @@ use aya_ebpf::{
     helpers::generated::{bpf_fib_lookup, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer},
 };
 use calico_ebpf_common::{
-    abi::{DropReason, Workload, workload_flags},
+    abi::{DropReason, MARK_UNTRANSLATED, Workload, workload_flags},
     packet::{ETHERNET_BYTES, Packet},
 };
 
@@ -83,9 +83,20 @@ struct Fib {
 }
 const _: () = assert!(size_of::<FibParams>() == size_of::<Fib>());
 
-/// To elsewhere: by the host's routes, and if the way is an uplink, past the stack.
+/// To elsewhere, in a connection that nobody translates. What the stack has to forward after all, it must not take for
+/// the first packet of a connection to be translated: it has not seen those before.
 #[inline(always)]
 pub(crate) fn elsewhere<F: Tables>(env: &Env, skb: &Skb, packet: &Packet<F>) -> Result<Code, DropReason> {
+    let code = past_stack(env, skb, packet)?;
+    if code == TO_STACK {
+        skb.mark(MARK_UNTRANSLATED);
+    }
+    Ok(code)
+}
+
+/// By the host's routes, and if the way is an uplink, past the stack.
+#[inline(always)]
+fn past_stack<F: Tables>(env: &Env, skb: &Skb, packet: &Packet<F>) -> Result<Code, DropReason> {
     if needs_stack(skb, packet) {
         return Ok(TO_STACK);
     }

@@ -151,6 +151,17 @@ impl Skb {
         resized && self.put(0, frame).is_some()
     }
 
+    /// Adds bits to the mark that rules of the host see.
+    #[inline(always)]
+    pub(crate) fn mark(&self, bits: u32) {
+        // SAFETY: the context is valid. Volatile: the compiler would write the one byte that changes, which the verifier
+        // refuses.
+        unsafe {
+            let mark = &raw mut (*self.0).mark;
+            ptr::write_volatile(mark, ptr::read_volatile(mark) | bits);
+        }
+    }
+
     /// Tells the kernel that the sum over the packet changed by this much (where it keeps one).
     #[inline(always)]
     pub(crate) fn sum_changed(&self, by: u32) {

@@ -38,7 +38,13 @@ fn try_established<F: Receiver>(skb: &Skb) -> Result<Code, DropReason> {
         return Ok(MISS);
     }
     match find::<F>(&env, Hook::ToWorkload, packet, &work.key, work.source_is_a) {
-        Ok(_) => {
+        Ok(hit) => {
+            if hit.flags & conn_flags::PROBING != 0 && !hit.from_opener {
+                // The answer comes through the stack, too: it translates, or knows the way alone. Whatever leaves
+                // later as it came does so because somebody took the translation away for a moment.
+                // SAFETY: the entry stays writable as long as the program runs.
+                unsafe { (*hit.conn).flags = hit.flags & !conn_flags::PROBING };
+            }
             fragments::first_passed(&env, packet);
             Ok(TO_STACK)
         }

@@ -28,6 +28,7 @@ pub(super) fn desired(accepted: &Accepted, store: &Store, node: &str, uplinks: &
         uplinks: uplinks.clone(),
         interface_prefixes: accepted.felix.interface_prefixes.clone(),
         routes: routes(&accepted.felix),
+        nat_outgoing: accepted.nat_outgoing.clone(),
         node: node.to_owned(),
     }
 }

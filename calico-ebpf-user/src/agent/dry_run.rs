@@ -40,6 +40,12 @@ pub fn steps(options: &Options) -> anyhow::Result<Vec<String>> {
     if view.is_none() {
         steps.push(format!("{}: make the maps, load the programs", instance.pin_dir().display()));
     }
+    if let Some(nat) = &desired.nat_outgoing {
+        let (table, there) = preview::nat_table(instance)?;
+        let verb = if there { "write again" } else { "make" };
+        let sources: Vec<String> = nat.sources.iter().map(ToString::to_string).collect();
+        steps.push(format!("nftables table inet {table}: {verb}, it translates {}", sources.join(", ")));
+    }
     if let Uplinks::Named(names) = &desired.uplinks {
         let there = view.as_ref().map_or_else(|| Ok(Vec::new()), View::interfaces)?;
         let is_uplink = |index| there.iter().any(|(known, entry)| *known == index && entry.role == role::UPLINK);
@@ -82,6 +88,9 @@ pub fn steps(options: &Options) -> anyhow::Result<Vec<String>> {
         if gone.workload.ifindex != 0 {
             steps.push(format!("workload {} is gone: {} drops everything", gone.endpoint, gone.interface));
         }
+    }
+    if let (None, Some(table)) = (&desired.nat_outgoing, view.as_ref().and_then(|view| view.info().ok()?.nat_table)) {
+        steps.push(format!("nftables table inet {table}: remove, or keep without rules while connections need it"));
     }
     steps.extend(plan.retire.iter().map(ToString::to_string));
     Ok(steps)

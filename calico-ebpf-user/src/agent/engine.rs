@@ -6,7 +6,7 @@ use anyhow::Context as _;
 
 use super::{desired::desired, sources::Sources};
 use crate::{
-    dataplane::{Applied, Dataplane, Desired, Uplinks},
+    dataplane::{Applied, Dataplane, Desired, NatOutgoing, Uplinks},
     observe::{
         clock,
         status::{LastLoad, Problem},
@@ -32,6 +32,8 @@ pub(super) struct Accepted {
     pub(super) compiled: Compiled,
     /// The parameters of this node.
     pub(super) felix: FelixConfiguration,
+    /// Who is translated on the way out of all pools.
+    pub(super) nat_outgoing: Option<NatOutgoing>,
     /// All of the resources, where staged policies among them would change something.
     pub(super) staged: Option<ResourceSet>,
 }
@@ -127,12 +129,7 @@ impl Engine {
             }
             return Outcome::Unchanged;
         }
-        let accepted = Accepted {
-            content: read.content,
-            compiled: self.sources.compile(&set),
-            felix: set.felix_for(&self.node),
-            staged: staged::matters(&set).then_some(set),
-        };
+        let accepted = self.sources.accept(read.content, set);
         match self.put_policy_in_force(Arc::new(accepted)) {
             Ok(changes) => {
                 self.loaded(Vec::new(), read.warnings);

@@ -175,6 +175,10 @@ impl Live {
             tracing::warn!("a filter of ours was removed or replaced by somebody else: putting it back");
             self.resync();
         }
+        if !self.engine.dataplane().tables_intact() {
+            tracing::warn!("an nftables table of ours was removed or changed by somebody else: putting it back");
+            self.resync();
+        }
         if let Err(error) = self.engine.dataplane().sweep() {
             tracing::warn!(%error, "cannot forget expired connections: they are forgotten as new ones come");
         }

@@ -8,6 +8,7 @@ pub mod dry_run;
 mod engine;
 pub mod http;
 mod live;
+mod nat_outgoing;
 mod quiet;
 mod site;
 mod sources;

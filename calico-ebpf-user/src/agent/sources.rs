@@ -9,10 +9,13 @@ use std::{
 
 use anyhow::bail;
 
-use super::engine::{Accepted, LOGGED_ERRORS};
+use super::{
+    engine::{Accepted, LOGGED_ERRORS},
+    nat_outgoing::nat_outgoing,
+};
 use crate::{
     observe::status::Problem,
-    policy::{compile::Compiler, compiled::Compiled, staged},
+    policy::{compile::Compiler, staged},
     resources::{Diagnostic, Loaded, Reader, Severity, model::ResourceSet},
 };
 
@@ -60,13 +63,7 @@ impl Sources {
         let Read { content, set: Some(set), warnings, .. } = read else {
             bail!("the files were refused: nothing was changed");
         };
-        let accepted = Accepted {
-            content,
-            compiled: self.compile(&set),
-            felix: set.felix_for(&self.node),
-            staged: staged::matters(&set).then_some(set),
-        };
-        Ok((accepted, warnings))
+        Ok((self.accept(content, set), warnings))
     }
 
     /// Reads them; files that did not change are not parsed again.
@@ -76,8 +73,11 @@ impl Sources {
     }
 
     /// What the files say for this node; what did not change since the last time is not compiled again.
-    pub(super) fn compile(&mut self, set: &ResourceSet) -> Compiled {
-        self.compiler.compile(set, &self.node)
+    pub(super) fn accept(&mut self, content: u64, set: ResourceSet) -> Accepted {
+        let compiled = self.compiler.compile(&set, &self.node);
+        let felix = set.felix_for(&self.node);
+        let nat_outgoing = nat_outgoing(&set, &compiled, &felix);
+        Accepted { content, compiled, felix, nat_outgoing, staged: staged::matters(&set).then_some(set) }
     }
 
     fn judge(&self, loaded: Loaded) -> Read {

@@ -5,9 +5,10 @@ use std::{fmt::Write as _, process::ExitCode};
 use super::{context::Context, output, table::Table};
 use crate::{
     agent::control::Request,
+    dataplane,
     observe::{
         inventory,
-        status::{LastLoad, RouteState, Status, WorkloadState},
+        status::{LastLoad, NatState, RouteState, Status, WorkloadState},
     },
     routes,
 };
@@ -42,6 +43,11 @@ fn stopped(context: &Context) -> anyhow::Result<Status> {
             })
             .collect(),
         uplinks: info.uplinks,
+        nat_outgoing: info.nat_table.map(|table| NatState {
+            installed: dataplane::nft_table_exists(&table),
+            table,
+            networks: None,
+        }),
         routes: routes::read(&view)?.iter().map(RouteState::from).collect(),
         ..Status::default()
     };
@@ -75,6 +81,9 @@ fn render(status: &Status) -> String {
     let missing = status.routes.iter().filter(|route| !route.installed).count();
     let routes = status.routes.len() - missing;
     line("routes", &if missing == 0 { routes.to_string() } else { format!("{routes}, {missing} missing") });
+    if let Some(nat) = &status.nat_outgoing {
+        line("natOutgoing", &nat_line(nat));
+    }
     let problems = status.last_load.iter().flat_map(|load| {
         let errors = load.errors.iter().map(|problem| format!("error: {problem}"));
         errors.chain(load.warnings.iter().map(|problem| format!("warning: {problem}")))
@@ -100,6 +109,19 @@ fn render(status: &Status) -> String {
         text.push_str(&table.render(0));
     }
     text
+}
+
+fn nat_line(nat: &NatState) -> String {
+    let NatState { table, networks, installed } = nat;
+    let missing = if *installed { "" } else { ", MISSING" };
+    match networks.as_deref() {
+        None => format!("table inet {table}{missing}"),
+        Some([]) => format!("off; table inet {table} stays for connections translated before{missing}"),
+        Some(networks) => {
+            let networks: Vec<String> = networks.iter().map(ToString::to_string).collect();
+            format!("{}, table inet {table}{missing}", networks.join(", "))
+        }
+    }
 }
 
 fn load_line(load: &LastLoad) -> String {

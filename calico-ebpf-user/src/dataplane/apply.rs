@@ -11,17 +11,21 @@ use calico_ebpf_common::abi::names;
 
 use super::{
     Options,
-    desired::{Applied, Attachment, Desired, DesiredWorkload, LinkState, Observed, Uplink, Uplinks, WorkloadStatus},
+    desired::{
+        Applied, Attachment, Desired, DesiredWorkload, LinkState, NatTable, Observed, Uplink, Uplinks, WorkloadStatus,
+    },
     error::{DataplaneError, Result},
     guard,
     info::{Info, SavedSysctl},
     instance::{Instance, Lock},
     links::{Found, LinkAction, Runtime, Wanted, reconcile},
     load::{self, Programs},
+    nat_outgoing,
     netlink::{Hook, LinkTable, Netlink, Route},
-    sys, sysctl,
+    nft, sys, sysctl,
     tables::{ConnLimits, Owner, Snapshot, Tables, timeouts},
     tc::{Expected, Hooks},
+    translated,
     view::View,
 };
 use crate::{
@@ -32,8 +36,8 @@ use crate::{
     },
 };
 
-/// How long the guard's table is believed to be there without looking.
-const GUARD_CHECK: Duration = Duration::from_secs(60);
+/// How long connections are believed to be translated still without looking, where nobody is to be any more.
+const TRANSLATED_CHECK: Duration = Duration::from_secs(60);
 /// How long the sysctls of workloads' interfaces are believed to be right without looking: nothing tells of changes.
 const SYSCTL_CHECK: Duration = Duration::from_secs(60);
 
@@ -53,7 +57,10 @@ pub struct Dataplane {
     expected: Expected,
     /// Addresses of workloads with their interfaces, now and formerly: whose routes are ours.
     owned: BTreeSet<(IpAddr, u32)>,
-    guard: Option<(String, Instant)>,
+    guard: nft::Table,
+    nat: nft::Table,
+    /// When connections were last seen that `nat` is still there for.
+    translated: Option<Instant>,
     /// Interfaces and slots whose sysctls have been seen to since all were last looked at.
     settled: BTreeSet<(u32, u32)>,
     sysctls_checked: Option<Instant>,
@@ -102,7 +109,9 @@ impl Dataplane {
             takeover,
             expected: Expected::new(),
             owned,
-            guard: None,
+            guard: nft::Table::new(nft::table_name(guard::TABLE, &options.instance), guard::PURPOSE),
+            nat: nft::Table::new(nft::table_name(nat_outgoing::TABLE, &options.instance), nat_outgoing::PURPOSE),
+            translated: None,
             settled: BTreeSet::new(),
             sysctls_checked: None,
             _lock: lock,
@@ -146,19 +155,25 @@ impl Dataplane {
     /// Brings the kernel to what is desired; start, reload, link events and resync are all this call. Without a plan only
     /// links, routes and what belongs to them are seen to.
     ///
-    /// In this order: prepare and commit (a new policy waits for nothing else), slots made active and filters on their
-    /// interfaces, dropping programs where a workload is gone, routes, grace period, retire. Idempotent.
+    /// In this order: translation of what leaves the pools, where there is to be any, prepare and commit (a new policy
+    /// waits for nothing else), slots made active and filters on their interfaces, dropping programs where a workload is
+    /// gone, routes, grace period, retire. Idempotent.
     ///
     /// # Errors
-    /// If the policy could not be put in force: the generation before stays, whole. What fails besides is in
-    /// [`Applied::faults`].
+    /// If the policy could not be put in force, or what it may let out would not be translated: the generation before
+    /// stays, whole. What fails besides is in [`Applied::faults`].
     pub fn apply(&mut self, plan: Option<&Plan>, desired: &Desired) -> Result<Applied> {
+        let mut applied = Applied::default();
+        match (self.translate(desired, &mut applied), plan) {
+            (Ok(()), _) => {}
+            (Err(error), Some(_)) => return Err(error),
+            (Err(error), None) => applied.faults.push(error.to_string()),
+        }
         let plan = plan.filter(|plan| !plan.is_empty());
         if let Some(plan) = plan {
             self.tables.write(&plan.prepare)?;
             self.tables.commit(plan.generation)?;
         }
-        let mut applied = Applied::default();
         let found = self.find(desired)?;
         let uplinks = self.uplinks(desired, &found.links, &mut applied)?;
         let links = self.plan_links(desired, &uplinks, &found);
@@ -173,6 +188,7 @@ impl Dataplane {
         self.tables.set_root(&limits, &timeouts(self.hz), self.hz, None)?;
         self.remember_expected(desired, &uplinks, &found, &failed);
         self.guard(desired, &found, &mut applied);
+        self.translate_no_more(desired, &mut applied);
         self.routes(desired, &found, &failed, &mut applied);
         if let Some(plan) = plan {
             // Also where nothing is to be retired: the next plan writes what readers of the former generation may still read.
@@ -208,6 +224,12 @@ impl Dataplane {
                 found.is_some_and(|hanging| hanging.program == *program && hanging.attachment == hooks.attachment)
             })
         })
+    }
+
+    /// Whether our nftables tables are as they should be. As cheap, as long as nobody changes any table.
+    #[must_use]
+    pub fn tables_intact(&mut self) -> bool {
+        self.guard.is_intact() && self.nat.is_intact()
     }
 
     /// Forgets expired connections: for when traffic does not turn the clock hand. Returns how many turns it made.
@@ -368,7 +390,7 @@ impl Dataplane {
         }
         self.info.qdiscs.retain(|index| found.links.by_index(*index).is_some());
         if desired.interface_prefixes.is_some() {
-            self.info.nft_table = Some(guard::table_name(&self.instance));
+            self.info.nft_table = Some(self.guard.name().to_owned());
         }
         if self.info != before || Info::read(&self.hooks.directory)?.as_ref() != Some(&self.info) {
             self.info.write(&self.hooks.directory)?;
@@ -467,39 +489,66 @@ impl Dataplane {
     }
 
     fn guard(&mut self, desired: &Desired, found: &Found, applied: &mut Applied) {
-        let table = guard::table_name(&self.instance);
         let result = match &desired.interface_prefixes {
-            None => {
-                self.guard = None;
-                if self.info.nft_table.take().is_none() {
-                    return;
-                }
-                guard::remove(&table).and_then(|_| self.info.write(&self.hooks.directory))
-            }
+            None if self.info.nft_table.take().is_none() => return,
+            None => self.guard.remove().and_then(|_| self.info.write(&self.hooks.directory)).map(|()| false),
             Some(prefixes) => {
                 // Also those that drop: the guard is for interfaces that nothing hangs on.
                 let attached = self.attached(found);
-                let ruleset = guard::ruleset(&table, prefixes, &attached);
-                if let Some((now, checked)) = &mut self.guard
-                    && *now == ruleset
-                {
-                    let there = checked.elapsed() < GUARD_CHECK || guard::exists(&table).unwrap_or(false);
-                    if there {
-                        return;
-                    }
-                    *checked = Instant::now();
-                }
-                let done = guard::apply(&ruleset);
-                if done.is_ok() {
-                    applied.changes += 1;
-                    self.guard = Some((ruleset, Instant::now()));
-                }
-                done
+                self.guard.keep(&guard::ruleset(self.guard.name(), prefixes, &attached))
             }
         };
-        if let Err(error) = result {
-            applied.faults.push(error.to_string());
+        match result {
+            Ok(changed) => applied.changes += usize::from(changed),
+            Err(error) => applied.faults.push(error.to_string()),
         }
+    }
+
+    /// Sees to the translation that `natOutgoing` asks for, before anything is let out that needs it.
+    fn translate(&mut self, desired: &Desired, applied: &mut Applied) -> Result<()> {
+        let Some(wanted) = &desired.nat_outgoing else { return Ok(()) };
+        if self.info.nat_table.is_none() {
+            self.info.nat_table = Some(self.nat.name().to_owned());
+            self.info.write(&self.hooks.directory)?;
+        }
+        let mut status =
+            NatTable { table: self.nat.name().to_owned(), sources: wanted.sources.clone(), in_place: false };
+        let kept = self.nat.keep(&nat_outgoing::ruleset(self.nat.name(), wanted));
+        status.in_place = kept.is_ok();
+        applied.nat_table = Some(status);
+        self.translated = Some(Instant::now());
+        applied.changes += usize::from(kept?);
+        Ok(())
+    }
+
+    /// Ends the translation where none is asked for any more, once no connection needs it. Behind the policy that was in
+    /// force with it.
+    fn translate_no_more(&mut self, desired: &Desired, applied: &mut Applied) {
+        if desired.nat_outgoing.is_some() || self.info.nat_table.is_none() {
+            return;
+        }
+        let done = self.try_translate_no_more();
+        let in_place = done.is_ok();
+        applied.nat_table = self.info.nat_table.clone().map(|table| NatTable { table, sources: Vec::new(), in_place });
+        match done {
+            Ok(changed) => applied.changes += usize::from(changed),
+            Err(error) => applied.faults.push(error.to_string()),
+        }
+    }
+
+    fn try_translate_no_more(&mut self) -> Result<bool> {
+        let changed = self.nat.keep(&nat_outgoing::only_running_connections(self.nat.name()))?;
+        if !changed && self.translated.is_some_and(|at| at.elapsed() < TRANSLATED_CHECK) {
+            return Ok(false);
+        }
+        if translated::any(&self.view()?, &self.observe()?.host_addresses)? {
+            self.translated = Some(Instant::now());
+            return Ok(changed);
+        }
+        self.nat.remove()?;
+        self.info.nat_table = None;
+        self.info.write(&self.hooks.directory)?;
+        Ok(true)
     }
 
     /// Interfaces that carry an ingress filter of ours now.

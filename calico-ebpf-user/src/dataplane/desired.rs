@@ -2,6 +2,9 @@
 
 use std::{collections::BTreeSet, fmt, net::IpAddr};
 
+use ipnet::IpNet;
+
+use super::nat_outgoing::NatOutgoing;
 use crate::routes::{RouteParameters, RouteStatus};
 
 /// What should be, besides policy (which the store's plan brings).
@@ -15,6 +18,8 @@ pub struct Desired {
     pub interface_prefixes: Option<Vec<String>>,
     /// How routes are written.
     pub routes: RouteParameters,
+    /// Who is translated on the way out of all pools, if anybody is.
+    pub nat_outgoing: Option<NatOutgoing>,
     /// `--node`, kept with the pins for commands that look at a stopped data path.
     pub node: String,
 }
@@ -64,10 +69,23 @@ pub struct Applied {
     pub uplinks: Vec<Uplink>,
     /// Our routes.
     pub routes: Vec<RouteStatus>,
+    /// The nftables table that translates, where there has to be one.
+    pub nat_table: Option<NatTable>,
     /// What could not be done now and is tried again with the next apply. Policy is in force nevertheless.
     pub faults: Vec<String>,
     /// How many things were changed in the kernel besides policy.
     pub changes: usize,
+}
+
+/// The nftables table of `natOutgoing`.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct NatTable {
+    /// Its name, in family `inet`.
+    pub table: String,
+    /// The networks that are translated. None: it is there for connections that were translated before.
+    pub sources: Vec<IpNet>,
+    /// Whether it is as it should be.
+    pub in_place: bool,
 }
 
 /// State of one workload.

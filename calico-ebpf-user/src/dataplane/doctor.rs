@@ -13,7 +13,7 @@ use super::{
     desired::Attachment,
     load,
     netlink::{Hook, Link, LinkTable, Netlink},
-    sysctl,
+    nft, sysctl,
     tc::{HANDLE, Hooks, PRIORITY},
     view::View,
 };
@@ -63,7 +63,7 @@ pub fn examine(options: &Options) -> Vec<Check> {
     checks.extend(helpers());
     checks.push(attachment(options));
     checks.push(felix());
-    checks.push(nftables());
+    checks.push(nftables(options));
     checks.extend(forwarding(options));
     match Surroundings::look(options) {
         Ok(mut surroundings) => {
@@ -243,17 +243,32 @@ fn felix() -> Check {
     }
 }
 
-fn nftables() -> Check {
+fn nftables(options: &Options) -> Check {
     let found = std::env::var_os("PATH")
         .is_some_and(|path| std::env::split_paths(&path).any(|directory| directory.join("nft").is_file()));
-    if found {
-        return Check::ok("nft", "there, for the guard that interfacePrefix asks for");
+    if !found {
+        return Check::new(
+            "nft",
+            CheckStatus::Warning,
+            "missing: configurations with an IPPool of natOutgoing are refused, and where FelixConfiguration gives \
+             interfacePrefix, interfaces that come while no process runs are not stopped",
+            "install the package nftables",
+        );
+    }
+    let info = View::open(&options.instance).ok().flatten().and_then(|view| view.info().ok()).unwrap_or_default();
+    let tables: Vec<String> = [info.nft_table, info.nat_table].into_iter().flatten().collect();
+    let missing: Vec<&str> =
+        tables.iter().map(String::as_str).filter(|table| !nft::exists(table).unwrap_or(false)).collect();
+    if missing.is_empty() {
+        let purpose = "there, for natOutgoing of IPPools and for the guard that interfacePrefix asks for";
+        let made = if tables.is_empty() { String::new() } else { format!("; tables inet {}", tables.join(", ")) };
+        return Check::ok("nft", format!("{purpose}{made}"));
     }
     Check::new(
         "nft",
         CheckStatus::Warning,
-        "missing: where FelixConfiguration gives interfacePrefix, interfaces that come while no process runs are not stopped",
-        "install the package nftables",
+        format!("somebody has removed the table inet {}", missing.join(", ")),
+        "a running process puts it back within a second: start one, and find out who removed it",
     )
 }
 

@@ -32,8 +32,10 @@ pub struct Info {
     pub sysctls: Vec<SavedSysctl>,
     /// Interfaces that got a `clsact` qdisc from us.
     pub qdiscs: Vec<u32>,
-    /// Name of our nftables table, if one was made.
+    /// Name of the guard's nftables table, if one was made.
     pub nft_table: Option<String>,
+    /// Name of the nftables table of `natOutgoing`, likewise.
+    pub nat_table: Option<String>,
 }
 
 /// A sysctl that was set.

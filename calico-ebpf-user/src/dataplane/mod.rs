@@ -17,8 +17,10 @@ pub mod instance;
 mod links;
 mod load;
 mod maps;
+mod nat_outgoing;
 pub(crate) mod netlink;
 pub mod netns;
+mod nft;
 mod packet_log;
 pub mod preview;
 pub mod probe;
@@ -27,6 +29,7 @@ mod sys;
 mod sysctl;
 mod tables;
 mod tc;
+mod translated;
 pub mod view;
 pub mod watch;
 
@@ -35,17 +38,24 @@ mod differential;
 
 pub use apply::Dataplane;
 pub use desired::{
-    Applied, Attachment, Desired, DesiredWorkload, LinkState, Observed, Uplink, Uplinks, WorkloadStatus,
+    Applied, Attachment, Desired, DesiredWorkload, LinkState, NatTable, Observed, Uplink, Uplinks, WorkloadStatus,
 };
 pub use error::{DataplaneError, Result};
 pub use instance::{Instance, Lock};
 pub use load::load_program;
+pub use nat_outgoing::NatOutgoing;
 pub use tables::Snapshot;
 
 /// The object with the programs and the maps. Empty where this was built without it.
 #[must_use]
 pub fn object() -> &'static [u8] {
     load::OBJECT
+}
+
+/// Whether an nftables table of this name is there in family `inet`, as far as can be told.
+#[must_use]
+pub fn nft_table_exists(table: &str) -> bool {
+    nft::exists(table).unwrap_or(false)
 }
 
 /// How the data path is loaded.

@@ -5,7 +5,9 @@ use std::{collections::BTreeSet, net::IpAddr};
 use super::{
     error::{DataplaneError, Result},
     instance::Instance,
+    nat_outgoing,
     netlink::Netlink,
+    nft,
     tables::Tables,
 };
 use crate::policy::{store::Store, write::Limits};
@@ -29,6 +31,16 @@ pub const ROOM: Limits = Limits {
 pub fn stored(instance: &Instance) -> Result<Store> {
     let tables = Tables::open(&instance.layout_dir())?;
     Ok(Store::adopt(tables.limits(), &tables.snapshot()?.state()))
+}
+
+/// The name that the nftables table of `natOutgoing` has or will have, and whether it is there.
+///
+/// # Errors
+/// If nft is missing, which a run would need, too.
+pub fn nat_table(instance: &Instance) -> Result<(String, bool)> {
+    let table = nft::table_name(nat_outgoing::TABLE, instance);
+    let there = nft::exists(&table)?;
+    Ok((table, there))
 }
 
 /// All addresses of this host but those of loopback.

@@ -11,12 +11,11 @@ use calico_ebpf_common::abi::names;
 use super::{
     desired::Attachment,
     error::{DataplaneError, Result},
-    guard,
     info::SavedSysctl,
     instance::Instance,
     load,
     netlink::{Hook, LinkTable, Netlink},
-    sysctl,
+    nft, sysctl,
     tables::Tables,
     tc::{HANDLE, Hooks, PRIORITY},
     view::View,
@@ -119,8 +118,8 @@ fn purge_installed(instance: &Instance, view: &View, purged: &mut Purged) -> Res
         }
     }
 
-    if let Some(table) = &info.nft_table {
-        match guard::remove(table) {
+    for table in [&info.nft_table, &info.nat_table].into_iter().flatten() {
+        match nft::remove(table) {
             Ok(true) => purged.removed.push(format!("nftables table inet {table}")),
             Ok(false) => {}
             Err(error) => purged.faults.push(error.to_string()),

@@ -2,10 +2,11 @@
 
 use std::{collections::BTreeMap, fmt, net::IpAddr};
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    dataplane::{self, Applied, Attachment, view::View},
+    dataplane::{self, Applied, Attachment, NatTable, view::View},
     routes::RouteStatus,
 };
 
@@ -35,6 +36,8 @@ pub struct Status {
     pub uplinks: Vec<String>,
     /// Routes of the local workloads.
     pub routes: Vec<RouteState>,
+    /// The nftables table that translates what leaves all pools; `null` where no pool asks for it.
+    pub nat_outgoing: Option<NatState>,
     /// Packets dropped so far, by reason; reasons without any are left out.
     pub drops: BTreeMap<String, u64>,
     /// What could not be done and is tried again.
@@ -124,6 +127,25 @@ pub struct RouteState {
     pub installed: bool,
 }
 
+/// The nftables table of `natOutgoing`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NatState {
+    /// Its name, in family `inet`.
+    pub table: String,
+    /// The networks that are translated; `null` where that is not known, of a stopped data path. None: the table is there
+    /// for connections that were translated before.
+    pub networks: Option<Vec<IpNet>>,
+    /// Whether the kernel has it.
+    pub installed: bool,
+}
+
+impl From<&NatTable> for NatState {
+    fn from(nat: &NatTable) -> Self {
+        let NatTable { table, sources, in_place } = nat;
+        Self { table: table.clone(), networks: Some(sources.clone()), installed: *in_place }
+    }
+}
+
 impl From<&RouteStatus> for RouteState {
     fn from(route: &RouteStatus) -> Self {
         let RouteStatus { address, interface, endpoint, protocol, metric, installed } = route;
@@ -154,6 +176,7 @@ impl Status {
             .collect();
         self.uplinks = applied.uplinks.iter().map(|uplink| uplink.interface.clone()).collect();
         self.routes = applied.routes.iter().map(RouteState::from).collect();
+        self.nat_outgoing = applied.nat_table.as_ref().map(NatState::from);
         self.faults.clone_from(&applied.faults);
     }
 

@@ -4,10 +4,10 @@ use super::{
     decode::{Decoder, FieldPath, Fields, Table, Use},
     diagnostic::Severity,
     kinds::Document,
-    model::{EndpointToHostAction, FelixConfiguration},
+    model::{EndpointToHostAction, FelixConfiguration, NatOutgoingExclusions, PortMatch},
     parsed::Body,
     values,
-    yaml::Node,
+    yaml::{Meaning, Node, Value},
 };
 
 /// The greatest metric that Calico's route priorities may have.
@@ -51,6 +51,11 @@ pub(super) fn configuration(decoder: &mut Decoder<'_>, document: &Document<'_>) 
         ipv6_normal_route_priority,
         ipv4_elevated_route_priority,
         ipv6_elevated_route_priority,
+        nat_outgoing_address: get("natOutgoingAddress").and_then(|(node, path)| address(decoder, node, &path, "IP")),
+        nat_outgoing_exclusions: get("natOutgoingExclusions").and_then(|(node, path)| exclusions(decoder, node, &path)),
+        nat_port_range: get("natPortRange").and_then(|(node, path)| port_range(decoder, node, &path)),
+        nat_outgoing_interface_filter: get("iptablesNATOutgoingInterfaceFilter")
+            .and_then(|(node, path)| interface_filter(decoder, node, &path)),
     })))
 }
 
@@ -86,6 +91,45 @@ fn endpoint_to_host_action(
     }
 }
 
+fn exclusions(decoder: &mut Decoder<'_>, node: &Node, path: &FieldPath<'_>) -> Option<NatOutgoingExclusions> {
+    let text = decoder.text(node, path).filter(|text| !text.is_empty())?;
+    match text {
+        "IPPoolsOnly" => Some(NatOutgoingExclusions::IpPoolsOnly),
+        "IPPoolsAndHostIPs" => Some(NatOutgoingExclusions::IpPoolsAndHostIps),
+        _ => {
+            decoder.error(node, path, format!("\"{text}\" is not possible: expected IPPoolsOnly or IPPoolsAndHostIPs"));
+            None
+        }
+    }
+}
+
+/// A port, or `FIRST:LAST`. A bare 0 is Calico's "not given".
+fn port_range(decoder: &mut Decoder<'_>, node: &Node, path: &FieldPath<'_>) -> Option<(u16, u16)> {
+    if let Value::Scalar(scalar) = &node.value
+        && let Meaning::Integer(_) = scalar.meaning()
+    {
+        return decoder.integer(node, path, 0..=u16::MAX).filter(|port| *port != 0).map(|port| (port, port));
+    }
+    let text = decoder.text(node, path).filter(|text| !text.is_empty())?;
+    match values::port(text) {
+        Ok(PortMatch::Range(first, last)) => return Some((first, last)),
+        Ok(PortMatch::Named(_)) => {
+            decoder.error(node, path, "expected a port or a range of ports, like \"20000:40000\"")
+        }
+        Err(message) => decoder.error(node, path, message),
+    }
+    None
+}
+
+fn interface_filter(decoder: &mut Decoder<'_>, node: &Node, path: &FieldPath<'_>) -> Option<String> {
+    let text = decoder.text(node, path).filter(|text| !text.is_empty())?;
+    match values::interface(text.strip_suffix('+').unwrap_or(text)) {
+        Ok(()) => return Some(text.to_owned()),
+        Err(message) => decoder.error(node, path, format!("{message}; behind the beginning of a name stands +")),
+    }
+    None
+}
+
 fn address<T: std::str::FromStr>(
     decoder: &mut Decoder<'_>,
     node: &Node,
@@ -111,6 +155,10 @@ const PARAMETERS: Table = &[
     ("ipv6NormalRoutePriority", Use::Read),
     ("ipv4ElevatedRoutePriority", Use::Read),
     ("ipv6ElevatedRoutePriority", Use::Read),
+    ("natOutgoingAddress", Use::Read),
+    ("natOutgoingExclusions", Use::Read),
+    ("natPortRange", Use::Read),
+    ("iptablesNATOutgoingInterfaceFilter", Use::Read),
     ("allowIPIPPacketsFromWorkloads", Use::NoEffect),
     ("allowVXLANPacketsFromWorkloads", Use::NoEffect),
     ("awsSrcDstCheck", Use::NoEffect),
@@ -205,7 +253,6 @@ const PARAMETERS: Table = &[
     ("iptablesLockTimeout", Use::NoEffect),
     ("iptablesMangleAllowAction", Use::NoEffect),
     ("iptablesMarkMask", Use::NoEffect),
-    ("iptablesNATOutgoingInterfaceFilter", Use::NoEffect),
     ("iptablesPostWriteCheckInterval", Use::NoEffect),
     ("iptablesRefreshInterval", Use::NoEffect),
     ("ipv6Support", Use::NoEffect),
@@ -226,9 +273,6 @@ const PARAMETERS: Table = &[
     ("metadataAddr", Use::NoEffect),
     ("metadataPort", Use::NoEffect),
     ("mtuIfacePattern", Use::NoEffect),
-    ("natOutgoingAddress", Use::NoEffect),
-    ("natOutgoingExclusions", Use::NoEffect),
-    ("natPortRange", Use::NoEffect),
     ("netlinkTimeout", Use::NoEffect),
     ("nftablesFilterAllowAction", Use::NoEffect),
     ("nftablesFilterDenyAction", Use::NoEffect),

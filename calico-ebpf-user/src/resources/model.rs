@@ -271,14 +271,14 @@ pub struct NetworkSet {
     pub origin: Origin,
 }
 
-/// An `IPPool`: what routing needs of it.
+/// An `IPPool`: what routing and translation need of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IpPool {
     /// The addresses of the pool.
     pub cidr: IpNet,
     /// Prefix length of the blocks that nodes take from it.
     pub block_size: u8,
-    /// Whether what workloads send to elsewhere shall get the node's address.
+    /// Whether what workloads send to outside of all pools gets the host's address.
     pub nat_outgoing: bool,
     /// Whether no addresses are given out any more.
     pub disabled: bool,
@@ -423,6 +423,24 @@ pub struct FelixConfiguration {
     pub ipv4_elevated_route_priority: Option<u32>,
     /// `ipv6ElevatedRoutePriority`.
     pub ipv6_elevated_route_priority: Option<u32>,
+    /// `natOutgoingAddress`.
+    pub nat_outgoing_address: Option<IpAddr>,
+    /// `natOutgoingExclusions`.
+    pub nat_outgoing_exclusions: Option<NatOutgoingExclusions>,
+    /// `natPortRange`, first and last.
+    pub nat_port_range: Option<(u16, u16)>,
+    /// `iptablesNATOutgoingInterfaceFilter`, as in the file: with `+` at its end the beginning of a name.
+    pub nat_outgoing_interface_filter: Option<String>,
+}
+
+/// `natOutgoingExclusions`: what workloads of pools with `natOutgoing` reach untranslated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NatOutgoingExclusions {
+    /// All pools.
+    #[default]
+    IpPoolsOnly,
+    /// All pools, and the addresses of all nodes.
+    IpPoolsAndHostIps,
 }
 
 /// `defaultEndpointToHostAction`.
@@ -498,6 +516,10 @@ impl ResourceSet {
             ipv6_normal_route_priority: own.ipv6_normal_route_priority.or(default.ipv6_normal_route_priority),
             ipv4_elevated_route_priority: own.ipv4_elevated_route_priority.or(default.ipv4_elevated_route_priority),
             ipv6_elevated_route_priority: own.ipv6_elevated_route_priority.or(default.ipv6_elevated_route_priority),
+            nat_outgoing_address: own.nat_outgoing_address.or(default.nat_outgoing_address),
+            nat_outgoing_exclusions: own.nat_outgoing_exclusions.or(default.nat_outgoing_exclusions),
+            nat_port_range: own.nat_port_range.or(default.nat_port_range),
+            nat_outgoing_interface_filter: own.nat_outgoing_interface_filter.or(default.nat_outgoing_interface_filter),
         }
     }
 }
