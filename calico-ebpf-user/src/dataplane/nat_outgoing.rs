@@ -82,9 +82,10 @@ pub(crate) fn ruleset(table: &str, nat: &NatOutgoing) -> String {
 }
 
 /// The table where nobody new is translated. With the last chain of this kind the kernel stops translating at all, also
-/// the connections that it has translated so far.
+/// the connections that it has translated so far, and with the last rule that asks for them it stops tracking connections.
 pub(crate) fn only_running_connections(table: &str) -> String {
-    nft::whole(table, &chain("    return comment \"natOutgoing is off: connections translated before stay so\"\n"))
+    let rule = "    ct state new return comment \"natOutgoing is off: connections translated before stay so\"\n";
+    nft::whole(table, &chain(rule))
 }
 
 fn chain(rules: &str) -> String {

@@ -12,6 +12,7 @@ mod instances;
 mod kernel;
 mod lab;
 mod look;
+mod nat_outgoing;
 mod neighbours;
 mod order;
 mod purge;
