@@ -507,13 +507,18 @@ impl Dataplane {
     /// Sees to the translation that `natOutgoing` asks for, before anything is let out that needs it.
     fn translate(&mut self, desired: &Desired, applied: &mut Applied) -> Result<()> {
         let Some(wanted) = &desired.nat_outgoing else { return Ok(()) };
-        if self.info.nat_table.is_none() {
+        let is_new = self.info.nat_table.is_none();
+        if is_new {
             self.info.nat_table = Some(self.nat.name().to_owned());
             self.info.write(&self.hooks.directory)?;
         }
         let mut status =
             NatTable { table: self.nat.name().to_owned(), sources: wanted.sources.clone(), in_place: false };
         let kept = self.nat.keep(&nat_outgoing::ruleset(self.nat.name(), wanted));
+        if is_new && kept.is_err() && !nft::exists(self.nat.name()).unwrap_or(false) {
+            self.info.nat_table = None;
+            self.info.write(&self.hooks.directory)?;
+        }
         status.in_place = kept.is_ok();
         applied.nat_table = Some(status);
         self.translated = Some(Instant::now());

@@ -114,7 +114,7 @@ fn port_range(decoder: &mut Decoder<'_>, node: &Node, path: &FieldPath<'_>) -> O
     match values::port(text) {
         Ok(PortMatch::Range(first, last)) => return Some((first, last)),
         Ok(PortMatch::Named(_)) => {
-            decoder.error(node, path, "expected a port or a range of ports, like \"20000:40000\"")
+            decoder.error(node, path, "expected a port or a range of ports, like \"20000:40000\"");
         }
         Err(message) => decoder.error(node, path, message),
     }
