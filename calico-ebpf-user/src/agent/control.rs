@@ -15,12 +15,21 @@ use tokio::{
     sync::{mpsc, oneshot},
 };
 
-use crate::{dataplane::Instance, observe::status::Status, policy::staged::StagedRules};
+use crate::{
+    dataplane::Instance,
+    observe::status::Status,
+    policy::{
+        flow::{Flow, Verdict},
+        staged::StagedRules,
+    },
+};
 
 /// Directory of the sockets.
 const RUN_DIR: &str = "/run/calico-ebpf";
 /// A request is shorter than this.
-const MAX_REQUEST: u64 = 4096;
+const MAX_REQUEST: u64 = 1 << 20;
+/// Flows that may be asked about in one request.
+pub const MAX_FLOWS: usize = 1000;
 
 /// What a command asks for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,10 +47,15 @@ pub enum Request {
     Confirm,
     /// What the staged policies would change.
     Staged,
+    /// What would become of these flows with the staged policies applied.
+    Pending {
+        /// At most [`MAX_FLOWS`].
+        flows: Vec<Flow>,
+    },
 }
 
 /// The answer.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Reply {
     /// Done.
     pub ok: bool,
@@ -53,6 +67,9 @@ pub struct Reply {
     /// For [`Request::Staged`]: workloads whose rules would be others.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub staged: Vec<StagedRules>,
+    /// For [`Request::Pending`]: the verdicts in the order of the flows; none where there are no staged policies.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pending: Vec<Verdict>,
 }
 
 /// A request on its way to the agent's loop.
@@ -162,14 +179,20 @@ async fn ask(calls: &mpsc::Sender<Call>, request: Request) -> Reply {
     let sent = calls.send(Call { request, reply }).await.is_ok();
     match answer.await {
         Ok(reply) if sent => reply,
-        _ => refusal("the process is ending".into()),
+        _ => refusal("the process is ending"),
     }
+}
+
+/// An answer that says yes.
+#[must_use]
+pub fn done(message: impl Into<String>) -> Reply {
+    Reply { ok: true, message: message.into(), ..Reply::default() }
 }
 
 /// An answer that says no.
 #[must_use]
-pub const fn refusal(message: String) -> Reply {
-    Reply { ok: false, message, status: None, staged: Vec::new() }
+pub fn refusal(message: impl Into<String>) -> Reply {
+    Reply { ok: false, message: message.into(), ..Reply::default() }
 }
 
 /// Asks the instance's running process; `None`: there is none.
@@ -212,5 +235,19 @@ mod tests {
         assert_eq!(text(Request::Reload { confirm: Some(5) }), r#"{"command":"reload","confirm":5}"#);
         let parsed: Request = serde_json::from_str(r#"{"command":"reload"}"#).expect("request");
         assert_eq!(parsed, Request::Reload { confirm: None });
+    }
+
+    #[test]
+    fn a_full_request_has_room() {
+        let address = std::net::IpAddr::from([0xffff_u16; 8]);
+        let flow = Flow {
+            source: address,
+            destination: address,
+            protocol: u8::MAX,
+            source_port: u16::MAX,
+            destination_port: u16::MAX,
+        };
+        let request = serde_json::to_string(&Request::Pending { flows: vec![flow; MAX_FLOWS] }).expect("JSON");
+        assert!((request.len() as u64) < MAX_REQUEST);
     }
 }

@@ -7,7 +7,7 @@ use super::{Options, desired::desired, sources::Sources};
 use crate::{
     dataplane::{DesiredWorkload, Uplinks, preview, view::View},
     observe::{interfaces, inventory},
-    policy::store::Store,
+    policy::{maps::ROOM, store::Store},
     routes,
 };
 
@@ -25,7 +25,7 @@ pub fn steps(options: &Options) -> anyhow::Result<Vec<String>> {
     let view = View::open(instance)?;
     let store = match &view {
         Some(_) => preview::stored(instance)?,
-        None => Store::empty(preview::ROOM),
+        None => Store::empty(ROOM),
     };
     let host_addresses = preview::host_addresses()?;
     let plan = store.plan(&accepted.compiled, &host_addresses).context("the maps have no room for this policy")?;

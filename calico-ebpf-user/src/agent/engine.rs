@@ -13,11 +13,11 @@ use crate::{
     },
     policy::{
         compiled::Compiled,
-        staged::{self, StagedRules},
+        staged::Staged,
         store::Store,
         write::{Changes, Plan},
     },
-    resources::model::{FelixConfiguration, ResourceSet},
+    resources::model::FelixConfiguration,
 };
 
 /// Errors of a refused load that are logged; `status` and `validate` have them all.
@@ -34,8 +34,8 @@ pub(super) struct Accepted {
     pub(super) felix: FelixConfiguration,
     /// Who is translated on the way out of all pools.
     pub(super) nat_outgoing: Option<NatOutgoing>,
-    /// All of the resources, where staged policies among them would change something.
-    pub(super) staged: Option<ResourceSet>,
+    /// Staged policies, where they would change something.
+    pub(super) staged: Option<Arc<Staged>>,
 }
 
 /// What a load led to.
@@ -277,10 +277,10 @@ impl Engine {
         Arc::clone(&self.accepted)
     }
 
-    /// What the staged policies would change.
+    /// The staged policies among what is in force, if they would change anything.
     #[must_use]
-    pub(super) fn staged(&self) -> Vec<StagedRules> {
-        self.accepted.staged.as_ref().map(|set| staged::changes(set, &self.node)).unwrap_or_default()
+    pub(super) fn staged(&self) -> Option<Arc<Staged>> {
+        self.accepted.staged.clone()
     }
 
     /// What the last apply led to.

@@ -11,14 +11,14 @@ use anyhow::Context as _;
 use sd_notify::NotifyState;
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::mpsc,
+    sync::{mpsc, oneshot},
     time::{MissedTickBehavior, interval, sleep_until},
 };
 
 use super::{
     Options,
     confirmation::Confirmation,
-    control::{Call, Reply, Request, refusal},
+    control::{Call, Reply, Request, done, refusal},
     engine::{Accepted, Engine, Outcome},
     site::Shared,
     watch::FileWatch,
@@ -30,6 +30,7 @@ use crate::{
         metrics::Numbers,
         status::{Problem, Status},
     },
+    policy::staged::Staged,
 };
 
 /// Everything is looked at again after about so long, whatever events say.
@@ -224,22 +225,34 @@ impl Live {
     fn answer(&mut self, call: Call) {
         let Call { request, reply } = call;
         let answer = match request {
-            Request::Status => {
-                Reply { ok: true, message: String::new(), status: Some(self.status()), staged: Vec::new() }
-            }
+            Request::Status => Reply { status: Some(self.status()), ..done("") },
             Request::Staged => {
-                let staged = self.engine.staged();
-                Reply { ok: true, message: String::new(), status: None, staged }
+                return self.ask_staged(reply, |staged| Reply { staged: staged.changes(), ..done("") });
+            }
+            Request::Pending { flows } => {
+                return self.ask_staged(reply, move |staged| match staged.judge(&flows) {
+                    Ok(pending) => Reply { pending, ..done("") },
+                    Err(error) => refusal(format!("with the staged policies applied: {error}")),
+                });
             }
             Request::Reload { confirm } => self.reload(confirm),
             Request::Confirm if self.confirmation.confirm() => {
                 tracing::info!("the last reload is confirmed");
-                Reply { ok: true, message: "confirmed".into(), status: None, staged: Vec::new() }
+                done("confirmed")
             }
-            Request::Confirm => refusal("nothing waits for a confirmation".into()),
+            Request::Confirm => refusal("nothing waits for a confirmation"),
         };
         // Who asked may be gone.
         let _ = reply.send(answer);
+    }
+
+    /// Compiling everything once more may take long, and nothing else waits for that.
+    fn ask_staged(&self, reply: oneshot::Sender<Reply>, ask: impl FnOnce(&Staged) -> Reply + Send + 'static) {
+        let Some(staged) = self.engine.staged() else {
+            let _ = reply.send(done(""));
+            return;
+        };
+        tokio::task::spawn_blocking(move || drop(reply.send(ask(&staged))));
     }
 
     fn reload(&mut self, confirm: Option<u32>) -> Reply {
@@ -255,18 +268,13 @@ impl Live {
             Outcome::Unchanged => "in force already",
         };
         let Some(seconds) = confirm else {
-            return Reply { ok: true, message: message.into(), status: None, staged: Vec::new() };
+            return done(message);
         };
         let within = Duration::from_secs(seconds.into());
         self.confirmation.start(before, Instant::now() + within);
         let within = clock::short(within);
         tracing::info!(within, "waiting for a confirmation");
-        Reply {
-            ok: true,
-            message: format!("{message}; the set before comes back unless `confirm` follows within {within}"),
-            status: None,
-            staged: Vec::new(),
-        }
+        done(format!("{message}; the set before comes back unless `confirm` follows within {within}"))
     }
 
     fn status(&mut self) -> Status {

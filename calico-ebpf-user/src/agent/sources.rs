@@ -5,6 +5,7 @@ use std::{
     hash::{DefaultHasher, Hash as _, Hasher as _},
     io::{self, Write as _},
     path::PathBuf,
+    sync::Arc,
 };
 
 use anyhow::bail;
@@ -15,7 +16,7 @@ use super::{
 };
 use crate::{
     observe::status::Problem,
-    policy::{compile::Compiler, staged},
+    policy::{compile::Compiler, staged::Staged},
     resources::{Diagnostic, Loaded, Reader, Severity, model::ResourceSet},
 };
 

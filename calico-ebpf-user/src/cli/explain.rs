@@ -17,7 +17,6 @@ use super::{
     output,
 };
 use crate::{
-    dataplane::preview::ROOM,
     observe::{
         inventory::Who,
         live::{Live, LiveEnd},
@@ -25,13 +24,13 @@ use crate::{
     policy::{
         compile::compile,
         compiled::RuleName,
-        flow::{EndVerdict, Flow, Verdict},
+        flow::{EndVerdict, Flow, Verdict, word},
         maps::Maps,
-        store::Store,
+        staged,
     },
     resources::{
         self, Severity,
-        model::{EndpointToHostAction, ResourceSet, StagedAction, WorkloadEndpoint},
+        model::{EndpointToHostAction, ResourceSet, WorkloadEndpoint},
     },
 };
 
@@ -97,9 +96,7 @@ struct End {
 
 pub(super) fn run(arguments: &args::Explain, node: &str, format: Format) -> anyhow::Result<ExitCode> {
     let loaded = load(arguments)?;
-    // Policies that shall be ignored change nothing.
-    let has_staged = loaded.set.staged.iter().any(|staged| staged.action != StagedAction::Ignore);
-    let applied = has_staged.then(|| loaded.set.with_staged_applied());
+    let applied = staged::matters(&loaded.set).then(|| loaded.set.with_staged_applied());
     let mut judge = Judges {
         now: Judge::new(&loaded.set, node),
         staged: applied.as_ref().map(|applied| Judge::new(applied, node)),
@@ -362,9 +359,7 @@ impl<'a> Judge<'a> {
     fn judge(&mut self, workload: Option<&'a WorkloadEndpoint>, flow: &Flow) -> anyhow::Result<Verdict> {
         let Some(workload) = workload else { return Ok(Verdict::default()) };
         if !self.maps.contains_key(workload.node.as_str()) {
-            let mut maps = Maps::default();
-            let plan = Store::empty(ROOM).plan(&compile(self.set, &workload.node), &BTreeSet::new())?;
-            maps.execute(&plan);
+            let maps = Maps::of(&compile(self.set, &workload.node), &BTreeSet::new())?;
             self.maps.insert(&workload.node, maps);
         }
         Ok(self.maps.get(workload.node.as_str()).map(|maps| maps.judge(flow)).unwrap_or_default())
@@ -444,10 +439,6 @@ impl End {
 
 fn name(workload: &WorkloadEndpoint) -> String {
     format!("{}/{}", workload.namespace, workload.name)
-}
-
-const fn word(allow: bool) -> &'static str {
-    if allow { "allow" } else { "deny" }
 }
 
 fn render(answer: &Answer) -> String {

@@ -1,8 +1,8 @@
 //! `flows`.
 
-use std::{collections::HashMap, net::SocketAddr, process::ExitCode, thread, time::Duration};
+use std::{collections::HashMap, net::IpAddr, process::ExitCode, time::Duration};
 
-use anyhow::{Context as _, anyhow};
+use anyhow::{Context as _, bail};
 
 use super::{
     args::{self, Format},
@@ -11,12 +11,14 @@ use super::{
     table::Table,
 };
 use crate::{
-    dataplane::{flows::FlowLog, preview},
+    agent::control::{MAX_FLOWS, Request},
+    dataplane::{flows::FlowLog, preview, view::View},
     observe::{
         clock::short,
-        flows::{End, Flow, Flows},
+        flows::{End, Flow, Flows, Pending},
         inventory::{self, Who},
     },
+    policy::flow::word,
 };
 
 /// Seconds that flows are recorded for after a look, so that the next look has numbers.
@@ -34,42 +36,54 @@ pub(super) fn run(context: &Context, arguments: &args::Flows) -> anyhow::Result<
         }
     };
     let view = context.view()?;
-    let filter = Filter { denied: arguments.denied, from: ends(&view, from)?, to: ends(&view, to)? };
+    let mut filter = Filter { denied: arguments.denied, from: Side::new(from), to: Side::new(to) };
+    filter.look(&view)?;
+    for side in [&filter.from, &filter.to].into_iter().flatten().filter(|side| side.addresses.is_empty()) {
+        bail!("{}: no workload of this node; `workloads` lists them", side.who);
+    }
     let log = FlowLog::open(&context.instance)?;
     let log = log.context("the data path that is installed records no flows: start this version of the program")?;
     let flows = Flows::new(view, log)?;
-    flows.watch(RECORDED)?;
+    let recorded = flows.watch(RECORDED)?;
     if arguments.follow {
-        return follow(flows, &filter, context.format);
+        return follow(context, flows, filter);
     }
-    let shown: Vec<Flow> = flows.all()?.into_iter().filter(|flow| filter.wants(flow)).collect();
+    let mut shown: Vec<Flow> = flows.all()?.into_iter().filter(|flow| filter.wants(flow)).collect();
+    hold_against_staged(context, &mut shown);
     output::result(context.format, &shown, |shown| render(shown, true))?;
+    if !recorded {
+        output::complain(&format!(
+            "nobody looked until now: these are the live connections. What is dropped, packets and bytes are recorded from \
+             now on, for {RECORDED} seconds after each look"
+        ));
+    }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Shows each flow when it is new and whenever it has gone on, until somebody ends the program.
-fn follow(mut flows: Flows, filter: &Filter, format: Format) -> anyhow::Result<ExitCode> {
+/// Shows each flow when it is new and whenever it has gone on, until somebody ends the program or nobody reads any more.
+fn follow(context: &Context, mut flows: Flows, mut filter: Filter) -> anyhow::Result<ExitCode> {
     // What was recorded before is no news.
     let packets = |flow: &Flow| (flow.source.packets, flow.destination.packets);
     let mut seen: HashMap<_, _> = flows.recorded()?.into_iter().map(|(key, flow)| (key, packets(&flow))).collect();
-    if format == Format::Table {
+    if context.format == Format::Table {
         output::print(&render(&[], true))?;
     }
-    loop {
-        thread::sleep(INTERVAL);
+    while !output::reader_leaves_within(INTERVAL) {
         flows.watch(RECORDED)?;
         flows.refresh()?;
+        filter.look(flows.view())?;
         let recorded = flows.recorded()?;
         let mut now = HashMap::with_capacity(recorded.len());
         let mut news = Vec::new();
         for (key, flow) in recorded {
-            if seen.get(&key) != Some(&packets(&flow)) && filter.wants(&flow) {
-                news.push(flow.clone());
+            let before = now.insert(key, packets(&flow)).or_else(|| seen.get(&key).copied());
+            if before != Some(packets(&flow)) && filter.wants(&flow) {
+                news.push(flow);
             }
-            now.insert(key, packets(&flow));
         }
         seen = now;
-        match format {
+        hold_against_staged(context, &mut news);
+        match context.format {
             Format::Table if news.is_empty() => {}
             Format::Table => output::print(&render(&news, false))?,
             Format::Json => {
@@ -77,6 +91,25 @@ fn follow(mut flows: Flows, filter: &Filter, format: Format) -> anyhow::Result<E
                     output::print(&format!("{}\n", serde_json::to_string(flow)?))?;
                 }
             }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Adds what the staged policies would make of the flows. They are not in the maps: only a running process knows them.
+fn hold_against_staged(context: &Context, flows: &mut [Flow]) {
+    let mut judged: Vec<_> = flows.iter_mut().filter_map(|flow| Some((flow.judged()?, flow))).collect();
+    for chunk in judged.chunks_mut(MAX_FLOWS) {
+        let asked = Request::Pending { flows: chunk.iter().map(|(question, _)| *question).collect() };
+        match context.ask(&asked) {
+            Ok(Some(reply)) if reply.ok => {
+                chunk.iter_mut().zip(reply.pending).for_each(|((_, flow), staged)| flow.hold_against(staged));
+            }
+            Ok(Some(reply)) => {
+                return tracing::warn!("what staged policies would change is not known: {}", reply.message);
+            }
+            Ok(None) => return,
+            Err(error) => return tracing::warn!("what staged policies would change is not known: {error:#}"),
         }
     }
 }
@@ -88,34 +121,39 @@ struct Filter {
     to: Option<Side>,
 }
 
-/// Whom a `WHO` means: addresses, or a workload by its name.
+/// Whom a `WHO` means.
 struct Side {
-    addresses: Vec<std::net::IpAddr>,
+    who: Who,
+    addresses: Vec<IpAddr>,
 }
 
-impl Filter {
-    fn wants(&self, flow: &Flow) -> bool {
-        let is =
-            |side: &Option<Side>, end: &End| side.as_ref().is_none_or(|side| side.addresses.contains(&end.address));
-        (!self.denied || flow.verdict == "deny") && is(&self.from, &flow.source) && is(&self.to, &flow.destination)
+impl Side {
+    fn new(who: Option<Who>) -> Option<Self> {
+        who.map(|who| Self { who, addresses: Vec::new() })
     }
 }
 
-fn ends(view: &crate::dataplane::view::View, who: Option<Who>) -> anyhow::Result<Option<Side>> {
-    let addresses = match who {
-        None => return Ok(None),
-        Some(Who::Address(address)) => vec![address],
-        Some(Who::Host) => preview::host_addresses()?.into_iter().collect(),
-        Some(who) => {
-            let locals = inventory::workloads(view)?;
-            let found = who.among(&locals);
-            if found.is_empty() {
-                return Err(anyhow!("no such workload of this node; `workloads` lists them"));
-            }
-            found.into_iter().flat_map(|local| local.addresses.clone()).collect()
+impl Filter {
+    /// Finds out the addresses of whoever is meant: workloads come back with others.
+    fn look(&mut self, view: &View) -> anyhow::Result<()> {
+        for Side { who, addresses } in [&mut self.from, &mut self.to].into_iter().flatten() {
+            *addresses = match who {
+                Who::Address(address) => vec![*address],
+                Who::Host => preview::host_addresses()?.into_iter().collect(),
+                Who::Named { .. } => {
+                    let locals = inventory::workloads(view)?;
+                    who.among(&locals).into_iter().flat_map(|local| local.addresses.clone()).collect()
+                }
+            };
         }
-    };
-    Ok(Some(Side { addresses }))
+        Ok(())
+    }
+
+    fn wants(&self, flow: &Flow) -> bool {
+        let is =
+            |side: &Option<Side>, end: &End| side.as_ref().is_none_or(|side| side.addresses.contains(&end.end.address));
+        (!self.denied || flow.verdict == word(false)) && is(&self.from, &flow.source) && is(&self.to, &flow.destination)
+    }
 }
 
 fn render(flows: &[Flow], heading: bool) -> String {
@@ -125,7 +163,7 @@ fn render(flows: &[Flow], heading: bool) -> String {
             let both = of(&flow.source).zip(of(&flow.destination));
             both.map_or_else(|| "-".to_owned(), |(a, b)| (a + b).to_string())
         };
-        let rules = [&flow.source, &flow.destination].map(|end| end.rule.as_ref().map(ToString::to_string));
+        let rules = [&flow.source, &flow.destination].map(|end| end.end.rule.as_ref().map(ToString::to_string));
         let mut decided: Vec<String> = rules.into_iter().flatten().collect();
         if decided.is_empty() {
             decided.extend(flow.reason.map(str::to_owned));
@@ -134,25 +172,20 @@ fn render(flows: &[Flow], heading: bool) -> String {
         table.row([
             flow.verdict.into(),
             format!("{}{message}", flow.protocol),
-            end(&flow.source),
-            end(&flow.destination),
+            flow.source.end.to_string(),
+            flow.destination.end.to_string(),
             sum(|end| end.packets),
             sum(|end| end.bytes),
             short(Duration::try_from_secs_f64(flow.idle).unwrap_or_default()),
-            decided.join(" + "),
+            format!("{}{}", decided.join(" + "), flow.pending.as_ref().map(pending).unwrap_or_default()),
         ]);
     }
     let text = table.render(0);
     if heading { text } else { text.split_once('\n').map_or_else(String::new, |(_, rows)| rows.to_owned()) }
 }
 
-fn end(end: &End) -> String {
-    let address = match end.port {
-        0 => end.address.to_string(),
-        port => SocketAddr::new(end.address, port).to_string(),
-    };
-    match &end.endpoint {
-        Some(name) => format!("{name} {address}"),
-        None => address,
-    }
+/// What would decide with the staged policies applied.
+fn pending(Pending { verdict, source, destination }: &Pending) -> String {
+    let rules: Vec<_> = [source, destination].into_iter().flatten().map(|end| end.rule.to_string()).collect();
+    format!("; pending: {verdict} by {}", rules.join(" + "))
 }

@@ -3,8 +3,10 @@
 use std::{
     io::{self, Write as _},
     process::ExitCode,
+    time::Duration,
 };
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::Serialize;
 
 use super::args::Format;
@@ -16,6 +18,18 @@ use super::args::Format;
 pub(super) fn print(text: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
     ignore_closed_pipe(out.write_all(text.as_bytes()).and_then(|()| out.flush()))
+}
+
+/// Waits; tells whether whoever reads standard output has gone away meanwhile.
+pub(super) fn reader_leaves_within(duration: Duration) -> bool {
+    let out = io::stdout();
+    // That a pipe has no reader is always told, and nothing else is asked about.
+    let mut polled = [PollFd::new(&out, PollFlags::empty())];
+    match Timespec::try_from(duration).map(|timeout| poll(&mut polled, Some(&timeout))) {
+        Ok(Ok(ready)) => ready > 0,
+        // Interrupted by a signal, say.
+        _ => false,
+    }
 }
 
 /// Writes a line to standard error; where that fails there is nobody to tell.

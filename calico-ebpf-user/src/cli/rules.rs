@@ -37,8 +37,7 @@ pub(super) fn run(context: &Context, arguments: &Rules) -> anyhow::Result<ExitCo
         Some(who) => {
             let chosen = who.among(&all);
             if chosen.is_empty() {
-                let text = arguments.who.as_deref().unwrap_or_default();
-                anyhow::bail!("{text}: no workload of this node; `workloads` lists them");
+                anyhow::bail!("{who}: no workload of this node; `workloads` lists them");
             }
             chosen
         }

@@ -36,21 +36,23 @@ impl FlowLog {
     }
 
     /// Has flows recorded for so many seconds from now on, or longer if somebody asked for longer. Nobody has to end it:
-    /// who looks for longer says so again in time.
+    /// who looks for longer says so again in time. Tells whether they were recorded already.
     ///
     /// # Errors
     /// If the clock cannot be read.
-    pub fn watch(&self, seconds: u32) -> Result<()> {
+    pub fn watch(&self, seconds: u32) -> Result<bool> {
         const AT: usize = offset_of!(Root, watched_until);
         let failed = |error| DataplaneError::io(names::ROOT)(error);
         let hz = self.root.load_u32(0, offset_of!(Root, hz)).map_err(failed)?;
+        let now = load::clock(&self.directory)?;
         // 0 means that nobody looks.
-        let until = load::clock(&self.directory)?.wrapping_add(seconds.saturating_mul(hz)).max(1);
+        let until = now.wrapping_add(seconds.saturating_mul(hz)).max(1);
         let before = self.root.load_u32(0, AT).map_err(failed)?;
-        if before != 0 && before.wrapping_sub(until) as i32 > 0 {
-            return Ok(());
+        let after = |then: u32| before != 0 && before.wrapping_sub(then) as i32 > 0;
+        if !after(until) {
+            self.root.store_u32(0, AT, until).map_err(failed)?;
         }
-        self.root.store_u32(0, AT, until).map_err(failed)
+        Ok(after(now))
     }
 
     /// All records, in no order.

@@ -85,7 +85,7 @@ impl Names {
         tracing::info!(
             target: "calico_ebpf_user::packets",
             "{}{message} from {} to {} met Log rule {rule}{}",
-            crate::observe::connections::protocol(record.protocol),
+            crate::observe::names::protocol(record.protocol),
             end(record.source, record.source_port),
             end(record.destination, record.destination_port),
             match record.suppressed {

@@ -10,18 +10,7 @@ use super::{
     nft,
     tables::Tables,
 };
-use crate::policy::{store::Store, write::Limits};
-
-/// Room in maps that do not exist yet: what the object says.
-pub const ROOM: Limits = Limits {
-    blocks: 262_144,
-    slots: 4096,
-    counters: 65_536,
-    addresses: 1 << 20,
-    nets: 1 << 20,
-    spoof: 65_536,
-    classes: 1 << 24,
-};
+use crate::policy::store::Store;
 
 /// The policy store of what an installed data path holds. Beside a running process it may be half of one generation and
 /// half of the next: good for looking at, not for going on from.

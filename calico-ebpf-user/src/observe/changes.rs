@@ -5,15 +5,16 @@ use std::{collections::BTreeSet, fmt, net::IpAddr};
 use calico_ebpf_common::abi::{explained, host_action};
 use serde::Serialize;
 
-use super::connections::{self, Connection};
+use super::{
+    connections::{self, Connection},
+    names::End,
+};
 use crate::{
     dataplane::{Instance, preview, probe::Probe, view::View},
     policy::{
         compile::compile,
         compiled::{Compiled, RuleName},
-        flow::Flow,
         maps::Maps,
-        store::Store,
     },
     resources::model::ResourceSet,
     routes,
@@ -95,8 +96,7 @@ fn route(address: IpAddr, interface: &str) -> String {
 
 /// Judges every connection anew, as its opener.
 fn cut(instance: &Instance, view: &View, compiled: &Compiled, hosts: &BTreeSet<IpAddr>) -> anyhow::Result<Vec<Cut>> {
-    let mut maps = Maps::default();
-    maps.execute(&Store::empty(preview::ROOM).plan(compiled, hosts)?);
+    let maps = Maps::of(compiled, hosts)?;
     let owner = |address: IpAddr| {
         compiled.workloads.iter().find(|(_, workload)| workload.addresses.contains(&address)).map(|(name, _)| name)
     };
@@ -108,21 +108,14 @@ fn cut(instance: &Instance, view: &View, compiled: &Compiled, hosts: &BTreeSet<I
         if hosts.contains(&source) {
             continue;
         }
-        let icmp = connection.icmp;
-        let flow = Flow {
-            source,
-            destination,
-            protocol: connection.number,
-            source_port: if icmp.is_some() { 0 } else { connection.source.port },
-            destination_port: icmp.map_or(connection.destination.port, u16::from_be_bytes),
-        };
+        let flow = connection.flow();
         // What is cut already keeps its entry for a while.
         if let Some(probe) = &probe
             && probe.ask(&flow)?.reason != explained::PASSES
         {
             continue;
         }
-        let stays = |end: &connections::End| end.endpoint.is_none() || end.endpoint.as_ref() == owner(end.address);
+        let stays = |end: &End| end.endpoint.is_none() || end.endpoint.as_ref() == owner(end.address);
         if !stays(&connection.source) || !stays(&connection.destination) {
             cut.push(Cut { connection, by: None });
             continue;

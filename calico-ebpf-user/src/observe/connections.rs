@@ -1,22 +1,17 @@
 //! The live connections, with names instead of numbers.
 
-use std::{
-    collections::HashMap,
-    fmt,
-    net::{IpAddr, SocketAddr},
-    time::Duration,
-};
+use std::net::SocketAddr;
 
 use calico_ebpf_common::{
-    abi::{Conn, ConnKey4, ConnKey6, NO_SLOT, conn_flags, tcp_state},
-    packet::protocol::TCP,
+    abi::{Conn, ConnKey4, ConnKey6, conn_flags, tcp_state},
+    packet::protocol::{ICMP, ICMPV6, TCP},
 };
 use serde::Serialize;
 
-use super::inventory;
+use super::names::{End, Names, protocol};
 use crate::{
     dataplane::{self, view::View},
-    policy::compiled::RuleName,
+    policy::flow::Flow,
 };
 
 /// A connection.
@@ -45,28 +40,17 @@ pub struct Connection {
     pub icmp: Option<[u8; 2]>,
 }
 
-/// One end of a connection.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct End {
-    /// Address.
-    pub address: IpAddr,
-    /// Port; the identifier of an ICMP echo; 0 where the protocol has none.
-    pub port: u16,
-    /// `NAMESPACE/NAME` of a local workload.
-    pub endpoint: Option<String>,
-    /// The rule that allowed it at this end; `null` where no policy is enforced.
-    pub rule: Option<RuleName>,
-}
-
-impl fmt::Display for End {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(name) = &self.endpoint {
-            write!(f, "{name} ")?;
-        }
-        match self.port {
-            0 => self.address.fmt(f),
-            port => SocketAddr::new(self.address, port).fmt(f),
+impl Connection {
+    /// What rules look at.
+    #[must_use]
+    pub fn flow(&self) -> Flow {
+        let icmp = self.icmp;
+        Flow {
+            source: self.source.address,
+            destination: self.destination.address,
+            protocol: self.number,
+            source_port: if icmp.is_some() { 0 } else { self.source.port },
+            destination_port: icmp.map_or(self.destination.port, u16::from_be_bytes),
         }
     }
 }
@@ -77,16 +61,12 @@ impl fmt::Display for End {
 /// # Errors
 /// If the maps cannot be read.
 pub fn read(view: &View) -> dataplane::Result<Vec<Connection>> {
-    let names = Names {
-        endpoints: view.workloads()?.into_iter().map(|(slot, owner, _)| (slot, owner.endpoint)).collect(),
-        rules: inventory::rules(view)?.into_iter().map(|(counter, (name, _))| (counter, name)).collect(),
-        now: view.now()?,
-        hz: view.info()?.hz.max(1),
-    };
+    let names = Names::read(view)?;
+    let now = view.now()?;
     let v4 = view.connections4()?;
     let v6 = view.connections6()?;
-    let mut all: Vec<_> = v4.iter().map(|(key, conn)| names.describe(&Ends::from(key), conn)).collect();
-    let mut v6: Vec<_> = v6.iter().map(|(key, conn)| names.describe(&Ends::from(key), conn)).collect();
+    let mut all: Vec<_> = v4.iter().map(|(key, conn)| describe(&names, &Ends::from(key), conn, now)).collect();
+    let mut v6: Vec<_> = v6.iter().map(|(key, conn)| describe(&names, &Ends::from(key), conn, now)).collect();
     for part in [&mut all, &mut v6] {
         part.sort_by(|a, b| b.age.total_cmp(&a.age));
     }
@@ -121,57 +101,22 @@ impl From<&ConnKey6> for Ends {
     }
 }
 
-struct Names {
-    endpoints: HashMap<u32, String>,
-    rules: HashMap<u32, RuleName>,
-    now: u32,
-    hz: u32,
-}
-
-impl Names {
-    fn describe(&self, ends: &Ends, conn: &Conn) -> Connection {
-        let opener_is_a = conn.flags & conn_flags::OPENER_IS_A != 0;
-        let (source, destination) = if opener_is_a { (ends.a, ends.b) } else { (ends.b, ends.a) };
-        let end = |address: SocketAddr, index: usize| {
-            let end = &conn.ends[index];
-            let local = end.slot != NO_SLOT;
-            End {
-                address: address.ip(),
-                port: address.port(),
-                endpoint: self.endpoints.get(&end.slot).filter(|_| local).cloned(),
-                rule: self.rules.get(&end.rule).filter(|_| local).cloned(),
-            }
-        };
-        // An entry may be touched between reading the clock and the entry: that is no age of 49 days.
-        let seconds = |then: u32| {
-            let ticks = (self.now.wrapping_sub(then) as i32).max(0);
-            (Duration::from_secs(ticks.unsigned_abs().into()) / self.hz).as_secs_f64()
-        };
-        Connection {
-            protocol: protocol(ends.protocol),
-            source: end(source, 0),
-            destination: end(destination, 1),
-            state: state(ends.protocol, conn),
-            age: seconds(conn.created),
-            idle: seconds(conn.seen[0]).min(seconds(conn.seen[1])),
-            via_stack: conn.flags & conn_flags::VIA_STACK != 0,
-            number: ends.protocol,
-            icmp: (ends.protocol == 1 || ends.protocol == 58).then_some([conn.icmp_type, conn.icmp_code]),
-        }
-    }
-}
-
-/// The name of an IP protocol.
-#[must_use]
-pub fn protocol(number: u8) -> String {
-    match number {
-        1 => "icmp".into(),
-        6 => "tcp".into(),
-        17 => "udp".into(),
-        58 => "icmpv6".into(),
-        132 => "sctp".into(),
-        136 => "udplite".into(),
-        other => other.to_string(),
+fn describe(names: &Names, ends: &Ends, conn: &Conn, now: u32) -> Connection {
+    let opener_is_a = conn.flags & conn_flags::OPENER_IS_A != 0;
+    let (source, destination) = if opener_is_a { (ends.a, ends.b) } else { (ends.b, ends.a) };
+    let end = |address: SocketAddr, end: usize| {
+        names.end(address.ip(), address.port(), conn.ends[end].slot, conn.ends[end].rule)
+    };
+    Connection {
+        protocol: protocol(ends.protocol),
+        source: end(source, 0),
+        destination: end(destination, 1),
+        state: state(ends.protocol, conn),
+        age: names.seconds(conn.created, now),
+        idle: names.seconds(conn.seen[0], now).min(names.seconds(conn.seen[1], now)),
+        via_stack: conn.flags & conn_flags::VIA_STACK != 0,
+        number: ends.protocol,
+        icmp: matches!(ends.protocol, ICMP | ICMPV6).then_some([conn.icmp_type, conn.icmp_code]),
     }
 }
 
@@ -206,13 +151,13 @@ const fn state(protocol: u8, conn: &Conn) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use calico_ebpf_common::abi::ConnEnd;
+    use calico_ebpf_common::abi::{ConnEnd, NO_SLOT};
 
     use super::*;
 
     #[test]
     fn ends_are_in_the_opener_s_order() {
-        let names = Names { endpoints: [(4, "a/x".to_owned())].into(), rules: HashMap::new(), now: 1000, hz: 250 };
+        let names = Names { endpoints: [(4, "a/x".to_owned())].into(), hz: 250, ..Names::default() };
         let key = ConnKey4 {
             addr_a: [10, 0, 0, 1],
             addr_b: [10, 0, 0, 2],
@@ -230,7 +175,7 @@ mod tests {
             ends: [ConnEnd { slot: 4, ..ConnEnd::default() }, ConnEnd { slot: NO_SLOT, ..ConnEnd::default() }],
             ..Conn::default()
         };
-        let shown = names.describe(&Ends::from(&key), &conn);
+        let shown = describe(&names, &Ends::from(&key), &conn, 1000);
         assert_eq!((shown.source.port, shown.destination.port), (4000, 80));
         assert_eq!(shown.source.endpoint.as_deref(), Some("a/x"));
         assert_eq!(shown.destination.endpoint, None);

@@ -1,6 +1,6 @@
 //! Who and what the numbers in the maps stand for.
 
-use std::{collections::HashMap, net::IpAddr, str::FromStr};
+use std::{collections::HashMap, fmt, net::IpAddr, str::FromStr};
 
 use calico_ebpf_common::abi::{self, PolicyRef};
 
@@ -67,6 +67,14 @@ pub fn rules(view: &View) -> dataplane::Result<HashMap<u32, (RuleName, u64)>> {
     Ok(view.rules()?.into_iter().map(|(counter, name, hits)| (counter, (name, hits))).collect())
 }
 
+/// What rules are called, by counter slot.
+///
+/// # Errors
+/// If the maps cannot be read.
+pub fn rule_names(view: &View) -> dataplane::Result<HashMap<u32, RuleName>> {
+    Ok(view.rules()?.into_iter().map(|(counter, name, _)| (counter, name)).collect())
+}
+
 /// Somebody whom a user names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Who {
@@ -81,6 +89,16 @@ pub enum Who {
         /// The workload's name, or its pod's.
         name: String,
     },
+}
+
+impl fmt::Display for Who {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Host => f.write_str("host"),
+            Self::Address(address) => address.fmt(f),
+            Self::Named { namespace, name } => write!(f, "{namespace}/{name}"),
+        }
+    }
 }
 
 impl FromStr for Who {

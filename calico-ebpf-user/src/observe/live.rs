@@ -59,7 +59,7 @@ impl Live {
             probe,
             node: view.info()?.node,
             locals: inventory::workloads(&view)?,
-            rules: inventory::rules(&view)?.into_iter().map(|(counter, (name, _))| (counter, name)).collect(),
+            rules: inventory::rule_names(&view)?,
             hosts: preview::host_addresses()?.into_iter().filter(|address| !is_link_local(address)).collect(),
         }))
     }

@@ -8,5 +8,6 @@ pub mod interfaces;
 pub mod inventory;
 pub mod live;
 pub mod metrics;
+pub mod names;
 pub mod rules;
 pub mod status;

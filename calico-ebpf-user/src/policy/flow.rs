@@ -2,10 +2,12 @@
 
 use std::net::IpAddr;
 
+use serde::{Deserialize, Serialize};
+
 use super::compiled::RuleName;
 
 /// The first packet of a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Flow {
     /// Who opens it.
     pub source: IpAddr,
@@ -20,7 +22,7 @@ pub struct Flow {
 }
 
 /// What decided at one end.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndVerdict {
     /// `namespace/name` of the workload.
     pub endpoint: String,
@@ -31,7 +33,7 @@ pub struct EndVerdict {
 }
 
 /// What policy says at the ends of a flow; `None` where no workload is.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verdict {
     /// Egress of the source.
     pub source: Option<EndVerdict>,
@@ -45,4 +47,10 @@ impl Verdict {
     pub fn allow(&self) -> bool {
         [&self.source, &self.destination].into_iter().flatten().all(|end| end.allow)
     }
+}
+
+/// What a verdict is called.
+#[must_use]
+pub const fn word(allow: bool) -> &'static str {
+    if allow { "allow" } else { "deny" }
 }

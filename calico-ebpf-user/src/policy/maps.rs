@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    slice,
 };
 
 use calico_ebpf_common::{
@@ -13,10 +14,11 @@ use calico_ebpf_common::{
 use ipnet::IpNet;
 
 use super::{
-    compiled::{Direction, RuleName},
+    compiled::{Compiled, Direction, RuleName},
     flow::{EndVerdict, Flow, Verdict},
     prefixes::Prefixes,
-    write::{KernelState, Plan, Write},
+    store::Store,
+    write::{KernelState, LimitError, Limits, Plan, Write},
 };
 
 /// Contents of the maps that a [`Plan`] writes.
@@ -31,7 +33,28 @@ pub struct Maps {
     spoof: BTreeSet<(u32, IpNet)>,
 }
 
+/// Room in maps that do not exist: what the object says.
+pub const ROOM: Limits = Limits {
+    blocks: 262_144,
+    slots: 4096,
+    counters: 65_536,
+    addresses: 1 << 20,
+    nets: 1 << 20,
+    spoof: 65_536,
+    classes: 1 << 24,
+};
+
 impl Maps {
+    /// What a first start would make of a policy.
+    ///
+    /// # Errors
+    /// If there is no room for it.
+    pub fn of(compiled: &Compiled, host_addresses: &BTreeSet<IpAddr>) -> Result<Self, LimitError> {
+        let mut maps = Self::default();
+        maps.execute(&Store::empty(ROOM).plan(compiled, host_addresses)?);
+        Ok(maps)
+    }
+
     /// Executes a plan.
     pub fn execute(&mut self, plan: &Plan) {
         plan.prepare.iter().for_each(|write| self.apply(write));
@@ -116,12 +139,21 @@ impl Maps {
     /// policy and not here. An end that finds no table has no verdict.
     #[must_use]
     pub fn judge(&self, flow: &Flow) -> Verdict {
+        self.judge_all(slice::from_ref(flow)).remove(0)
+    }
+
+    /// The same of many flows, in their order.
+    #[must_use]
+    pub fn judge_all(&self, flows: &[Flow]) -> Vec<Verdict> {
         let nets = Prefixes::new(self.addresses.keys());
-        let (source, destination) = (self.lookup(&nets, flow.source), self.lookup(&nets, flow.destination));
-        Verdict {
-            source: self.judge_end(flow, Direction::Egress, source, destination),
-            destination: self.judge_end(flow, Direction::Ingress, destination, source),
-        }
+        let judge = |flow: &Flow| {
+            let (source, destination) = (self.lookup(&nets, flow.source), self.lookup(&nets, flow.destination));
+            Verdict {
+                source: self.judge_end(flow, Direction::Egress, source, destination),
+                destination: self.judge_end(flow, Direction::Ingress, destination, source),
+            }
+        };
+        flows.iter().map(judge).collect()
     }
 
     fn judge_end(

@@ -1,13 +1,27 @@
 //! What staged policies would change: never in the maps, only for people.
 
+use std::{collections::BTreeSet, sync::OnceLock};
+
 use calico_ebpf_common::abi::Action;
 use serde::{Deserialize, Serialize};
 
 use super::{
     compile::compile,
     compiled::{Compiled, RuleName},
+    flow::{Flow, Verdict},
+    maps::Maps,
+    write::LimitError,
 };
 use crate::resources::model::{ResourceSet, StagedAction};
+
+/// Resources with staged policies among them that would change something.
+#[derive(Debug)]
+pub struct Staged {
+    set: ResourceSet,
+    node: String,
+    /// What the maps would hold with them applied; made when it is first asked for.
+    maps: OnceLock<Maps>,
+}
 
 /// The rules of a workload as they would be with the staged policies applied.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,26 +44,47 @@ pub struct StagedRule {
     pub name: RuleName,
 }
 
-/// Whether any staged policy would change something.
+impl Staged {
+    /// Of the workloads of `node`; `None` where no staged policy would change anything.
+    #[must_use]
+    pub fn new(set: ResourceSet, node: &str) -> Option<Self> {
+        matters(&set).then(|| Self { set, node: node.to_owned(), maps: OnceLock::new() })
+    }
+
+    /// The workloads whose rules would be others, with these rules.
+    #[must_use]
+    pub fn changes(&self) -> Vec<StagedRules> {
+        let (now, applied) = (compile(&self.set, &self.node), compile(&self.set.with_staged_applied(), &self.node));
+        let workloads = now.workloads.iter().zip(&applied.workloads);
+        let rules = workloads.filter_map(|((endpoint, was), (_, would_be))| {
+            let (egress, ingress) = (rules(&applied, would_be.egress), rules(&applied, would_be.ingress));
+            let same = egress == rules(&now, was.egress) && ingress == rules(&now, was.ingress);
+            (!same).then(|| StagedRules { endpoint: endpoint.clone(), egress, ingress })
+        });
+        rules.collect()
+    }
+
+    /// What would become of these flows with the staged policies applied, one after the other.
+    ///
+    /// # Errors
+    /// If the maps would have no room.
+    pub fn judge(&self, flows: &[Flow]) -> Result<Vec<Verdict>, LimitError> {
+        let maps = match self.maps.get() {
+            Some(maps) => maps,
+            None => {
+                // Of the host the classes of its addresses matter alone, and those are theirs without being the host's, too.
+                let maps = Maps::of(&compile(&self.set.with_staged_applied(), &self.node), &BTreeSet::new())?;
+                self.maps.get_or_init(|| maps)
+            }
+        };
+        Ok(maps.judge_all(flows))
+    }
+}
+
+/// Whether any staged policy would change something. One that shall be ignored does not.
 #[must_use]
 pub fn matters(set: &ResourceSet) -> bool {
     set.staged.iter().any(|staged| staged.action != StagedAction::Ignore)
-}
-
-/// The workloads of `node` whose rules would be others, with these rules.
-#[must_use]
-pub fn changes(set: &ResourceSet, node: &str) -> Vec<StagedRules> {
-    if !matters(set) {
-        return Vec::new();
-    }
-    let (now, applied) = (compile(set, node), compile(&set.with_staged_applied(), node));
-    let workloads = now.workloads.iter().zip(&applied.workloads);
-    let rules = workloads.filter_map(|((endpoint, was), (_, would_be))| {
-        let (egress, ingress) = (rules(&applied, would_be.egress), rules(&applied, would_be.ingress));
-        let same = egress == rules(&now, was.egress) && ingress == rules(&now, was.ingress);
-        (!same).then(|| StagedRules { endpoint: endpoint.clone(), egress, ingress })
-    });
-    rules.collect()
 }
 
 /// The rules of a table, each of the files' once.
@@ -83,7 +118,8 @@ mod tests {
     #[test]
     fn only_workloads_that_would_be_judged_otherwise() {
         let mut set = cases::one(vec![cases::rule(RuleAction::Allow)]);
-        assert!(!matters(&set) && changes(&set, "n1").is_empty());
+        let changes = |set: &ResourceSet| Staged::new(set.clone(), "n1").expect("it matters").changes();
+        assert!(!matters(&set) && Staged::new(set.clone(), "n1").is_none());
         let mut policy = set.policies[0].clone();
         policy.kind = PolicyKind::StagedGlobal;
         policy.selector = crate::resources::selector::Selector::parse("role == 'server'").unwrap();
@@ -92,14 +128,14 @@ mod tests {
         assert!(!matters(&set));
         // In place of the policy of that name, which the other workloads then are without.
         set.staged[0].action = StagedAction::Set;
-        let changed = changes(&set, "n1");
+        let changed = changes(&set);
         let names: Vec<_> = changed.iter().map(|rules| rules.endpoint.as_str()).collect();
         assert_eq!(names, ["x/c", "x/w"]);
         let first = &changed[1].ingress[0];
         assert_eq!((first.action.as_str(), first.name.kind.as_deref()), ("deny", Some("StagedGlobalNetworkPolicy")));
         // As a policy of its own it changes only those that it selects.
         set.staged[0].policy.name = "q".to_owned();
-        let names: Vec<_> = changes(&set, "n1").into_iter().map(|rules| rules.endpoint).collect();
+        let names: Vec<_> = changes(&set).into_iter().map(|rules| rules.endpoint).collect();
         assert_eq!(names, ["x/w"]);
     }
 }

@@ -8,6 +8,7 @@ mod commands;
 mod conformance;
 mod demo;
 mod flood;
+mod flows;
 mod instances;
 mod kernel;
 mod lab;
