@@ -14,6 +14,7 @@ use super::{
     compiled::{Direction, Reason, RuleName},
     endpoints::Endpoints,
     expand::effective_selector,
+    staged,
 };
 use crate::resources::{
     Remark,
@@ -30,6 +31,16 @@ pub fn lint(set: &ResourceSet) -> Vec<Remark> {
     if set.workloads.is_empty() {
         return Vec::new();
     }
+    let mut remarks = remarks(set, |kind| kind.enforced() == kind);
+    if staged::matters(set) {
+        // Each among the others that would then be in force.
+        remarks.extend(self::remarks(&set.with_staged_applied(), |kind| kind.enforced() != kind));
+    }
+    remarks
+}
+
+/// About the policies of certain kinds, and about profiles if enforced policies are among them.
+fn remarks(set: &ResourceSet, wanted: fn(PolicyKind) -> bool) -> Vec<Remark> {
     let everywhere = on_one_node(set);
     let profiles: HashMap<_, _> = set.profiles.iter().map(|profile| (profile.name.as_str(), profile)).collect();
     let endpoints = Endpoints::new(set, &profiles);
@@ -39,8 +50,11 @@ pub fn lint(set: &ResourceSet) -> Vec<Remark> {
         reach: reach::reach(&compile(&everywhere, "")),
         remarks: Vec::new(),
     };
-    for policy in set.policies.iter().filter(|policy| policy.judges_workloads()) {
+    for policy in set.policies.iter().filter(|policy| policy.judges_workloads() && wanted(policy.kind)) {
         linter.policy(policy);
+    }
+    if !wanted(PolicyKind::Global) {
+        return linter.remarks;
     }
     let used: HashSet<&str> =
         set.workloads.iter().flat_map(|workload| &workload.profiles).map(String::as_str).collect();
@@ -119,7 +133,7 @@ impl Linter {
     fn policy(&mut self, policy: &Policy) {
         let kind = policy.kind.as_str();
         // Kubernetes' are known to users by their own names.
-        let name = match policy.kind {
+        let name = match policy.kind.enforced() {
             PolicyKind::Kubernetes => policy.name.strip_prefix("knp.default.").unwrap_or(&policy.name),
             _ => &policy.name,
         };
@@ -164,7 +178,7 @@ impl Linter {
                     origin: &policy.origin,
                     namespace: policy.namespace.as_deref(),
                     name,
-                    is_kubernetes: policy.kind == PolicyKind::Kubernetes,
+                    is_kubernetes: policy.kind.enforced() == PolicyKind::Kubernetes,
                 };
                 self.rules(&list, rules);
             }
