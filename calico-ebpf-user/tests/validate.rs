@@ -53,6 +53,7 @@ fn the_verdict_as_json() {
     ] {
         assert_eq!(error[key], value, "{key}");
     }
+    assert!(error["sourceLine"]["text"].as_str().is_some_and(|line| line.contains("order:")), "{error}");
 }
 
 #[test]

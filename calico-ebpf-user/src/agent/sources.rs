@@ -1,7 +1,6 @@
 //! The files, as the loop sees them.
 
 use std::{
-    collections::BTreeSet,
     hash::{DefaultHasher, Hash as _, Hasher as _},
     io::{self, Write as _},
     path::PathBuf,
@@ -88,7 +87,7 @@ impl Sources {
         let errors = problems(Severity::Error);
         let mut warnings = problems(Severity::Warning);
         warnings.extend(problems(Severity::Notice));
-        warnings.extend(unknown_node(&loaded.set, &self.node).map(Problem::general));
+        warnings.extend(loaded.set.unknown_node(&self.node).map(Problem::general));
         let content = content.finish();
         let set = errors.is_empty().then_some(loaded.set);
         Read { content, set, errors, warnings }
@@ -107,16 +106,4 @@ impl From<&Diagnostic> for Problem {
             message: message.clone(),
         }
     }
-}
-
-/// A misspelt `--node` looks like a host without workloads.
-fn unknown_node(set: &ResourceSet, node: &str) -> Option<String> {
-    let nodes: BTreeSet<&str> = set.workloads.iter().map(|workload| workload.node.as_str()).collect();
-    if nodes.is_empty() || nodes.contains(node) {
-        return None;
-    }
-    let shown: Vec<&str> = nodes.iter().copied().take(10).collect();
-    let more =
-        if nodes.len() > shown.len() { format!(" and {} more", nodes.len() - shown.len()) } else { String::new() };
-    Some(format!("no workload is on this node, {node} (--node); the files name {}{more}", shown.join(", ")))
 }

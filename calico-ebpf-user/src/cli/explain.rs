@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     args::{self, Format},
-    context::Context,
+    context::{Context, node_name},
     output,
 };
 use crate::{
@@ -94,8 +94,12 @@ struct End {
     rule: Option<u32>,
 }
 
-pub(super) fn run(arguments: &args::Explain, node: &str, format: Format) -> anyhow::Result<ExitCode> {
+pub(super) fn run(arguments: &args::Explain, given_node: Option<&str>, format: Format) -> anyhow::Result<ExitCode> {
     let loaded = load(arguments)?;
+    if let Some(warning) = given_node.and_then(|node| loaded.set.unknown_node(node)) {
+        output::complain(&format!("warning: {warning}"));
+    }
+    let node = &node_name(given_node);
     let applied = staged::matters(&loaded.set).then(|| loaded.set.with_staged_applied());
     let mut judge = Judges {
         now: Judge::new(&loaded.set, node),
@@ -193,15 +197,12 @@ fn answer_live(live: &Live, judge: Option<&mut Judge<'_>>, question: &Question) 
     Ok(Answer { now, staged: None, live: Some(live) })
 }
 
-/// Answers each line with a line; one that cannot be judged gets its error in its place.
+/// Answers each line with a line; one that cannot be judged, and be it empty, gets its error in its place.
 fn answer_lines(judge: &mut Answering<'_>, lines: impl Read) -> anyhow::Result<ExitCode> {
     let mut failed = false;
-    for line in BufReader::new(lines).lines() {
+    for line in BufReader::new(lines).split(b'\n') {
         let line = line.context("cannot read the queries")?;
-        if line.trim().is_empty() {
-            continue;
-        }
-        let query = serde_json::from_str(&line).map_err(anyhow::Error::from);
+        let query = serde_json::from_slice(&line).map_err(anyhow::Error::from);
         let answer = query.and_then(|query| Question::new(&query)).and_then(|question| judge(&question));
         let text = match answer {
             Ok(answer) => serde_json::to_string(&answer)?,

@@ -51,7 +51,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
     if let Command::Explain(explain) = &cli.command
         && !explain.live
     {
-        return explain::run(explain, &context::node_name(cli.common.node.as_deref()), cli.common.output);
+        return explain::run(explain, cli.common.node.as_deref(), cli.common.output);
     }
     let context = Context::new(cli.common)?;
     match cli.command {

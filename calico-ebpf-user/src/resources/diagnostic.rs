@@ -29,6 +29,7 @@ impl fmt::Display for Severity {
 /// One finding. [`Display`](fmt::Display) gives the one-line form `PATH:LINE:COLUMN: error: Kind/name: field.path: what`,
 /// [`render`](Self::render) adds the source line and a marker.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Diagnostic {
     /// How bad it is.
     pub severity: Severity,
@@ -39,10 +40,10 @@ pub struct Diagnostic {
     /// Column in characters, from 1.
     pub column: u32,
     /// `Kind/name` or `Kind/namespace/name`, as far as known.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
+    #[serde(default)]
     pub resource: Option<String>,
     /// Path of the field within the resource.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
+    #[serde(default)]
     pub field: Option<String>,
     /// What is wrong, and what would be right.
     pub message: String,

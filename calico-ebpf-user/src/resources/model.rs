@@ -495,6 +495,19 @@ impl ResourceSet {
         set
     }
 
+    /// What to say of a node that no workload names: a misspelt `--node` looks like a host without workloads.
+    #[must_use]
+    pub fn unknown_node(&self, node: &str) -> Option<String> {
+        let nodes: BTreeSet<&str> = self.workloads.iter().map(|workload| workload.node.as_str()).collect();
+        if nodes.is_empty() || nodes.contains(node) {
+            return None;
+        }
+        let shown: Vec<&str> = nodes.iter().copied().take(10).collect();
+        let more =
+            if nodes.len() > shown.len() { format!(" and {} more", nodes.len() - shown.len()) } else { String::new() };
+        Some(format!("no workload is on this node, {node} (--node); the files name {}{more}", shown.join(", ")))
+    }
+
     /// The configuration in force on a node: `default`, overridden field by field by `node.NAME`.
     #[must_use]
     pub fn felix_for(&self, node: &str) -> FelixConfiguration {

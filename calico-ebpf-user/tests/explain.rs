@@ -1,0 +1,78 @@
+//! The command `explain`, as a user calls it.
+
+use std::{
+    io::Write as _,
+    path::Path,
+    process::{Command, Output, Stdio},
+};
+
+use serde_json::Value;
+
+fn explain(arguments: &[&str], input: &[u8]) -> Output {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_calico-ebpf"))
+        .args(["explain", "--config"])
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/demo"))
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    // Who refuses its arguments does not read.
+    let _ = child.stdin.take().expect("was piped").write_all(input);
+    child.wait_with_output().expect("the program ends")
+}
+
+fn code(arguments: &str) -> Option<i32> {
+    explain(&arguments.split_whitespace().collect::<Vec<_>>(), b"").status.code()
+}
+
+#[test]
+fn each_line_has_its_answer() {
+    let good = r#"{"from":"shop/web","to":"shop/api","protocol":"TCP","port":8080}"#;
+    let by_number = r#"{"from":"10.65.0.10","to":"shop/api","protocol":6,"port":8080,"sourcePort":1}"#;
+    let ping = r#"{"from":"shop/web","to":"host","protocol":"icmp","icmpType":8,"icmpCode":0}"#;
+    let lines: [&[u8]; 8] = [
+        good.as_bytes(),
+        b"",
+        b"\xff\xfe",
+        br#"{"from":"shop/web","to":"shop/nobody","protocol":"TCP","port":1}"#,
+        br#"{"from":"shop/web","to":"shop/api","protocol":"TCP"}"#,
+        by_number.as_bytes(),
+        br#"{"from":"shop/web","to":"shop/api","protocol":"TCP","port":1,"prot":2}"#,
+        ping.as_bytes(),
+    ];
+    // As a table, too: the answers are JSON whatever is asked for.
+    let output = explain(&["--node", "demo", "--queries", "-", "--output", "table"], &lines.join(&b'\n'));
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let text = String::from_utf8(output.stdout).expect("text");
+    let answers: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let said: Vec<_> = answers.iter().map(|answer| answer["verdict"].as_str().unwrap_or("error")).collect();
+    assert_eq!(said, ["allow", "error", "error", "error", "error", "allow", "error", "deny"]);
+    assert!(answers.iter().all(|answer| answer.get("error").is_none_or(Value::is_string)), "{text}");
+    let good = explain(&["--node", "demo", "--queries", "-"], format!("{good}\n").as_bytes());
+    assert_eq!(good.status.code(), Some(0), "{good:?}");
+}
+
+#[test]
+fn wrong_usage_is_told_from_a_denied_flow() {
+    assert_eq!(code("--node demo --from shop/web --to shop/db --protocol TCP --port 1"), Some(0), "denied");
+    assert_eq!(code("--node demo --from shop/web --to shop/api --protocol TCP"), Some(2), "no port");
+    assert_eq!(code("--node demo --from shop/web --to shop/api --protocol ICMP --port 1"), Some(2), "a port too many");
+    assert_eq!(code("--node demo --from nobody --to shop/api --protocol ICMP"), Some(2), "no WHO");
+    assert_eq!(code("--node demo --from shop/web --to shop/api --protocol FOO"), Some(2), "no protocol");
+    assert_eq!(code("--node demo --from shop/nobody --to shop/api --protocol ICMP"), Some(1), "not in the files");
+    assert_eq!(code("--node demo --queries /nonexistent"), Some(1));
+}
+
+#[test]
+fn a_misspelt_node_is_told() {
+    let arguments = ["--from", "shop/web", "--to", "shop/api", "--protocol", "ICMP", "--node"];
+    let said = |node: &str| {
+        let output = explain(&[&arguments[..], &[node]].concat(), b"");
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        String::from_utf8(output.stderr).expect("text")
+    };
+    assert_eq!(said("demo"), "");
+    assert!(said("dmeo").contains("the files name demo"));
+}
