@@ -8,8 +8,8 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use calico_ebpf_common::abi::{
-    AddressEntry, Block, Conn, ConnKey4, ConnKey6, FlowKey, FlowRecord, FragmentKey, InfoText, Interface, LogRecord,
-    Quota, Root, RuleText, SpoofKey4, SpoofKey6, VICTIMS, Workload, WorkloadText,
+    AddressEntry, Block, Conn, ConnKey4, ConnKey6, FlowKey, FlowRecord, FragmentKey, InfoText, Interface, LoadText,
+    LogRecord, Quota, Root, RuleText, SpoofKey4, SpoofKey6, VICTIMS, Workload, WorkloadText,
 };
 
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
@@ -75,3 +75,5 @@ pub(crate) static RULE_NAMES: HashMap<u32, RuleText, COUNTERS, NO_PREALLOC> = Ha
 pub(crate) static WORKLOAD_NAMES: HashMap<u32, WorkloadText, SLOTS, NO_PREALLOC> = HashMap::new();
 #[btf_map(pin_by_name, name = "cali_info")]
 pub(crate) static INFO: Array<InfoText, 1> = Array::new();
+#[btf_map(pin_by_name, name = "cali_load")]
+pub(crate) static LOAD: Array<LoadText, 1> = Array::new();

@@ -36,7 +36,7 @@ pub use log::{Allowance, LogRecord};
 pub use mark::MARK_UNTRANSLATED;
 pub use nets::{INDEX_CHILDREN, LEAF_CLASSES, LEAF_CLASSES_HIGH, LEAF_INTERVALS, NetRef};
 pub use root::{Interface, MAX_UPLINKS, Root, Settings, Timeouts, host_action, role};
-pub use text::{INFO_BYTES, InfoText, RULE_BYTES, RuleText, WORKLOAD_BYTES, WorkloadText};
+pub use text::{INFO_BYTES, InfoText, LOAD_BYTES, LoadText, RULE_BYTES, RuleText, WORKLOAD_BYTES, WorkloadText};
 pub use workload::{PolicyRef, Workload, workload_flags};
 
 /// Version of everything below; objects of different versions never share a map.

@@ -63,3 +63,5 @@ pub const RULE_NAMES: &str = "cali_rule_name";
 pub const WORKLOAD_NAMES: &str = "cali_wl_name";
 /// `Array<InfoText>`, one entry: what `status` says of a stopped data path, as JSON. Of user space only.
 pub const INFO: &str = "cali_info";
+/// `Array<LoadText>`, one entry: what the last attempt to load the files led to, as JSON. Of user space only.
+pub const LOAD: &str = "cali_load";

@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::SystemTime};
 
 use anyhow::Context as _;
+use calico_ebpf_common::abi::LOAD_BYTES;
 
 use super::{desired::desired, sources::Sources};
 use crate::{
@@ -263,6 +264,9 @@ impl Engine {
         self.loads += 1;
         let time = clock::rfc3339(SystemTime::now());
         self.last_load = LastLoad { ok: errors.is_empty(), time, errors, warnings };
+        if let Err(error) = self.dataplane.note_load(&self.last_load.text(LOAD_BYTES)) {
+            tracing::warn!("`status` will not tell of this load when the process has ended: {error}");
+        }
     }
 
     /// Whether something has to be tried again soon.

@@ -42,6 +42,7 @@ fn stopped(context: &Context) -> anyhow::Result<Status> {
                 attachment: None,
             })
             .collect(),
+        last_load: LastLoad::parse(&view.load()?),
         uplinks: info.uplinks,
         nat_outgoing: info.nat_table.map(|table| NatState {
             installed: dataplane::nft_table_exists(&table),

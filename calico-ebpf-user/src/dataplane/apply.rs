@@ -16,9 +16,9 @@ use super::{
     },
     error::{DataplaneError, Result},
     guard,
-    info::{Info, SavedSysctl},
+    info::{self, Info, SavedSysctl},
     instance::{Instance, Lock},
-    links::{Found, LinkAction, Runtime, Wanted, reconcile},
+    links::{Found, LinkAction, PeerMac, Runtime, Wanted, reconcile},
     load::{self, Programs},
     nat_outgoing,
     netlink::{Hook, LinkTable, Netlink, Route},
@@ -64,6 +64,8 @@ pub struct Dataplane {
     /// Interfaces and slots whose sysctls have been seen to since all were last looked at.
     settled: BTreeSet<(u32, u32)>,
     sysctls_checked: Option<Instant>,
+    /// MAC addresses at the other ends of veths, by interface, when they were last looked at.
+    peer_macs: BTreeMap<u32, [u8; 6]>,
     /// Dropped last: the instance is ours as long as anything of the above lives.
     _lock: Lock,
 }
@@ -114,6 +116,7 @@ impl Dataplane {
             translated: None,
             settled: BTreeSet::new(),
             sysctls_checked: None,
+            peer_macs: BTreeMap::new(),
             _lock: lock,
         })
     }
@@ -180,9 +183,11 @@ impl Dataplane {
         self.note(desired, &uplinks, &found)?;
         // Forwarding first: an uplink that learns by router advertisement has to know before.
         self.sysctls(desired, &uplinks, &found, &mut applied);
+        self.restore_sysctls(desired, &mut applied);
         self.tables.set_uplinks(&uplinks)?;
         self.owners(desired)?;
         let failed = self.execute_links(&links, &mut applied);
+        self.peer_macs = found.peer_macs.iter().map(|(index, peer)| (*index, peer.mac)).collect();
         self.deactivate(desired, &found, &failed)?;
         let limits = ConnLimits::new(self.conn_limit, desired.workloads.len());
         self.tables.set_root(&limits, &timeouts(self.hz), self.hz, None)?;
@@ -242,6 +247,14 @@ impl Dataplane {
         let run = || sys::program_run(sys::object_open(&path, false)?.as_raw_fd(), TURNS);
         run().map_err(DataplaneError::io(path.display().to_string()))?;
         Ok(TURNS)
+    }
+
+    /// Leaves with the pins what the last attempt to load the files led to: at most [`abi::LOAD_BYTES`](calico_ebpf_common::abi::LOAD_BYTES) of text.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn note_load(&self, text: &str) -> Result<()> {
+        info::write_load(&self.hooks.directory, text)
     }
 
     /// A read-only view of the maps.
@@ -308,7 +321,10 @@ impl Dataplane {
             let Some(link) = found.links.by_name(&workload.interface) else { continue };
             let (true, Some(netns), Some(peer)) = (link.veth, link.peer_netns, link.peer_index) else { continue };
             match self.netlink.foreign_mac(netns, peer) {
-                Ok(Some(mac)) if mac != [0; 6] => drop(found.peer_macs.insert(link.index, mac)),
+                Ok(Some(mac)) if mac != [0; 6] => {
+                    let is_news = self.peer_macs.get(&link.index) != Some(&mac);
+                    found.peer_macs.insert(link.index, PeerMac { mac, is_news });
+                }
                 // The program learns it from what the workload sends.
                 Ok(_) => {}
                 Err(error) => tracing::debug!("MAC address behind {}: {error}", link.name),
@@ -450,10 +466,35 @@ impl Dataplane {
         }
     }
 
-    /// What is to be known of a workload's slot: what is known, brought up to date.
+    /// Interfaces that lose their workload get back what they had: afterwards nobody would know.
+    fn restore_sysctls(&mut self, desired: &Desired, applied: &mut Applied) {
+        let slots: BTreeSet<u32> = desired.workloads.iter().map(|workload| workload.slot).collect();
+        self.settled.retain(|(_, slot)| slots.contains(slot));
+        for (_, owner) in self.tables.owners().iter().filter(|(slot, _)| !slots.contains(slot)) {
+            if desired.workloads.iter().any(|workload| workload.interface == owner.interface) {
+                continue;
+            }
+            for saved in &owner.sysctls {
+                match sysctl::restore(saved) {
+                    Ok(true) => applied.changes += 1,
+                    Ok(false) => tracing::info!(
+                        "{} was set to {} and is another one now: it is left so (it was {})",
+                        saved.path,
+                        saved.new,
+                        saved.old
+                    ),
+                    Err(error) => applied.faults.push(error.to_string()),
+                }
+            }
+        }
+    }
+
+    /// What is to be known of a workload's slot: what is known, brought up to date. What was changed on its interface for
+    /// another workload goes over to it.
     fn owner(&self, workload: &DesiredWorkload) -> Owner {
-        let before = self.tables.owners().get(&workload.slot);
-        let same = before.filter(|owner| owner.endpoint == workload.name && owner.interface == workload.interface);
+        let owners = self.tables.owners();
+        let own = owners.get(&workload.slot).into_iter();
+        let same = own.chain(owners.values()).find(|owner| owner.interface == workload.interface);
         Owner {
             endpoint: workload.name.clone(),
             pod: workload.pod.clone(),

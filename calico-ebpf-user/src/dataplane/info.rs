@@ -2,15 +2,14 @@
 
 use std::path::Path;
 
-use calico_ebpf_common::abi::names;
+use calico_ebpf_common::abi::{InfoText, LOAD_BYTES, LoadText, names};
+
+use bytemuck::Pod;
 
 use super::{
     error::{DataplaneError, Result},
     maps::{TypedMap, text_value, value_text},
 };
-
-/// Bytes of the text, its terminator included.
-const SIZE: usize = 4096;
 
 /// What the writer of the maps left about itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -52,8 +51,7 @@ pub struct SavedSysctl {
 impl Info {
     /// Reads it; `None` if the map is there but nothing was written yet.
     pub(crate) fn read(directory: &Path) -> Result<Option<Self>> {
-        let map = TypedMap::<u32, [u8; SIZE]>::open(directory, names::INFO, true)?;
-        let text = value_text(&map.get(&0)?.unwrap_or([0; SIZE]));
+        let text = text::<InfoText>(directory, names::INFO)?;
         if text.is_empty() {
             return Ok(None);
         }
@@ -66,8 +64,28 @@ impl Info {
     pub(crate) fn write(&self, directory: &Path) -> Result<()> {
         let corrupt = |message: String| DataplaneError::Corrupt { what: names::INFO.to_owned(), message };
         let text = serde_json::to_string(self).map_err(|error| corrupt(error.to_string()))?;
-        let value =
-            text_value::<SIZE>(&text).ok_or_else(|| corrupt(format!("{} bytes, room for {SIZE}", text.len())))?;
-        TypedMap::<u32, [u8; SIZE]>::open(directory, names::INFO, false)?.insert(&0, &value)
+        let room = size_of::<InfoText>();
+        let value = text_value(&text).ok_or_else(|| corrupt(format!("{} bytes, room for {room}", text.len())))?;
+        TypedMap::<u32, InfoText>::open(directory, names::INFO, false)?.insert(&0, &value)
     }
+}
+
+/// The text in `cali_load`: what the last attempt to load the files led to. Empty where nobody left one, as versions
+/// without this map do.
+pub(crate) fn read_load(directory: &Path) -> Result<String> {
+    if directory.join(names::LOAD).exists() { text::<LoadText>(directory, names::LOAD) } else { Ok(String::new()) }
+}
+
+/// Leaves it there; at most [`LOAD_BYTES`].
+pub(crate) fn write_load(directory: &Path, text: &str) -> Result<()> {
+    let value = text_value(text).ok_or_else(|| DataplaneError::Corrupt {
+        what: names::LOAD.to_owned(),
+        message: format!("{} bytes, room for {LOAD_BYTES}", text.len()),
+    })?;
+    TypedMap::<u32, LoadText>::open(directory, names::LOAD, false)?.insert(&0, &value)
+}
+
+fn text<T: Pod + AsRef<[u8]>>(directory: &Path, name: &str) -> Result<String> {
+    let value = TypedMap::<u32, T>::open(directory, name, true)?.get(&0)?;
+    Ok(value.map(|value| value_text(value.as_ref())).unwrap_or_default())
 }

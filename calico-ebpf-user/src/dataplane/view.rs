@@ -12,6 +12,7 @@ use calico_ebpf_common::abi::{
 
 use super::{
     error::{DataplaneError, Result},
+    info,
     instance::Instance,
     load,
     maps::{Counters, TypedMap, value_text},
@@ -63,6 +64,14 @@ impl View {
     /// If the map cannot be read.
     pub fn info(&self) -> Result<Info> {
         Ok(Info::read(&self.directory)?.unwrap_or_default())
+    }
+
+    /// What the writer left about the last attempt to load the files; empty if it left nothing.
+    ///
+    /// # Errors
+    /// If the map cannot be read.
+    pub fn load(&self) -> Result<String> {
+        info::read_load(&self.directory)
     }
 
     /// Every slot in use, with its owner.

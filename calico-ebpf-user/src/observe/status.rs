@@ -26,7 +26,7 @@ pub struct Status {
     pub started: Option<String>,
     /// The generation in force.
     pub generation: u32,
-    /// The last attempt to load the files; `null` when stopped.
+    /// The last attempt of the process to load the files, or of the one before it; `null` where that is not known.
     pub last_load: Option<LastLoad>,
     /// Seconds in which `confirm` must come for the set in force to stay.
     pub confirm_within: Option<u64>,
@@ -146,6 +146,37 @@ impl From<&NatTable> for NatState {
     }
 }
 
+impl LastLoad {
+    /// As text of at most so many bytes, which [`LastLoad::parse`] understands: the first of the problems, where all are too
+    /// many.
+    #[must_use]
+    pub fn text(&self, room: usize) -> String {
+        let first = |problems: &[Problem], most: usize| {
+            let mut first: Vec<_> = problems.iter().take(most).cloned().collect();
+            if problems.len() > most {
+                first.push(Problem::general(format!("and {} more", problems.len() - most)));
+            }
+            first
+        };
+        let mut most = self.errors.len().max(self.warnings.len());
+        loop {
+            let (errors, warnings) = (first(&self.errors, most), first(&self.warnings, most));
+            let load = Self { ok: self.ok, time: self.time.clone(), errors, warnings };
+            let text = serde_json::to_string(&load).unwrap_or_default();
+            if text.len() <= room || most == 0 {
+                return text;
+            }
+            most /= 2;
+        }
+    }
+
+    /// What was left as text; `None` for anything else.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        serde_json::from_str(text).ok()
+    }
+}
+
 impl From<&RouteStatus> for RouteState {
     fn from(route: &RouteStatus) -> Self {
         let RouteStatus { address, interface, endpoint, protocol, metric, installed } = route;
@@ -233,6 +264,21 @@ mod tests {
         for field in ["endpoint", "interface", "state"] {
             assert!(json["workloads"][0].get(field).is_some(), "{field}");
         }
+    }
+
+    #[test]
+    fn a_load_is_kept_as_far_as_there_is_room() {
+        let problem = |number: u32| Problem { line: number, ..Problem::general("x".repeat(90)) };
+        let load =
+            LastLoad { ok: false, time: "now".into(), errors: (1..=100).map(problem).collect(), warnings: vec![] };
+        assert_eq!(LastLoad::parse(&load.text(1 << 20)), Some(load.clone()));
+        let text = load.text(4096);
+        assert!(text.len() <= 4096);
+        let kept = LastLoad::parse(&text).expect("a load");
+        let (last, errors) = kept.errors.split_last().expect("errors");
+        assert_eq!(errors, &load.errors[..errors.len()]);
+        assert_eq!(last.message, format!("and {} more", 100 - errors.len()));
+        assert_eq!(LastLoad::parse(""), None);
     }
 
     #[test]

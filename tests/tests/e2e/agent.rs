@@ -10,6 +10,7 @@ use std::{
 };
 
 use calico_ebpf_tests::{Protocol::Tcp, World, eventually, resources::policy};
+use serde_json::Value;
 
 const DENY: &str = "  types: [Ingress]\n";
 const ALLOW: &str = "  types: [Ingress]\n  ingress:\n    - action: Allow\n";
@@ -177,4 +178,29 @@ fn a_closed_pipe_is_no_accident() {
         assert_eq!(output.status.code(), Some(0), "{arguments:?}: {output:?}");
         assert!(output.stderr.is_empty(), "{arguments:?}: {output:?}");
     }
+}
+
+#[test]
+fn a_stopped_data_path_tells_of_the_last_load() {
+    let mut world = World::new(&["a"]);
+    world.start();
+    world.terminate();
+    let accepted = world.status();
+    assert_eq!((&accepted["pid"], &accepted["lastLoad"]["ok"]), (&Value::Null, &Value::Bool(true)), "{accepted}");
+    world.start();
+    // More errors than there is room for.
+    let rule = |number: u32| format!("    - {{action: Allow, misspelt{number}: 1}}\n");
+    let rules: String = (0..200).map(rule).collect();
+    world.write("policy.yaml", &policy("bad", "app == 'a'", &format!("  types: [Ingress]\n  ingress:\n{rules}")));
+    assert_eq!(world.command(&["reload"]).code, 1);
+    let of_process = world.status()["lastLoad"].clone();
+    world.kill();
+    let stopped = world.status()["lastLoad"].clone();
+    assert_eq!((&stopped["ok"], &stopped["time"]), (&Value::Bool(false), &of_process["time"]));
+    let errors = |load: &Value| load["errors"].as_array().expect("a list").clone();
+    let (all, mut kept) = (errors(&of_process), errors(&stopped));
+    let more = kept.pop().expect("an error")["message"].to_string();
+    assert!(all.len() == 200 && kept.len() > 20 && kept[..] == all[..kept.len()], "{kept:?}");
+    assert!(more.contains(&format!("and {} more", 200 - kept.len())), "{more}");
+    assert!(world.command(&["status"]).stdout.contains("REFUSED"));
 }
