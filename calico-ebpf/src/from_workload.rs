@@ -118,7 +118,9 @@ fn try_first<F: Sender>(skb: &Skb, missed: Code) -> Result<Code, DropReason> {
     if source.slot != slot && !(spoofs && F::may_spoof(slot, &packet.source)) {
         return Err(DropReason::SpoofedSource);
     }
-    learn_mac(skb, slot, workload);
+    if source.slot == slot {
+        learn_mac(skb, slot, workload);
+    }
     if missed == FOREIGN {
         // The address was another's when the entry was made.
         opening::forget(work);
@@ -189,12 +191,13 @@ fn source_mac(skb: &Skb) -> [u8; 6] {
     }
 }
 
-/// Remembers the MAC address of a workload that has none configured: who is to be given packets.
+/// Remembers the MAC address of a workload that has none configured: who is to be given packets. Call it for what comes
+/// with an address of its own only.
 #[inline(always)]
 fn learn_mac(skb: &Skb, slot: u32, workload: &Workload) {
     let mac = source_mac(skb);
     if workload.flags & workload_flags::MAC_CHECK == 0
-        && workload.mac == [0; 6]
+        && workload.mac != mac
         && mac[0] & 1 == 0
         && let Some(workload) = WORKLOADS.get_ptr_mut(slot)
     {
@@ -226,7 +229,10 @@ fn try_arp(skb: &Skb) -> Result<Code, DropReason> {
         Form::Bad => Err(DropReason::Arp),
         // Not a word: the address would look taken.
         Form::Probe => Ok(DROP),
-        Form::Reply => Ok(TO_STACK),
+        Form::Reply => {
+            learn_mac(skb, slot, workload);
+            Ok(TO_STACK)
+        }
         Form::Request if locate::<V4>(&arp.target, env.generation).slot == slot => Ok(DROP),
         Form::Request => {
             learn_mac(skb, slot, workload);
@@ -272,6 +278,9 @@ impl Sender for V6 {
         let own = locate::<V6>(&packet.source, env.generation).slot == slot;
         if matches!(form, nd::Form::Bad) || !own && !nd::may_send(&packet.source) {
             return Err(DropReason::Nd);
+        }
+        if own {
+            learn_mac(skb, slot, workload);
         }
         if matches!(form, nd::Form::ForHost) {
             return Ok(Some(TO_STACK));

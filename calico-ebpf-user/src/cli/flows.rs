@@ -38,8 +38,10 @@ pub(super) fn run(context: &Context, arguments: &args::Flows) -> anyhow::Result<
     let view = context.view()?;
     let mut filter = Filter { denied: arguments.denied, from: Side::new(from), to: Side::new(to) };
     filter.look(&view)?;
-    for side in [&filter.from, &filter.to].into_iter().flatten().filter(|side| side.addresses.is_empty()) {
-        bail!("{}: no workload of this node; `workloads` lists them", side.who);
+    if let Some(Side { who, .. }) =
+        [&filter.from, &filter.to].into_iter().flatten().find(|side| side.addresses.is_empty())
+    {
+        bail!("{who}: no workload of this node; `workloads` lists them");
     }
     let log = FlowLog::open(&context.instance)?;
     let log = log.context("the data path that is installed records no flows: start this version of the program")?;

@@ -70,6 +70,14 @@ impl fmt::Display for Hook {
     }
 }
 
+/// The MAC address at the other end of a veth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PeerMac {
+    pub(crate) mac: [u8; 6],
+    /// Whether it is another one than when it was last looked at, or nobody has looked yet.
+    pub(crate) is_news: bool,
+}
+
 /// What was found in the kernel.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Found {
@@ -83,7 +91,7 @@ pub(crate) struct Found {
     /// What each slot says now.
     pub(crate) runtimes: BTreeMap<u32, Runtime>,
     /// MAC addresses of the other ends, where they could be had.
-    pub(crate) peer_macs: BTreeMap<u32, [u8; 6]>,
+    pub(crate) peer_macs: BTreeMap<u32, PeerMac>,
 }
 
 /// What should be.
@@ -212,9 +220,12 @@ fn runtime(workload: &DesiredWorkload, link: &Link, found: &Found) -> Runtime {
         flags |= workload_flags::SPOOF;
     }
     let before = found.runtimes.get(&workload.slot).copied().unwrap_or_default();
-    // A learned address is kept as long as the interface is the same.
-    let learned = if before.ifindex == link.index { before.mac } else { [0; 6] };
-    let mac = workload.mac.or_else(|| found.peer_macs.get(&link.index).copied()).unwrap_or(learned);
+    // A learned address is kept as long as the interface is the same, and the one at the other end stays what it is: what is
+    // behind that, a virtual machine say, may have another.
+    let learned = (before.ifindex == link.index && before.mac != [0; 6]).then_some(before.mac);
+    let peer = found.peer_macs.get(&link.index);
+    let news = peer.filter(|peer| peer.is_news);
+    let mac = workload.mac.or(news.map(|peer| peer.mac)).or(learned).or(peer.map(|peer| peer.mac)).unwrap_or_default();
     Runtime { ifindex: link.index, flags, mtu: link.mtu, mac, host_mac: link.mac }
 }
 
@@ -362,5 +373,22 @@ mod tests {
         found.links = LinkTable::new(vec![link(8, "cali1")]);
         converge(&mut found, &[workload(0, "cali1")], &[], None);
         assert_eq!(found.runtimes[&0].mac, [0; 6]);
+    }
+
+    #[test]
+    fn a_mac_address_that_changes_at_the_other_end_counts_more_than_a_learned_one() {
+        let mut found = Found { links: LinkTable::new(vec![link(7, "cali1")]), ..Found::default() };
+        let mut mac_with = |peer: PeerMac, learned: Option<[u8; 6]>| {
+            found.peer_macs.insert(7, peer);
+            if let (Some(learned), Some(runtime)) = (learned, found.runtimes.get_mut(&0)) {
+                runtime.mac = learned;
+            }
+            converge(&mut found, &[workload(0, "cali1")], &[], None);
+            found.runtimes[&0].mac
+        };
+        let (peer, learned) = ([2; 6], [4; 6]);
+        assert_eq!(mac_with(PeerMac { mac: peer, is_news: true }, None), peer);
+        assert_eq!(mac_with(PeerMac { mac: peer, is_news: false }, Some(learned)), learned, "of what is behind it");
+        assert_eq!(mac_with(PeerMac { mac: [6; 6], is_news: true }, None), [6; 6]);
     }
 }

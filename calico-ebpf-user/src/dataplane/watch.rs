@@ -1,6 +1,6 @@
 //! Tells that something changed: links, addresses, routes, filters. What changed is for a new look to find out.
 
-use std::{fmt, future::poll_fn, io};
+use std::{fmt, future::poll_fn, io, task::Poll};
 
 use futures_util::FutureExt as _;
 use netlink_sys::{AsyncSocket as _, SocketAddr, TokioSocket, protocols::NETLINK_ROUTE};
@@ -27,7 +27,7 @@ const RECEIVE_BUFFER: usize = 4 << 20;
 
 /// Listens to the kernel's notifications.
 pub struct Watcher {
-    socket: TokioSocket,
+    sockets: Vec<TokioSocket>,
     buffer: Vec<u8>,
 }
 
@@ -52,12 +52,14 @@ impl Watcher {
             RTNLGRP_IPV6_IFADDR,
             RTNLGRP_IPV6_ROUTE,
         ];
-        let groups = groups.into_iter().fold(0, |all, group| all | 1 << (group - 1));
-        let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
-        // More than the limit for ordinary users needs privilege; less only means an overrun sooner.
-        let _ = socket.socket_mut().set_rx_buf_sz(RECEIVE_BUFFER);
-        socket.socket_mut().bind(&SocketAddr::new(0, groups))?;
-        Ok(Self { socket, buffer: Vec::with_capacity(64 << 10) })
+        let mut sockets = vec![listen(&groups, false)?];
+        match listen(&[RTNLGRP_LINK], true) {
+            Ok(socket) => sockets.push(socket),
+            Err(error) => {
+                tracing::debug!("changes of workloads' MAC addresses are not told (CAP_NET_BROADCAST): {error}");
+            }
+        }
+        Ok(Self { sockets, buffer: Vec::with_capacity(64 << 10) })
     }
 
     /// Waits for the next change that may matter. Cancel safe. Several changes at once are one; lost notifications count
@@ -76,15 +78,32 @@ impl Watcher {
 
     /// One datagram; whether it matters.
     async fn receive(&mut self) -> io::Result<bool> {
-        let Self { socket, buffer } = self;
+        let Self { sockets, buffer } = self;
         buffer.clear();
-        match poll_fn(|context| socket.poll_recv(context, buffer)).await {
+        let received = poll_fn(|context| {
+            let mut polled = sockets.iter_mut().map(|socket| socket.poll_recv(context, buffer));
+            polled.find(Poll::is_ready).unwrap_or(Poll::Pending)
+        });
+        match received.await {
             Ok(()) => Ok(matters(buffer)),
             // More than the socket can hold: the next look sees it all.
             Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => Ok(true),
             Err(error) => Err(error),
         }
     }
+}
+
+/// `everywhere`: also in the other network namespaces that have an id here, as those of the other ends of veths do.
+fn listen(groups: &[u32], everywhere: bool) -> io::Result<TokioSocket> {
+    let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
+    // More than the limit for ordinary users needs privilege; less only means an overrun sooner.
+    let _ = socket.socket_mut().set_rx_buf_sz(RECEIVE_BUFFER);
+    if everywhere {
+        socket.socket_mut().set_listen_all_namespaces(true)?;
+    }
+    let groups = groups.iter().fold(0, |all, group| all | 1 << (group - 1));
+    socket.socket_mut().bind(&SocketAddr::new(0, groups))?;
+    Ok(socket)
 }
 
 /// Whether a datagram has a message that a look should follow. Broken ones count.

@@ -173,3 +173,22 @@ fn a_workload_with_duplicate_address_detection_gets_its_addresses() {
     let reached = world.reaches("a", world.addresses("b")[1], Protocol::Tcp(80), ANSWER);
     assert!(reached, "{}", world.describe());
 }
+
+#[test]
+fn a_changed_mac_address_heals() {
+    let mut world = World::new(&["a", "b"]);
+    world.serve(80);
+    world.start();
+    world.allowed("a", "b", Protocol::Tcp(80));
+    // One that says nothing: the kernel tells of it.
+    world.lab.workload("b").namespace.ip("link set eth0 address 02:00:5e:00:53:01").expect("another MAC address");
+    world.allowed("a", "b", Protocol::Udp(80));
+    world.allowed("outside", "b", Protocol::Udp(80));
+    // Without the process it is learned from what the workload asks and sends.
+    world.kill();
+    world.lab.workload("b").namespace.ip("link set eth0 address 02:00:5e:00:53:02").expect("another MAC address");
+    world.allowed("b", "outside", Protocol::Tcp(80));
+    world.allowed("a", "b", Protocol::Udp(80));
+    world.start();
+    world.allowed("a", "b", Protocol::Udp(80));
+}

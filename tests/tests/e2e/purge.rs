@@ -131,3 +131,31 @@ fn sysctls_get_the_values_back_that_they_had_before_the_first_start() {
     assert!(text("restored").contains("ip_forward"), "{answer:?}");
     assert!(text("left").contains("calia/accept_ra"), "{answer:?}");
 }
+
+#[test]
+fn an_interface_without_its_workload_gets_its_sysctls_back() {
+    let mut world = World::new(&["a", "b"]);
+    let ra = "net.ipv6.conf.calia.accept_ra";
+    set_sysctl(&world, ra, "2");
+    world.start();
+    let get = |world: &World| sysctl(world, ra);
+    assert_eq!(get(&world), "0");
+    // What was changed for one workload goes over to the next one on the same interface.
+    let text = fs::read_to_string(world.config().join("workloads.yaml")).expect("reads");
+    let other = text.replace("app: a}", "app: a}\n  name: lab-k8s-other-eth0").replace("pod: a", "pod: other");
+    assert_ne!(text, other);
+    world.write("workloads.yaml", &other);
+    assert_eq!(world.command(&["reload"]).code, 0, "{}", world.log());
+    assert_eq!(get(&world), "0", "{}", world.describe());
+    let kept: Vec<&str> = other.split("---\n").filter(|document| !document.contains("app: a}")).collect();
+    world.write("workloads.yaml", &kept.join("---\n"));
+    assert_eq!(world.command(&["reload"]).code, 0, "{}", world.log());
+    assert_eq!(get(&world), "2", "{}", world.describe());
+    // And once more changed for one, it is known until the end.
+    world.write("workloads.yaml", &text);
+    assert_eq!(world.command(&["reload"]).code, 0, "{}", world.log());
+    assert_eq!(get(&world), "0");
+    world.terminate();
+    let purged = world.command(&["purge"]);
+    assert_eq!(get(&world), "2", "{purged:?}");
+}
