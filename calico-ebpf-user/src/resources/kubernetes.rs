@@ -16,8 +16,6 @@ use super::{
     yaml::{Meaning, Node, Value},
 };
 
-const SPEC: Table =
-    &[("podSelector", Use::Read), ("policyTypes", Use::Read), ("ingress", Use::Read), ("egress", Use::Read)];
 const STAGED_SPEC: Table = &[
     ("stagedAction", Use::Read),
     ("podSelector", Use::Read),
@@ -25,6 +23,7 @@ const STAGED_SPEC: Table = &[
     ("ingress", Use::Read),
     ("egress", Use::Read),
 ];
+const SPEC: Table = policy::enforced(STAGED_SPEC);
 const INGRESS: Table = &[("from", Use::Read), ("ports", Use::Read)];
 const EGRESS: Table = &[("to", Use::Read), ("ports", Use::Read)];
 const PEER: Table = &[("podSelector", Use::Read), ("namespaceSelector", Use::Read), ("ipBlock", Use::Read)];

@@ -15,7 +15,8 @@ use super::{
     yaml::{Node, Value},
 };
 
-const GLOBAL: Table = &[
+const STAGED_GLOBAL: Table = &[
+    ("stagedAction", Use::Read),
     ("tier", Use::Read),
     ("order", Use::Read),
     ("selector", Use::Read),
@@ -30,31 +31,6 @@ const GLOBAL: Table = &[
     // A hint for Felix's calculation; every policy is compiled in advance here.
     ("performanceHints", Use::Read),
 ];
-const NAMESPACED: Table = &[
-    ("tier", Use::Read),
-    ("order", Use::Read),
-    ("selector", Use::Read),
-    ("serviceAccountSelector", Use::Read),
-    ("types", Use::Read),
-    ("ingress", Use::Read),
-    ("egress", Use::Read),
-    ("performanceHints", Use::Read),
-];
-const STAGED_GLOBAL: Table = &[
-    ("stagedAction", Use::Read),
-    ("tier", Use::Read),
-    ("order", Use::Read),
-    ("selector", Use::Read),
-    ("serviceAccountSelector", Use::Read),
-    ("namespaceSelector", Use::Read),
-    ("types", Use::Read),
-    ("ingress", Use::Read),
-    ("egress", Use::Read),
-    ("doNotTrack", Use::Read),
-    ("preDNAT", Use::Read),
-    ("applyOnForward", Use::Read),
-    ("performanceHints", Use::Read),
-];
 const STAGED_NAMESPACED: Table = &[
     ("stagedAction", Use::Read),
     ("tier", Use::Read),
@@ -66,6 +42,8 @@ const STAGED_NAMESPACED: Table = &[
     ("egress", Use::Read),
     ("performanceHints", Use::Read),
 ];
+const GLOBAL: Table = enforced(STAGED_GLOBAL);
+const NAMESPACED: Table = enforced(STAGED_NAMESPACED);
 const STAGED_ACTIONS: [(&str, StagedAction); 4] = [
     ("Set", StagedAction::Set),
     ("Delete", StagedAction::Delete),
@@ -77,6 +55,11 @@ const STAGED_ACTIONS: [(&str, StagedAction); 4] = [
 pub(super) const DEFAULT_TIER: &str = "default";
 /// Why `global()` is refused outside of `namespaceSelector` of a rule.
 const NO_GLOBAL: &str = "global() means something only in the namespaceSelector of a rule";
+
+/// The fields of a policy in force: all of a staged one's but the first.
+pub(super) const fn enforced(staged: Table) -> Table {
+    staged.split_at(1).1
+}
 
 /// Reads a `GlobalNetworkPolicy`.
 pub(super) fn global(decoder: &mut Decoder<'_>, document: &Document<'_>) -> Option<Body> {
