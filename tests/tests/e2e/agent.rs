@@ -96,6 +96,18 @@ fn refused_at_start_nothing_is_touched() {
 }
 
 #[test]
+fn pins_are_made_on_a_bpffs_or_nowhere() {
+    let world = World::new(&["a"]);
+    let elsewhere = world.config().with_file_name("pins");
+    let pin_dir = elsewhere.to_str().expect("text");
+    let refused = world.run_command(&["--once", "--pin-dir", pin_dir]).output().expect("starts");
+    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(said.contains("no bpffs here") && said.contains("mount -t bpf"), "{said}");
+    assert!(!elsewhere.exists(), "something was made");
+}
+
+#[test]
 fn the_socket_is_for_root_alone_and_goes_with_the_process() {
     let mut world = World::new(&["a"]);
     world.start();
