@@ -49,7 +49,10 @@ fn source_mac_addresses() {
     let mut frame = udp4(A.v4, 1000, B.v4, 53);
     frame[6..12].copy_from_slice(&[2, 0, 0, 0, 0, 0x77]);
     assert_eq!(world.from_a(&frame).action, REDIRECT, "none is configured");
-    world.set_workload(A, |workload| workload.flags |= workload_flags::MAC_CHECK);
+    world.set_workload(A, |workload| {
+        workload.flags |= workload_flags::MAC_CHECK;
+        workload.mac = A.mac;
+    });
     assert_eq!(world.from_a(&frame).action, DROP, "with a connection");
     frame[34..36].copy_from_slice(&7_u16.to_be_bytes());
     assert_eq!(world.from_a(&frame).action, DROP, "without one");
@@ -65,6 +68,11 @@ fn a_mac_address_is_learned() {
     let outcome = world.from_b(&udp4(B.v4, 1000, A.v4, 53));
     assert_eq!(outcome.action, REDIRECT);
     assert_eq!(outcome.frame[..6], A.mac);
+    // And another one, when it comes with another.
+    let mut frame = udp4(A.v4, 1001, OUTSIDE4, 53);
+    frame[6..12].copy_from_slice(&[2, 0, 0, 0, 0, 0x77]);
+    world.from_a(&frame);
+    assert_eq!(world.from_b(&udp4(B.v4, 1001, A.v4, 53)).frame[..6], [2, 0, 0, 0, 0, 0x77]);
 }
 
 #[test]
