@@ -59,6 +59,28 @@ pub const fn ttl_decremented(ttl: u8, checksum: [u8; 2]) -> (u8, [u8; 2]) {
     (ttl.wrapping_sub(1), sum.to_be_bytes())
 }
 
+/// What is above the header of a fragment, or of a packet with options. A first fragment has to have the whole transport
+/// header, and no other may overwrite it.
+#[inline(always)]
+fn off_the_fast_path<C: Cursor>(
+    cursor: &C,
+    at: u32,
+    payload: i32,
+    frame_length: u32,
+    protocol: u8,
+    fragment: u16,
+) -> Result<(Kind, Transport), DropReason> {
+    let offset = u32::from(fragment & FRAGMENT_OFFSET) * 8;
+    if offset == 0 {
+        let why = |reason| if fragment == 0 { reason } else { DropReason::Fragment };
+        transport::parse(cursor, At::Far(at), payload, frame_length, protocol, protocol::ICMP).map_err(why)
+    } else if payload <= 0 || transport::overlaps_header(protocol, offset) {
+        Err(DropReason::Fragment)
+    } else {
+        Ok((Kind::LaterFragment, Transport::default()))
+    }
+}
+
 impl Ip for V4 {
     const NO_CLASS: u32 = 0;
     const ICMP: u8 = protocol::ICMP;
@@ -69,20 +91,19 @@ impl Ip for V4 {
         let header_length = u32::from(header.version_length & 0xf) * 4;
         let total = u32::from(u16::from_be_bytes(header.total_length));
         let room = length.wrapping_sub(ETHERNET_BYTES as u32);
-        // A length of 0 with more than 64 KiB behind it is how the kernel marks super-packets ("BIG TCP").
-        let sane = total >= header_length && total <= room || total == 0 && room > 0xffff;
-        if header.version_length >> 4 != 4 || header_length < IPV4_BYTES as u32 || !sane {
+        if header.version_length >> 4 != 4 || header_length < IPV4_BYTES as u32 || total > room {
             return Err(DropReason::Malformed);
         }
+        let payload = total.wrapping_sub(header_length) as i32;
         let fragment = u16::from_be_bytes(header.fragment) & (MORE_FRAGMENTS | FRAGMENT_OFFSET);
         let options = header_length != IPV4_BYTES as u32;
         let transport_at = ETHERNET_BYTES as u32 + header_length;
-        let (kind, transport) = if fragment & FRAGMENT_OFFSET != 0 {
-            (Kind::LaterFragment, Transport::default())
-        } else if options {
-            transport::parse(cursor, At::Far(transport_at), header.protocol, protocol::ICMP)?
+        let slow = fragment != 0 || options;
+        let (kind, transport) = if slow {
+            off_the_fast_path(cursor, transport_at, payload, length, header.protocol, fragment)?
         } else {
-            transport::parse(cursor, At::Near(ETHERNET_BYTES + IPV4_BYTES), header.protocol, protocol::ICMP)?
+            let at = At::Near(ETHERNET_BYTES + IPV4_BYTES);
+            transport::parse(cursor, at, payload, length, header.protocol, protocol::ICMP)?
         };
         let [id0, id1] = header.id;
         Ok(Packet {
@@ -92,7 +113,7 @@ impl Ip for V4 {
             ttl: header.ttl,
             kind,
             fragment: fragment != 0,
-            slow: fragment != 0 || options,
+            slow,
             id: [0, header.protocol, id0, id1],
             transport_at,
             transport,
@@ -103,10 +124,12 @@ impl Ip for V4 {
     fn quoted<C: Cursor>(cursor: &C, transport_at: u32) -> Option<Quoted<Self>> {
         let at = transport_at + 8;
         let header: Ipv4Header = *cursor.far(at)?;
-        if header.version_length >> 4 != 4 || u16::from_be_bytes(header.fragment) & FRAGMENT_OFFSET != 0 {
+        let length = u32::from(header.version_length & 0xf) * 4;
+        let later = u16::from_be_bytes(header.fragment) & FRAGMENT_OFFSET != 0;
+        if header.version_length >> 4 != 4 || length < IPV4_BYTES as u32 || later {
             return None;
         }
-        let ports_at = at + u32::from(header.version_length & 0xf) * 4;
+        let ports_at = at + length;
         Some(Quoted {
             source: header.source,
             destination: header.destination,

@@ -10,7 +10,7 @@ use crate::abi::{ConnKey6, DropReason, Family};
 
 /// Length of the header.
 pub const IPV6_BYTES: usize = size_of::<Ipv6Header>();
-/// Extension headers that are looked behind.
+/// Extension headers that are looked behind; a packet with more is dropped.
 const MAX_EXTENSIONS: u32 = 6;
 
 const HOP_BY_HOP: u8 = 0;
@@ -18,7 +18,6 @@ const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
 const AUTHENTICATION: u8 = 51;
 const DESTINATION_OPTIONS: u8 = 60;
-const MOBILITY: u8 = 135;
 
 /// IPv6, as a type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,28 +62,29 @@ struct Walked {
     next_header: u8,
     at: u32,
     fragment: bool,
-    later: bool,
+    /// Of a later fragment, in bytes.
+    offset: u32,
     id: [u8; 4],
 }
 
 #[inline(always)]
 const fn is_extension(next_header: u8) -> bool {
-    matches!(next_header, HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION_OPTIONS | MOBILITY)
+    matches!(next_header, HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION_OPTIONS)
 }
 
+/// Looks behind the extension headers from `at` on, of which the first is a `next_header`.
 #[inline(always)]
-fn walk<C: Cursor>(cursor: &C, next_header: u8) -> Result<Walked, DropReason> {
-    let at = (ETHERNET_BYTES + IPV6_BYTES) as u32;
-    let mut walked = Walked { next_header, at, fragment: false, later: false, id: [0; 4] };
+fn walk<C: Cursor>(cursor: &C, next_header: u8, at: u32) -> Result<Walked, DropReason> {
+    let mut walked = Walked { next_header, at, fragment: false, offset: 0, id: [0; 4] };
     for _ in 0..MAX_EXTENSIONS {
         if !is_extension(walked.next_header) {
             return Ok(walked);
         }
-        // A routing header could take the packet elsewhere than where policy thinks it goes.
-        if walked.next_header == ROUTING || walked.next_header == MOBILITY {
+        let head: &ExtensionHead = cursor.far(walked.at).ok_or(DropReason::Malformed)?;
+        // With segments left the packet is going elsewhere than to where policy thinks it goes.
+        if walked.next_header == ROUTING && head.offset[1] != 0 {
             return Err(DropReason::Headers);
         }
-        let head: &ExtensionHead = cursor.far(walked.at).ok_or(DropReason::Malformed)?;
         if walked.next_header == FRAGMENT {
             if walked.fragment {
                 return Err(DropReason::Headers);
@@ -92,11 +92,11 @@ fn walk<C: Cursor>(cursor: &C, next_header: u8) -> Result<Walked, DropReason> {
             let offset = u16::from_be_bytes(head.offset);
             // A whole packet in one fragment ("atomic", RFC 6946) is no fragment.
             walked.fragment = offset & 0xfff9 != 0;
-            walked.later = offset & 0xfff8 != 0;
+            walked.offset = u32::from(offset & 0xfff8);
             walked.id = head.id;
             walked.at += 8;
             walked.next_header = head.next_header;
-            if walked.later {
+            if walked.offset != 0 {
                 return Ok(walked);
             }
             continue;
@@ -119,10 +119,11 @@ impl Ip for V6 {
     fn parse<C: Cursor>(cursor: &C, length: u32) -> Result<Packet<Self>, DropReason> {
         let header: &Ipv6Header = cursor.near(ETHERNET_BYTES).ok_or(DropReason::Malformed)?;
         let room = length.wrapping_sub((ETHERNET_BYTES + IPV6_BYTES) as u32);
-        // The jumbo payload option has a length of 0 in front: only the kernel's own super-packets ("BIG TCP") have it.
-        if header.version[0] >> 4 != 6 || u32::from(u16::from_be_bytes(header.payload_length)) > room {
+        let payload = u32::from(u16::from_be_bytes(header.payload_length));
+        if header.version[0] >> 4 != 6 || payload > room {
             return Err(DropReason::Malformed);
         }
+        let payload = payload as i32;
         let mut packet = Packet {
             source: header.source,
             destination: header.destination,
@@ -136,19 +137,27 @@ impl Ip for V6 {
             transport: Transport::default(),
         };
         if is_extension(header.next_header) {
-            let walked = walk(cursor, header.next_header)?;
+            let at = packet.transport_at;
+            let walked = walk(cursor, header.next_header, at)?;
             packet.protocol = walked.next_header;
             packet.fragment = walked.fragment;
             packet.slow = true;
             packet.id = walked.id;
             packet.transport_at = walked.at;
-            if !walked.later {
+            let payload = payload - (walked.at - at) as i32;
+            if walked.offset == 0 {
+                // The first fragment has to have all headers (RFC 7112).
+                let why = |reason| if walked.fragment { DropReason::Fragment } else { reason };
                 let at = At::Far(walked.at);
-                (packet.kind, packet.transport) = transport::parse(cursor, at, walked.next_header, protocol::ICMPV6)?;
+                (packet.kind, packet.transport) =
+                    transport::parse(cursor, at, payload, length, walked.next_header, protocol::ICMPV6).map_err(why)?;
+            } else if payload <= 0 || transport::overlaps_header(walked.next_header, walked.offset) {
+                return Err(DropReason::Fragment);
             }
         } else {
             let at = At::Near(ETHERNET_BYTES + IPV6_BYTES);
-            (packet.kind, packet.transport) = transport::parse(cursor, at, header.next_header, protocol::ICMPV6)?;
+            (packet.kind, packet.transport) =
+                transport::parse(cursor, at, payload, length, header.next_header, protocol::ICMPV6)?;
         }
         Ok(packet)
     }
@@ -157,12 +166,18 @@ impl Ip for V6 {
     fn quoted<C: Cursor>(cursor: &C, transport_at: u32) -> Option<Quoted<Self>> {
         let at = transport_at + 8;
         let header: &Ipv6Header = cursor.far(at)?;
-        if header.version[0] >> 4 != 6 || is_extension(header.next_header) {
+        if header.version[0] >> 4 != 6 {
             return None;
         }
-        let ports = transport::quoted_ports(cursor, at + IPV6_BYTES as u32, header.next_header, protocol::ICMPV6)?;
+        let walked = walk(cursor, header.next_header, at + IPV6_BYTES as u32).ok()?;
+        if walked.offset != 0 {
+            return None;
+        }
+        let protocol = walked.next_header;
+        let ports = transport::quoted_ports(cursor, walked.at, protocol, protocol::ICMPV6)?;
+        // Read again: what was read meanwhile is in its place.
         let header: &Ipv6Header = cursor.far(at)?;
-        Some(Quoted { source: header.source, destination: header.destination, protocol: header.next_header, ports })
+        Some(Quoted { source: header.source, destination: header.destination, protocol, ports })
     }
 
     #[inline(always)]

@@ -107,24 +107,34 @@ where
     .ok_or(DropReason::Malformed)
 }
 
-/// Reads the transport header.
+/// Reads the transport header, where `length` bytes are the packet's: what is behind them is not, though the frame of
+/// `frame_length` bytes may have it. Below zero where not even the headers before it are whole.
 #[inline(always)]
-pub(super) fn parse<C: Cursor>(cursor: &C, at: At, protocol: u8, icmp: u8) -> Result<(Kind, Transport), DropReason> {
+pub(super) fn parse<C: Cursor>(
+    cursor: &C,
+    at: At,
+    length: i32,
+    frame_length: u32,
+    protocol: u8,
+    icmp: u8,
+) -> Result<(Kind, Transport), DropReason> {
     let mut transport = Transport::default();
     let mut kind = Kind::Flow;
     if protocol::has_ports(protocol) {
         let [source, destination] = ports(read(cursor, at, 0)?);
         (transport.source_port, transport.destination_port) = (source, destination);
         transport.header = 8;
-    }
-    if protocol == protocol::TCP {
-        let [offset, flags] = read(cursor, at, 12)?;
-        transport.sequence = u32::from_be_bytes(read(cursor, at, 4)?);
-        transport.acknowledgement = u32::from_be_bytes(read(cursor, at, 8)?);
-        transport.tcp_flags = flags;
-        transport.header = (offset >> 4) * 4;
-        if transport.header < 20 {
-            return Err(DropReason::Malformed);
+        if protocol == protocol::TCP {
+            let [offset, flags] = read(cursor, at, 12)?;
+            transport.sequence = u32::from_be_bytes(read(cursor, at, 4)?);
+            transport.acknowledgement = u32::from_be_bytes(read(cursor, at, 8)?);
+            transport.tcp_flags = flags;
+            transport.header = (offset >> 4) * 4;
+            if transport.header < 20 {
+                return Err(DropReason::Malformed);
+            }
+        } else if protocol == protocol::SCTP {
+            transport.header = 12;
         }
     } else if protocol == protocol::ICMP || protocol == protocol::ICMPV6 {
         let [message, code, ..] = read::<C, 4>(cursor, at, 0)?;
@@ -140,7 +150,18 @@ pub(super) fn parse<C: Cursor>(cursor: &C, at: At, protocol: u8, icmp: u8) -> Re
             }
         }
     }
+    // The kernel's own super-packets of more than 64 KiB ("BIG TCP") do not say how long they are.
+    if i32::from(transport.header) > length && frame_length <= 0xffff {
+        return Err(DropReason::Malformed);
+    }
     Ok((kind, transport))
+}
+
+/// Whether a later fragment, from this offset on, would overwrite what the first one says of the flow (RFC 3128): that one
+/// has the whole header.
+#[inline(always)]
+pub(super) const fn overlaps_header(protocol: u8, offset: u32) -> bool {
+    protocol == protocol::TCP && offset < 20
 }
 
 #[inline(always)]
