@@ -150,9 +150,8 @@ impl Dataplane {
     /// # Errors
     /// If netlink fails.
     pub fn observe(&mut self) -> Result<Observed> {
-        let addresses = self.netlink.addresses().map_err(DataplaneError::io("list the addresses of this host"))?;
-        let host_addresses = addresses.into_iter().map(|(_, address)| address).filter(|address| !address.is_loopback());
-        Ok(Observed { host_addresses: host_addresses.collect() })
+        let addresses = self.netlink.host_addresses().map_err(DataplaneError::io("list the addresses of this host"))?;
+        Ok(Observed { host_addresses: addresses })
     }
 
     /// Brings the kernel to what is desired; start, reload, link events and resync are all this call. Without a plan only

@@ -1,11 +1,12 @@
 //! A small synchronous client of rtnetlink. Every look is a full dump; notifications are [`super::watch`]'s business.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
+use ipnet::IpNet;
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader,
     NetlinkMessage, NetlinkPayload,
@@ -128,23 +129,29 @@ impl Netlink {
         }))
     }
 
-    /// All addresses with the index of their interface.
-    pub(crate) fn addresses(&mut self) -> io::Result<Vec<(u32, IpAddr)>> {
+    /// What reaches this host itself: its addresses but loopback, and what else its networks have it receive.
+    pub(crate) fn host_addresses(&mut self) -> io::Result<BTreeSet<IpAddr>> {
         let answers = self.dump(&RouteNetlinkMessage::GetAddress(AddressMessage::default()))?;
-        let mut addresses = Vec::new();
+        let mut addresses = BTreeSet::new();
         for answer in &answers {
             let RouteNetlinkMessage::NewAddress(message) = answer else { continue };
-            // `IFA_LOCAL` is the own address where `IFA_ADDRESS` is a peer's.
-            let mut address = None;
+            let mut network = None;
             for attribute in &message.attributes {
                 match attribute {
-                    AddressAttribute::Local(local) => address = Some(*local),
-                    AddressAttribute::Address(other) if address.is_none() => address = Some(*other),
+                    AddressAttribute::Local(address) => drop(addresses.insert(*address)),
+                    AddressAttribute::Broadcast(address) => drop(addresses.insert((*address).into())),
+                    AddressAttribute::Address(address) => network = IpNet::new(*address, message.header.prefix_len).ok(),
                     _ => {}
                 }
             }
-            addresses.extend(address.map(|address| (message.header.index, address)));
+            let Some(network) = network else { continue };
+            // `IFA_LOCAL` is the own address where `IFA_ADDRESS` is a peer's.
+            if !message.attributes.iter().any(|attribute| matches!(attribute, AddressAttribute::Local(_))) {
+                addresses.insert(network.addr());
+            }
+            addresses.extend(also_received(&network));
         }
+        addresses.retain(|address| !address.is_loopback());
         Ok(addresses)
     }
 
@@ -377,6 +384,18 @@ fn absent_is_fine(result: io::Result<Vec<RouteNetlinkMessage>>) -> io::Result<()
     match result {
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EINVAL | libc::ENODEV)) => Ok(()),
         done => done.map(drop),
+    }
+}
+
+/// What a host receives of a network that it has an address in: the broadcast address, the lowest address (a broadcast too
+/// before Linux 5.14), and for IPv6 the anycast address of its routers.
+fn also_received(network: &IpNet) -> Vec<IpAddr> {
+    match network {
+        IpNet::V4(network) if network.prefix_len() < 31 => {
+            vec![network.network().into(), network.broadcast().into()]
+        }
+        IpNet::V6(network) if network.prefix_len() < 127 => vec![network.network().into()],
+        _ => Vec::new(),
     }
 }
 

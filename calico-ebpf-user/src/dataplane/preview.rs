@@ -32,12 +32,11 @@ pub fn nat_table(instance: &Instance) -> Result<(String, bool)> {
     Ok((table, there))
 }
 
-/// All addresses of this host but those of loopback.
+/// What reaches this host itself: its addresses but loopback, and broadcasts of its networks.
 ///
 /// # Errors
 /// If netlink fails.
 pub fn host_addresses() -> Result<BTreeSet<IpAddr>> {
     let mut netlink = Netlink::open().map_err(DataplaneError::io("open a netlink socket"))?;
-    let addresses = netlink.addresses().map_err(DataplaneError::io("list the addresses of this host"))?;
-    Ok(addresses.into_iter().map(|(_, address)| address).filter(|address| !address.is_loopback()).collect())
+    netlink.host_addresses().map_err(DataplaneError::io("list the addresses of this host"))
 }
