@@ -89,6 +89,15 @@ pub const fn opens(transport: &Transport) -> bool {
     transport.tcp_flags & (tcp_flags::SYN | tcp_flags::ACK | tcp_flags::RST) == tcp_flags::SYN
 }
 
+/// Whether a TCP packet may be the first one seen of a connection, as netfilter has it: a SYN, or a segment in the middle.
+/// What ends or answers a connection that nobody knows is of none.
+#[inline(always)]
+#[must_use]
+pub const fn may_open(transport: &Transport) -> bool {
+    const ALL: u8 = tcp_flags::SYN | tcp_flags::ACK | tcp_flags::RST | tcp_flags::FIN;
+    matches!(transport.tcp_flags & ALL, tcp_flags::SYN | tcp_flags::ACK)
+}
+
 /// Whether the entry is of a TCP connection that is over: a new SYN starts another one, judged anew.
 #[inline(always)]
 #[must_use]
@@ -190,6 +199,27 @@ mod tests {
         assert_eq!(idle_limit(forged), 20);
         let again = answered.after(protocol::TCP, &tcp(SYN, 1, 0), true);
         assert_eq!(again.flags & conn_flags::ASSURED, 0);
+    }
+
+    #[test]
+    fn what_may_open() {
+        let may = |flags| may_open(&tcp(flags, 1, 1));
+        assert!(may(SYN) && may(ACK) && may(ACK | 8 | 0xc0) && may(SYN | 0xc0));
+        for flags in [0, FIN, FIN | ACK, RST, RST | ACK, SYN | ACK, SYN | FIN, SYN | RST, 0x3f] {
+            assert!(!may(flags), "{flags:#x}");
+        }
+    }
+
+    #[test]
+    fn opened_from_both_sides_at_once() {
+        let state = State::new(0, protocol::TCP, &tcp(SYN, 1, 0));
+        let state = state.after(protocol::TCP, &tcp(SYN, 500, 0), false);
+        let state = state.after(protocol::TCP, &tcp(SYN | ACK, 1, 501), true);
+        assert_eq!(state.flags & conn_flags::ASSURED, 0, "it may have guessed");
+        let state = state.after(protocol::TCP, &tcp(SYN | ACK, 500, 2), false);
+        let state = state.after(protocol::TCP, &tcp(ACK, 2, 501), true);
+        assert_ne!(state.flags & conn_flags::ASSURED, 0);
+        assert!(!is_over(state.tcp));
     }
 
     #[test]

@@ -228,10 +228,11 @@ fn try_related<F: Tables>(skb: &Skb) -> Option<()> {
     let (key, source_is_a) = <F as Ip>::key(&quoted.source, &quoted.destination, quoted.protocol, quoted.ports);
     // SAFETY: the entry stays readable as long as the program runs.
     let conn = unsafe { &*F::conn(&key)? };
+    let (opener, responder) = (at_end(&conn.ends[0]).ok()?, at_end(&conn.ends[1]).ok()?);
+    // What policy has cut since gets no messages about it either.
     if conn.version != CONN_VERSION
         || track::is_expired(conn, quoted.protocol, env.now, &env.root.timeouts)
-        || at_end(&conn.ends[0]).is_err()
-        || at_end(&conn.ends[1]).is_err()
+        || !is_current(env.generation, conn, opener, responder)
     {
         return None;
     }

@@ -130,7 +130,10 @@ fn try_first<F: Sender>(skb: &Skb, missed: Code) -> Result<Code, DropReason> {
         return Err(DropReason::Encapsulated);
     }
     if matches!(packet.kind, Kind::LaterFragment) {
-        fragments::follow(&env, packet)?;
+        // The stack holds it back until it has the first one, which was judged here.
+        if env.root.reassembles == 0 {
+            fragments::follow(&env, packet)?;
+        }
         return Ok(TO_STACK);
     }
     if matches!(packet.kind, Kind::IcmpError) && related::<F>(skb) != 0 && work.related.from == slot {

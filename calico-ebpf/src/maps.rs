@@ -60,6 +60,8 @@ pub(crate) static FRAGMENTS: LruHashMap<FragmentKey, u32, 8192> = LruHashMap::ne
 pub(crate) static RULE_HITS: PerCpuArray<u64, COUNTERS> = PerCpuArray::new();
 #[btf_map(pin_by_name, name = "cali_drops")]
 pub(crate) static DROPS: PerCpuArray<u64, 32> = PerCpuArray::new();
+#[btf_map(pin_by_name, name = "cali_events")]
+pub(crate) static EVENTS: PerCpuArray<u64, 8> = PerCpuArray::new();
 
 #[btf_map(pin_by_name, name = "cali_log")]
 pub(crate) static LOG: RingBuf<LogRecord, 65536> = RingBuf::new();

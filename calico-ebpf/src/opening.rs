@@ -2,15 +2,16 @@
 
 use calico_ebpf_common::{
     abi::{
-        ACCOUNT_HOST, CONN_VERSION, Conn, ConnEnd, DropReason, NO_RULE, NO_SLOT, OpenerKind, account_opened_by,
-        account_opened_to, conn_flags, tcp_state,
+        ACCOUNT_HOST, CONN_VERSION, Conn, ConnEnd, DropReason, Event, NO_RULE, NO_SLOT, OpenerKind, account_opened_by,
+        account_opened_to, conn_flags, settings_flags, tcp_state,
     },
-    packet::{Packet, protocol},
+    packet::{Kind, Packet, protocol},
     track::{self, State},
 };
 
 use crate::{
-    conns,
+    conns, count,
+    maps::EVENTS,
     policy::judge_ends,
     tables::{Tables, active},
     work::{Env, Work},
@@ -46,6 +47,7 @@ pub(crate) fn judge<F: Tables>(
     slots: [u32; 2],
     classes: [u32; 2],
 ) -> Result<Opening, DropReason> {
+    check_opens(env, packet)?;
     let [from, to] = packet.transport.rule_ports(packet.protocol);
     let judged =
         judge_ends::<F>(env.generation, [active(slots[0]), active(slots[1])], classes, packet.protocol, [from, to]);
@@ -64,14 +66,36 @@ pub(crate) fn judge<F: Tables>(
     }
 }
 
+/// What belongs to a connection or to nothing, and is here because its connection is not known, is dropped as netfilter
+/// drops what it calls invalid. Segments in the middle may open a connection: they are counted.
+#[inline(always)]
+fn check_opens<F: Tables>(env: &Env, packet: &Packet<F>) -> Result<(), DropReason> {
+    let is_tcp = packet.protocol == protocol::TCP;
+    let reason = if is_tcp && !track::may_open(&packet.transport) {
+        DropReason::TcpInvalid
+    } else if matches!(packet.kind, Kind::IcmpError) {
+        DropReason::IcmpUnrelated
+    } else {
+        if is_tcp && !track::opens(&packet.transport) {
+            count(EVENTS.get_ptr_mut(Event::Midstream as u32));
+        }
+        return Ok(());
+    };
+    let judged = env.root.settings(env.generation).flags & settings_flags::JUDGE_INVALID != 0;
+    if judged || took_over(env) { Ok(()) } else { Err(reason) }
+}
+
 /// Whether the packet may be of a connection that was there before this data path.
 #[inline(always)]
 pub(crate) fn may_be_older<F: Tables>(env: &Env, packet: &Packet<F>) -> bool {
+    took_over(env) && packet.protocol == protocol::TCP && !track::opens(&packet.transport)
+}
+
+/// Whether this data path has just taken over from another one.
+#[inline(always)]
+fn took_over(env: &Env) -> bool {
     let root = env.root;
-    root.takeover != 0
-        && env.now.wrapping_sub(root.takeover) < TAKEOVER_SECONDS * root.hz
-        && packet.protocol == protocol::TCP
-        && !track::opens(&packet.transport)
+    root.takeover != 0 && env.now.wrapping_sub(root.takeover) < TAKEOVER_SECONDS * root.hz
 }
 
 /// Enters a new connection whose first packet is the one at hand. `slots` are the source's and the destination's; `kind`

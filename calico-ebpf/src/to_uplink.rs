@@ -8,7 +8,7 @@ use calico_ebpf_common::{
 use crate::{
     established::{Hook, NoHit, find},
     forward::TO_STACK,
-    opening,
+    fragments, opening,
     skb::Skb,
     tables::{Tables, active, locate},
     work::{Code, Env, code, take, work},
@@ -25,8 +25,15 @@ fn try_established<F: Tables>(skb: &Skb) -> Result<Code, DropReason> {
     let env = Env::new(skb)?;
     let Ok(work) = take::<F>(skb, &env) else { return Ok(TO_STACK) };
     let packet = &work.packet;
+    if matches!(packet.kind, Kind::LaterFragment) {
+        if locate::<F>(&packet.source, env.generation).slot != NO_SLOT {
+            fragments::follow(&leaving(env), packet)?;
+        }
+        return Ok(TO_STACK);
+    }
     if !matches!(packet.kind, Kind::Flow) {
         // Judged where it came from, and it has no entry.
+        fragments::first_passed(&leaving(env), packet);
         return Ok(TO_STACK);
     }
     let hit = match find::<F>(&env, Hook::ToUplink, packet, &work.key, work.source_is_a) {
@@ -40,7 +47,14 @@ fn try_established<F: Tables>(skb: &Skb) -> Result<Code, DropReason> {
         // SAFETY: the entry stays writable as long as the program runs.
         unsafe { (*hit.conn).flags = flags };
     }
+    fragments::first_passed(&leaving(env), packet);
     Ok(TO_STACK)
+}
+
+/// Fragments that leave find each other whichever uplink they take.
+#[inline(always)]
+fn leaving(env: Env) -> Env {
+    Env { ifindex: 0, ..env }
 }
 
 /// A packet without a connection. If it is a local workload's, it looks other than when the workload sent it: the stack
@@ -66,5 +80,6 @@ fn try_first<F: Tables>() -> Result<Code, DropReason> {
     let slots = [source.slot, NO_SLOT];
     let opening = opening::judge(&env, packet, slots, [source.class, destination.class])?;
     opening::enter(&env, work, &opening, slots, OpenerKind::Outside, conn_flags::VIA_STACK)?;
+    fragments::first_passed(&env, &work.packet);
     Ok(TO_STACK)
 }

@@ -43,16 +43,16 @@ drop_reasons! {
     Quota = 13, "conn-quota";
     /// The connection table is full.
     TableFull = 14, "conn-table-full";
-    /// A packet of a connection came in on an interface that is not its source's.
-    WrongInterface = 15, "wrong-interface";
     /// No rule table, or a broken one.
     NoTable = 16, "no-table";
-    /// The kernel refused to forward.
-    Forward = 17, "forward-failed";
-    /// An extension header chain that is too long, or a routing header.
+    /// An extension header chain that is too long, or a routing header with segments left.
     Headers = 18, "extension-headers";
-    /// A fragment that cannot be judged.
+    /// A fragment that cannot be judged: its first one did not pass or lacks a part of its headers, or it would overwrite them.
     Fragment = 19, "fragment";
     /// An encapsulation that workloads may not use (VXLAN, IP in IP).
     Encapsulated = 20, "encapsulated";
+    /// TCP of no known connection that cannot open one: what netfilter calls invalid.
+    TcpInvalid = 23, "tcp-invalid";
+    /// An ICMP error about nothing that is known.
+    IcmpUnrelated = 24, "icmp-unrelated";
 }

@@ -8,6 +8,7 @@ mod address;
 mod arena;
 mod conn;
 mod drop_reason;
+mod event;
 mod explain;
 mod flow;
 mod fragment;
@@ -29,13 +30,14 @@ pub use conn::{
     Quota, VICTIMS, account_opened_by, account_opened_to, conn_flags, tcp_state,
 };
 pub use drop_reason::{DROP_REASONS, DropReason};
+pub use event::{EVENTS, Event};
 pub use explain::{Explained, ExplainedEnd, explained};
 pub use flow::{FlowKey, FlowRecord};
 pub use fragment::FragmentKey;
 pub use log::{Allowance, LogRecord};
 pub use mark::MARK_UNTRANSLATED;
 pub use nets::{INDEX_CHILDREN, LEAF_CLASSES, LEAF_CLASSES_HIGH, LEAF_INTERVALS, NetRef};
-pub use root::{Interface, MAX_UPLINKS, Root, Settings, Timeouts, host_action, role};
+pub use root::{Interface, MAX_UPLINKS, Root, Settings, Timeouts, host_action, role, settings_flags};
 pub use text::{INFO_BYTES, InfoText, LOAD_BYTES, LoadText, RULE_BYTES, RuleText, WORKLOAD_BYTES, WorkloadText};
 pub use workload::{PolicyRef, Workload, workload_flags};
 

@@ -51,6 +51,8 @@ pub const VICTIM_KEYS: &str = "cali_victim";
 pub const RULE_HITS: &str = "cali_hits";
 /// `PerCpuArray<u64>` by [`super::DropReason`].
 pub const DROPS: &str = "cali_drops";
+/// `PerCpuArray<u64>` by [`super::Event`].
+pub const EVENTS: &str = "cali_events";
 /// `LruHashMap<FragmentKey, u32>`: IPv4 and IPv6 packets whose first fragment was allowed, with the jiffies of it.
 pub const FRAGMENTS: &str = "cali_frag";
 /// `RingBuf<LogRecord>`: what `Log` rules met.

@@ -15,6 +15,12 @@ pub mod host_action {
     pub const RETURN: u32 = 2;
 }
 
+/// Bits of [`Settings::flags`].
+pub mod settings_flags {
+    /// Calico's `disableConntrackInvalidCheck`: what belongs to no connection and cannot open one is judged like all else.
+    pub const JUDGE_INVALID: u32 = 1;
+}
+
 /// Values of [`Interface::role`].
 pub mod role {
     /// An interface of a local workload.
@@ -31,8 +37,10 @@ pub struct Settings {
     pub host_action: u32,
     /// The classes of IPv4 addresses: a [`NetRef`](super::NetRef), or zero.
     pub nets4: u32,
+    /// See [`settings_flags`].
+    pub flags: u32,
     /// Zero.
-    pub reserved: [u32; 2],
+    pub reserved: u32,
 }
 
 /// Idle times after which a connection is forgotten, in ticks of `bpf_jiffies64`; by protocol and state, with Calico's
@@ -82,8 +90,8 @@ pub struct Root {
     pub hz: u32,
     /// Jiffies until which flows are recorded, for somebody who looks; 0: nobody does.
     pub watched_until: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// 1 if the host's stack puts fragments together before it forwards them; 0: it may not.
+    pub reassembles: u32,
 }
 
 impl Root {

@@ -40,6 +40,7 @@ fn stopped(context: &Context) -> anyhow::Result<Status> {
                 interface: local.interface.clone(),
                 state: state(local.workload.ifindex != 0).into(),
                 attachment: None,
+                delivery: None,
             })
             .collect(),
         last_load: LastLoad::parse(&view.load()?),
@@ -79,6 +80,7 @@ fn render(status: &Status) -> String {
     }
     let uplinks = if status.uplinks.is_empty() { "none".to_owned() } else { status.uplinks.join(", ") };
     line("uplinks", &uplinks);
+    line("fragments", &status.fragments);
     let missing = status.routes.iter().filter(|route| !route.installed).count();
     let routes = status.routes.len() - missing;
     line("routes", &if missing == 0 { routes.to_string() } else { format!("{routes}, {missing} missing") });
@@ -94,17 +96,21 @@ fn render(status: &Status) -> String {
         text.push('\n');
     }
     if !status.workloads.is_empty() {
-        let mut table = Table::new(&["WORKLOAD", "INTERFACE", "STATE", "ATTACHED"]);
-        for WorkloadState { endpoint, interface, state, attachment } in &status.workloads {
-            table.row([endpoint.as_str(), interface, state, attachment.as_deref().unwrap_or("-")]);
+        let mut table = Table::new(&["WORKLOAD", "INTERFACE", "STATE", "ATTACHED", "DELIVERY"]);
+        for WorkloadState { endpoint, interface, state, attachment, delivery } in &status.workloads {
+            let [attachment, delivery] = [attachment, delivery].map(|text| text.as_deref().unwrap_or("-"));
+            table.row([endpoint.as_str(), interface, state, attachment, delivery]);
         }
         text.push('\n');
         text.push_str(&table.render(0));
     }
-    if !status.drops.is_empty() {
-        let mut table = Table::new(&["DROPPED BECAUSE", ">PACKETS"]);
-        for (reason, packets) in &status.drops {
-            table.row([reason.clone(), packets.to_string()]);
+    for (title, counts) in [("COUNTED", &status.events), ("DROPPED BECAUSE", &status.drops)] {
+        if counts.is_empty() {
+            continue;
+        }
+        let mut table = Table::new(&[title, ">PACKETS"]);
+        for (name, packets) in counts {
+            table.row([name.clone(), packets.to_string()]);
         }
         text.push('\n');
         text.push_str(&table.render(0));

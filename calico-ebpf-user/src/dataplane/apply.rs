@@ -18,11 +18,11 @@ use super::{
     guard,
     info::{self, Info, SavedSysctl},
     instance::{Instance, Lock},
-    links::{Found, LinkAction, PeerMac, Runtime, Wanted, reconcile},
+    links::{Found, LinkAction, PeerMac, Runtime, Wanted, has_peer, reconcile},
     load::{self, Programs},
     nat_outgoing,
     netlink::{Hook, LinkTable, Netlink, Route},
-    nft, sys, sysctl,
+    nft, reassembly, sys, sysctl,
     tables::{ConnLimits, Owner, Snapshot, Tables, timeouts},
     tc::{Expected, Hooks},
     translated,
@@ -61,6 +61,9 @@ pub struct Dataplane {
     nat: nft::Table,
     /// When connections were last seen that `nat` is still there for.
     translated: Option<Instant>,
+    reassembly: nft::Table,
+    /// Somebody was told that there is none.
+    reassembly_missed: bool,
     /// Interfaces and slots whose sysctls have been seen to since all were last looked at.
     settled: BTreeSet<(u32, u32)>,
     sysctls_checked: Option<Instant>,
@@ -114,6 +117,8 @@ impl Dataplane {
             guard: nft::Table::new(nft::table_name(guard::TABLE, &options.instance), guard::PURPOSE),
             nat: nft::Table::new(nft::table_name(nat_outgoing::TABLE, &options.instance), nat_outgoing::PURPOSE),
             translated: None,
+            reassembly: nft::Table::new(nft::table_name(reassembly::TABLE, &options.instance), reassembly::PURPOSE),
+            reassembly_missed: false,
             settled: BTreeSet::new(),
             sysctls_checked: None,
             peer_macs: BTreeMap::new(),
@@ -193,6 +198,7 @@ impl Dataplane {
         self.remember_expected(desired, &uplinks, &found, &failed);
         self.guard(desired, &found, &mut applied);
         self.translate_no_more(desired, &mut applied);
+        self.reassemble(&mut applied)?;
         self.routes(desired, &found, &failed, &mut applied);
         if let Some(plan) = plan {
             // Also where nothing is to be retired: the next plan writes what readers of the former generation may still read.
@@ -233,7 +239,7 @@ impl Dataplane {
     /// Whether our nftables tables are as they should be. As cheap, as long as nobody changes any table.
     #[must_use]
     pub fn tables_intact(&mut self) -> bool {
-        self.guard.is_intact() && self.nat.is_intact()
+        self.guard.is_intact() && self.nat.is_intact() && self.reassembly.is_intact()
     }
 
     /// Forgets expired connections: for when traffic does not turn the clock hand. Returns how many turns it made.
@@ -528,6 +534,20 @@ impl Dataplane {
         self.expected = expected;
     }
 
+    /// Has the kernel put fragments together. Where it cannot, later ones pass only behind the first.
+    fn reassemble(&mut self, applied: &mut Applied) -> Result<()> {
+        let kept = self.reassembly.keep(&reassembly::ruleset(self.reassembly.name()));
+        match &kept {
+            Ok(changed) => applied.changes += usize::from(*changed),
+            Err(error) if !self.reassembly_missed => {
+                tracing::warn!("fragments pass only in order, since the kernel does not put them together: {error}");
+                self.reassembly_missed = true;
+            }
+            Err(_) => {}
+        }
+        self.tables.set_reassembles(kept.is_ok())
+    }
+
     fn guard(&mut self, desired: &Desired, found: &Found, applied: &mut Applied) {
         let result = match &desired.interface_prefixes {
             None if self.info.nft_table.take().is_none() => return,
@@ -691,6 +711,7 @@ impl Dataplane {
                 },
                 ifindex: link.map(|link| link.index),
                 attachment: link.and_then(|link| attachment(link.index)),
+                peer: link.is_some_and(has_peer),
             });
         }
         let present = uplinks.iter().filter_map(|index| found.links.by_index(*index));

@@ -101,6 +101,8 @@ pub struct WorkloadStatus {
     pub ifindex: Option<u32>,
     /// How the programs are attached.
     pub attachment: Option<Attachment>,
+    /// Whether packets are put straight into the other end of its veth.
+    pub peer: bool,
 }
 
 /// State of a workload's interface.

@@ -250,8 +250,8 @@ fn nftables(options: &Options) -> Check {
         return Check::new(
             "nft",
             CheckStatus::Warning,
-            "missing: configurations with an IPPool of natOutgoing are refused, and where FelixConfiguration gives \
-             interfacePrefix, interfaces that come while no process runs are not stopped",
+            "missing: configurations with an IPPool of natOutgoing are refused, fragments pass only in order, and where \
+             FelixConfiguration gives interfacePrefix, interfaces that come while no process runs are not stopped",
             "install the package nftables",
         );
     }
@@ -260,7 +260,8 @@ fn nftables(options: &Options) -> Check {
     let missing: Vec<&str> =
         tables.iter().map(String::as_str).filter(|table| !nft::exists(table).unwrap_or(false)).collect();
     if missing.is_empty() {
-        let purpose = "there, for natOutgoing of IPPools and for the guard that interfacePrefix asks for";
+        let purpose =
+            "there, for natOutgoing of IPPools, for fragments and for the guard that interfacePrefix asks for";
         let made = if tables.is_empty() { String::new() } else { format!("; tables inet {}", tables.join(", ")) };
         return Check::ok("nft", format!("{purpose}{made}"));
     }

@@ -207,10 +207,15 @@ fn set_runtime(actions: &mut Vec<LinkAction>, found: &Found, slot: u32, runtime:
     }
 }
 
+/// Whether packets can be put straight into the other end: it is a veth's, and neither down nor in the same network namespace,
+/// where `bpf_redirect_peer` drops. The others (taps) get theirs by the interface itself.
+pub(crate) fn has_peer(link: &Link) -> bool {
+    link.veth && link.carrier && link.peer_netns.is_some()
+}
+
 fn runtime(workload: &DesiredWorkload, link: &Link, found: &Found) -> Runtime {
     let mut flags = workload_flags::ACTIVE;
-    // `bpf_redirect_peer` drops where the other end is down or in the same network namespace.
-    if link.veth && link.carrier && link.peer_netns.is_some() {
+    if has_peer(link) {
         flags |= workload_flags::PEER;
     }
     if workload.mac.is_some() {

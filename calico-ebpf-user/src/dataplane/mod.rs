@@ -25,6 +25,7 @@ mod packet_log;
 pub mod preview;
 pub mod probe;
 pub mod purge;
+mod reassembly;
 mod sys;
 mod sysctl;
 mod tables;

@@ -15,7 +15,7 @@ use super::{
     instance::Instance,
     load,
     netlink::{Hook, LinkTable, Netlink},
-    nft, sysctl,
+    nft, reassembly, sysctl,
     tables::Tables,
     tc::{HANDLE, Hooks, PRIORITY},
     view::View,
@@ -118,7 +118,9 @@ fn purge_installed(instance: &Instance, view: &View, purged: &mut Purged) -> Res
         }
     }
 
-    for table in [&info.nft_table, &info.nat_table].into_iter().flatten() {
+    let reassembles = view.root().is_ok_and(|root| root.reassembles != 0);
+    let reassembly = reassembles.then(|| nft::table_name(reassembly::TABLE, instance));
+    for table in [&info.nft_table, &info.nat_table, &reassembly].into_iter().flatten() {
         match nft::remove(table) {
             Ok(true) => purged.removed.push(format!("nftables table inet {table}")),
             Ok(false) => {}

@@ -302,6 +302,11 @@ impl Tables {
         self.store_root(offset_of!(Root, uplinks), bytemuck::bytes_of(&root.uplinks))
     }
 
+    /// Tells the fast path whether the host's stack puts fragments together.
+    pub(crate) fn set_reassembles(&self, reassembles: bool) -> Result<()> {
+        self.store_root(offset_of!(Root, reassembles), &u32::from(reassembles).to_ne_bytes())
+    }
+
     pub(crate) fn root(&self) -> Result<Root> {
         self.root.load(0).map_err(DataplaneError::io(names::ROOT))
     }

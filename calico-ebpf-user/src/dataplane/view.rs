@@ -6,7 +6,7 @@ use std::{
 };
 
 use calico_ebpf_common::abi::{
-    AddressEntry, Block, Conn, ConnKey4, ConnKey6, DROP_REASONS, DropReason, Interface, RULE_BYTES, Root, RuleEntry,
+    AddressEntry, Block, Conn, ConnKey4, ConnKey6, DROP_REASONS, DropReason, EVENTS, Event, Interface, RULE_BYTES, Root, RuleEntry,
     TableHeader, WORKLOAD_BYTES, Workload, names,
 };
 
@@ -164,6 +164,18 @@ impl View {
     pub fn drops(&self) -> Result<Vec<(DropReason, u64)>> {
         let counters = Counters::open(&self.directory, names::DROPS, true)?;
         DROP_REASONS.iter().map(|(reason, _)| Ok((*reason, counters.sum(*reason as u32)?))).collect()
+    }
+
+    /// Events, all CPUs together. None where an older program left the maps.
+    ///
+    /// # Errors
+    /// If the map cannot be read.
+    pub fn events(&self) -> Result<Vec<(Event, u64)>> {
+        if !self.directory.join(names::EVENTS).exists() {
+            return Ok(Vec::new());
+        }
+        let counters = Counters::open(&self.directory, names::EVENTS, true)?;
+        EVENTS.iter().map(|(event, _)| Ok((*event, counters.sum(*event as u32)?))).collect()
     }
 
     /// The IPv4 connections. Entries that come or go meanwhile may or may not be among them.

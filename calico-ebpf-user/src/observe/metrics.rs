@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
-use super::status::drops;
+use super::status::{drops, events};
 use crate::dataplane::{self, view::View};
 
 /// What the process counts itself; the rest comes from the maps.
@@ -27,10 +27,15 @@ pub struct Numbers {
 /// # Errors
 /// If the maps cannot be read.
 pub fn gather(numbers: &Numbers, view: &View) -> dataplane::Result<String> {
-    Ok(render(numbers, view.root()?.generation, &drops(view)?))
+    Ok(render(numbers, view.root()?.generation, &drops(view)?, &events(view)?))
 }
 
-fn render(numbers: &Numbers, generation: u32, drops: &BTreeMap<String, u64>) -> String {
+fn render(
+    numbers: &Numbers,
+    generation: u32,
+    drops: &BTreeMap<String, u64>,
+    events: &BTreeMap<String, u64>,
+) -> String {
     let Numbers { loads, failed_loads, last_load_ok, workloads, routes, faults } = numbers;
     let mut text = Text::default();
     text.family("build_info", "gauge", "The program.");
@@ -48,6 +53,10 @@ fn render(numbers: &Numbers, generation: u32, drops: &BTreeMap<String, u64>) -> 
     text.family("dropped_packets_total", "counter", "Packets dropped, by reason.");
     for (reason, packets) in drops {
         text.sample("dropped_packets_total", Some(("reason", reason)), *packets);
+    }
+    text.family("events_total", "counter", "What else the data path counts, by its name.");
+    for (event, times) in events {
+        text.sample("events_total", Some(("event", event)), *times);
     }
     text.0
 }
@@ -85,7 +94,7 @@ mod tests {
     #[test]
     fn metrics_are_in_the_text_format() {
         let numbers = Numbers { loads: 3, workloads: [("up".to_owned(), 2)].into(), ..Numbers::default() };
-        let text = render(&numbers, 7, &[("spoofed-source".to_owned(), 5)].into());
+        let text = render(&numbers, 7, &[("spoofed-source".to_owned(), 5)].into(), &[("midstream".to_owned(), 2)].into());
         for line in [
             "# TYPE calico_ebpf_generation gauge",
             "calico_ebpf_generation 7",
@@ -93,6 +102,7 @@ mod tests {
             "calico_ebpf_last_load_ok 0",
             "calico_ebpf_workloads{state=\"up\"} 2",
             "calico_ebpf_dropped_packets_total{reason=\"spoofed-source\"} 5",
+            "calico_ebpf_events_total{event=\"midstream\"} 2",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
         }

@@ -38,8 +38,13 @@ pub struct Status {
     pub routes: Vec<RouteState>,
     /// The nftables table that translates what leaves all pools; `null` where no pool asks for it.
     pub nat_outgoing: Option<NatState>,
+    /// `reassembled`, where the kernel puts them together before they are forwarded, or `in order`, where later ones pass only
+    /// behind the first.
+    pub fragments: String,
     /// Packets dropped so far, by reason; reasons without any are left out.
     pub drops: BTreeMap<String, u64>,
+    /// What else the programs count, by its name.
+    pub events: BTreeMap<String, u64>,
     /// What could not be done and is tried again.
     pub faults: Vec<String>,
 }
@@ -106,6 +111,9 @@ pub struct WorkloadState {
     /// `tcx` or `clsact`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub attachment: Option<String>,
+    /// How packets are given to it: `peer`, straight into the other end of its veth, or `interface`, as a tap needs it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub delivery: Option<String>,
 }
 
 /// A route of a workload.
@@ -203,6 +211,7 @@ impl Status {
                 interface: workload.interface.clone(),
                 state: workload.state.to_string(),
                 attachment: workload.attachment.map(attachment),
+                delivery: workload.ifindex.map(|_| if workload.peer { "peer" } else { "interface" }.to_owned()),
             })
             .collect();
         self.uplinks = applied.uplinks.iter().map(|uplink| uplink.interface.clone()).collect();
@@ -216,8 +225,11 @@ impl Status {
     /// # Errors
     /// If they cannot be read.
     pub fn counted(&mut self, view: &View) -> dataplane::Result<()> {
-        self.generation = view.root()?.generation;
+        let root = view.root()?;
+        self.generation = root.generation;
+        self.fragments = if root.reassembles == 0 { "in order" } else { "reassembled" }.to_owned();
         self.drops = drops(view)?.into_iter().filter(|(_, packets)| *packets > 0).collect();
+        self.events = events(view)?.into_iter().filter(|(_, times)| *times > 0).collect();
         Ok(())
     }
 }
@@ -237,6 +249,16 @@ pub fn drops(view: &View) -> dataplane::Result<BTreeMap<String, u64>> {
     let names = calico_ebpf_common::abi::DROP_REASONS;
     let name = |reason| names.iter().find(|(known, _)| *known == reason).map_or("unknown", |(_, name)| name);
     Ok(view.drops()?.into_iter().map(|(reason, packets)| (name(reason).to_owned(), packets)).collect())
+}
+
+/// What else the programs count, by its name.
+///
+/// # Errors
+/// If the map cannot be read.
+pub fn events(view: &View) -> dataplane::Result<BTreeMap<String, u64>> {
+    let names = calico_ebpf_common::abi::EVENTS;
+    let name = |event| names.iter().find(|(known, _)| *known == event).map_or("unknown", |(_, name)| name);
+    Ok(view.events()?.into_iter().map(|(event, times)| (name(event).to_owned(), times)).collect())
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use std::{
     },
 };
 
-use calico_ebpf_common::abi::{Action, host_action};
+use calico_ebpf_common::abi::{Action, host_action, settings_flags};
 
 use super::{
     compiled::{Compiled, Direction, LocalWorkload, Reason, RuleMatch, RuleName, Table, TableRule},
@@ -154,6 +154,10 @@ impl Compiler {
                 EndpointToHostAction::Drop => host_action::DROP,
                 EndpointToHostAction::Accept => host_action::ACCEPT,
                 EndpointToHostAction::Return => host_action::RETURN,
+            },
+            flags: match set.felix_for(node).disable_conntrack_invalid_check {
+                Some(true) => settings_flags::JUDGE_INVALID,
+                _ => 0,
             },
         }
     }

@@ -22,6 +22,8 @@ pub struct Compiled {
     pub numbering: u64,
     /// `defaultEndpointToHostAction`, a value of `abi::host_action`.
     pub host_action: u32,
+    /// A value of `abi::settings_flags`.
+    pub flags: u32,
 }
 
 /// Numbers of sets of conditions, by address.

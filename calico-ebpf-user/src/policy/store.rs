@@ -800,7 +800,7 @@ impl Planner<'_> {
 
     fn settings(&mut self, compiled: &Compiled) {
         let nets4 = self.next.nets.root();
-        let settings = Settings { host_action: compiled.host_action, nets4, ..Settings::default() };
+        let settings = Settings { host_action: compiled.host_action, nets4, flags: compiled.flags, reserved: 0 };
         let side = side(self.generation);
         if self.old.settings[side] != settings {
             self.next.settings[side] = settings;

@@ -256,7 +256,7 @@ impl fmt::Display for Write {
             Self::RuleName { counter, name } => write!(f, "counter {counter}: {name}"),
             Self::RemoveRuleName { counter } => write!(f, "counter {counter}: free"),
             Self::Settings { side, settings } => {
-                write!(f, "settings side {side}: host action {}", settings.host_action)
+                write!(f, "settings side {side}: host action {}, flags {}", settings.host_action, settings.flags)
             }
             Self::Spoof { slot, prefix } => write!(f, "slot {slot}: may send from {prefix}"),
             Self::RemoveSpoof { slot, prefix } => {

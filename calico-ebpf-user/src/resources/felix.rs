@@ -41,6 +41,8 @@ pub(super) fn configuration(decoder: &mut Decoder<'_>, document: &Document<'_>) 
         interface_prefixes: get("interfacePrefix").and_then(|(node, path)| prefixes(decoder, node, &path)),
         default_endpoint_to_host_action: get("defaultEndpointToHostAction")
             .and_then(|(node, path)| endpoint_to_host_action(decoder, node, &path)),
+        disable_conntrack_invalid_check: get("disableConntrackInvalidCheck")
+            .and_then(|(node, path)| decoder.boolean(node, &path)),
         device_route_protocol: get("deviceRouteProtocol")
             .and_then(|(node, path)| decoder.integer(node, &path, 1..=255)),
         device_route_source_address: get("deviceRouteSourceAddress")
@@ -148,6 +150,7 @@ fn address<T: std::str::FromStr>(
 const PARAMETERS: Table = &[
     ("interfacePrefix", Use::Read),
     ("defaultEndpointToHostAction", Use::Read),
+    ("disableConntrackInvalidCheck", Use::Read),
     ("deviceRouteProtocol", Use::Read),
     ("deviceRouteSourceAddress", Use::Read),
     ("deviceRouteSourceAddressIPv6", Use::Read),
@@ -216,7 +219,6 @@ const PARAMETERS: Table = &[
     ("debugSimulateCalcGraphHangAfter", Use::NoEffect),
     ("debugSimulateDataplaneApplyDelay", Use::NoEffect),
     ("debugSimulateDataplaneHangAfter", Use::NoEffect),
-    ("disableConntrackInvalidCheck", Use::NoEffect),
     ("endpointReportingDelay", Use::NoEffect),
     ("endpointReportingEnabled", Use::NoEffect),
     ("endpointStatusPathPrefix", Use::NoEffect),

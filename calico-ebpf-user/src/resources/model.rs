@@ -409,6 +409,8 @@ pub struct FelixConfiguration {
     pub interface_prefixes: Option<Vec<String>>,
     /// `defaultEndpointToHostAction`.
     pub default_endpoint_to_host_action: Option<EndpointToHostAction>,
+    /// `disableConntrackInvalidCheck`.
+    pub disable_conntrack_invalid_check: Option<bool>,
     /// `deviceRouteProtocol`.
     pub device_route_protocol: Option<u8>,
     /// `deviceRouteSourceAddress` and `deviceRouteSourceAddressIPv6`.
@@ -520,6 +522,9 @@ impl ResourceSet {
             default_endpoint_to_host_action: own
                 .default_endpoint_to_host_action
                 .or(default.default_endpoint_to_host_action),
+            disable_conntrack_invalid_check: own
+                .disable_conntrack_invalid_check
+                .or(default.disable_conntrack_invalid_check),
             device_route_protocol: own.device_route_protocol.or(default.device_route_protocol),
             device_route_source_address: own.device_route_source_address.or(default.device_route_source_address),
             device_route_source_address_v6: own
