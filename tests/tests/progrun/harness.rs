@@ -1,8 +1,10 @@
 //! The loaded object, tables made by hand, and frames put through one program at a time.
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     process::Command,
+    sync::Arc,
 };
 
 use aya::{
@@ -12,7 +14,7 @@ use aya::{
 };
 use bytemuck::Pod;
 use calico_ebpf_common::abi::{
-    Action, AddressEntry, BLOCK_ONES, Block, CHUNK_RULES, Conn, ConnKey4, ConnKey6, DropReason, Interface, NO_SLOT,
+    Action, AddressEntry, BLOCK_ONES, Block, CHUNK_RULES, Conn, ConnKey4, ConnKey6, DropReason, Event, Interface, NO_SLOT,
     NodeRef, PolicyRef, Quota, Root, RuleEntry, Settings, Stamped, TableHeader, Timeouts, VEC_ANY, VectorHeader,
     Workload, names, role, workload_flags,
 };
@@ -73,7 +75,10 @@ pub(crate) struct Outcome {
 /// The programs and their maps.
 pub(crate) struct World {
     ebpf: Ebpf,
-    namespace: Namespace,
+    namespace: Arc<Namespace>,
+    /// The calling thread lives in the namespace.
+    entered: bool,
+    indices: BTreeMap<&'static str, u32>,
     directory: PathBuf,
     loaded: Vec<&'static str>,
 }
@@ -118,8 +123,18 @@ impl World {
             loader.map_max_entries(map, CONNS);
         }
         loader.map_max_entries(names::RULES, 64);
-        let mut world =
-            Self { ebpf: loader.load(&object()).expect("loads the object"), namespace, directory, loaded: vec![] };
+        let index = |interface: &str| {
+            let text = namespace.ip(&format!("-o link show dev {interface}")).expect("an interface");
+            text.split(':').next().and_then(|index| index.trim().parse().ok()).expect("an index")
+        };
+        let mut world = Self {
+            ebpf: loader.load(&object()).expect("loads the object"),
+            indices: [A.interface, B.interface, UPLINK].map(|interface| (interface, index(interface))).into(),
+            namespace: Arc::new(namespace),
+            entered: false,
+            directory,
+            loaded: vec![],
+        };
         world.fill();
         world
     }
@@ -181,8 +196,16 @@ impl World {
     }
 
     pub(crate) fn ifindex(&self, interface: &str) -> u32 {
-        let text = self.namespace.ip(&format!("-o link show dev {interface}")).expect("an interface");
-        text.split(':').next().and_then(|index| index.trim().parse().ok()).expect("an index")
+        self.indices[interface]
+    }
+
+    /// Does `work` on a thread that lives in the namespace, so that its many packets need not enter it one by one.
+    pub(crate) fn inside<T: Send>(&mut self, work: impl FnOnce(&mut Self) -> T + Send) -> T {
+        let namespace = Arc::clone(&self.namespace);
+        self.entered = true;
+        let done = namespace.enter(|| work(self)).expect("enters the namespace");
+        self.entered = false;
+        done
     }
 
     /// Puts a frame through a program that sits on `interface`, as if it had come in by `ingress`.
@@ -212,17 +235,19 @@ impl World {
         context[36..40].copy_from_slice(&ingress.to_ne_bytes());
         context[40..44].copy_from_slice(&ifindex.to_ne_bytes());
         context[176..180].copy_from_slice(&gso.to_ne_bytes());
-        let mut out = vec![0; 65536];
+        // Answers may be longer than what they answer.
+        let mut out = vec![0; frame.len() + 128];
         let program: &SchedClassifier = self.ebpf.program(program).expect("a program").try_into().expect("for TC");
-        let result = self.namespace.enter(|| {
+        let mut run = || {
             program.test_run(TestRunOptions {
                 data_in: Some(frame),
                 data_out: Some(&mut out),
                 ctx_in: Some(&context),
                 ..TestRunOptions::default()
             })
-        });
-        let result = result.expect("enters the namespace").expect("runs the program");
+        };
+        let result = if self.entered { run() } else { self.namespace.enter(run).expect("enters the namespace") };
+        let result = result.expect("runs the program");
         out.truncate(result.data_size_out as usize);
         Outcome { action: result.return_value as i32, frame: out }
     }
@@ -267,6 +292,11 @@ impl World {
                 };
             }
         });
+    }
+
+    /// The epoch of a workload's policy.
+    pub(crate) fn epoch(&self, name: Name) -> u32 {
+        self.get::<64, Workload>(names::WORKLOADS, name.slot).policy[0].egress_epoch
     }
 
     pub(crate) fn put<T: Pod>(&mut self, map: &str, index: u32, value: &T) {
@@ -326,6 +356,27 @@ impl World {
         self.insert::<16, 64>(names::CONNS4, &key, &conn);
     }
 
+    /// As if nothing had been heard since.
+    pub(crate) fn age_all(&mut self, since: u32) {
+        for (key, mut conn) in self.conns4() {
+            conn.seen = [since; 2];
+            self.insert::<16, 64>(names::CONNS4, &key, &conn);
+        }
+        for (key, mut conn) in self.conns6() {
+            conn.seen = [since; 2];
+            self.insert::<40, 64>(names::CONNS6, &key, &conn);
+        }
+    }
+
+    pub(crate) fn clear_fragments(&mut self) {
+        let map = self.ebpf.map_mut(names::FRAGMENTS).expect("a map");
+        let mut map = HashMap::<&mut MapData, [u8; 48], u32>::try_from(map).expect("a hash map");
+        let keys: Vec<[u8; 48]> = map.keys().map(|key| key.expect("reads")).collect();
+        for key in keys {
+            map.remove(&key).expect("removes");
+        }
+    }
+
     fn conns<const K: usize, T: Pod>(&self, map: &str) -> Vec<(T, Conn)> {
         let map = self.ebpf.map(map).expect("a map");
         let map = HashMap::<&MapData, [u8; K], [u8; 64]>::try_from(map).expect("a hash map");
@@ -341,6 +392,10 @@ impl World {
 
     pub(crate) fn drops(&self, reason: DropReason) -> u64 {
         self.counter(names::DROPS, reason as u32)
+    }
+
+    pub(crate) fn events(&self, event: Event) -> u64 {
+        self.counter(names::EVENTS, event as u32)
     }
 
     pub(crate) fn hits(&self, rule: u32) -> u64 {

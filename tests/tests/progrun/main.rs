@@ -2,11 +2,16 @@
 
 mod budget;
 mod connections;
+mod differential;
 mod forwarding;
 mod frames;
+mod generate;
 mod harness;
 mod host;
 mod link;
+mod model;
+mod parse;
 mod policy;
 mod room;
+mod shapes;
 mod spoofing;
