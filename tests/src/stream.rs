@@ -151,3 +151,25 @@ impl Beat {
         (sent, self.receiver.join().expect("the receiver"))
     }
 }
+
+/// Sends so many bytes to an echo server and counts what comes back.
+///
+/// # Panics
+/// No connection.
+#[must_use]
+pub fn transfer(to: SocketAddr, length: usize) -> usize {
+    let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(3)).expect("connects");
+    stream.set_read_timeout(Some(Duration::from_secs(5))).expect("a timeout");
+    let mut writer = stream.try_clone().expect("clones");
+    let sender = thread::spawn(move || writer.write_all(&vec![7; length]));
+    let mut buffer = vec![0; 1 << 16];
+    let mut received = 0;
+    while received < length {
+        match stream.read(&mut buffer) {
+            Ok(0) | Err(_) => break,
+            Ok(count) => received += count,
+        }
+    }
+    let _ = sender.join();
+    received
+}

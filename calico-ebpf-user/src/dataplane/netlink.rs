@@ -140,7 +140,9 @@ impl Netlink {
                 match attribute {
                     AddressAttribute::Local(address) => drop(addresses.insert(*address)),
                     AddressAttribute::Broadcast(address) => drop(addresses.insert((*address).into())),
-                    AddressAttribute::Address(address) => network = IpNet::new(*address, message.header.prefix_len).ok(),
+                    AddressAttribute::Address(address) => {
+                        network = IpNet::new(*address, message.header.prefix_len).ok()
+                    }
                     _ => {}
                 }
             }

@@ -30,12 +30,7 @@ pub fn gather(numbers: &Numbers, view: &View) -> dataplane::Result<String> {
     Ok(render(numbers, view.root()?.generation, &drops(view)?, &events(view)?))
 }
 
-fn render(
-    numbers: &Numbers,
-    generation: u32,
-    drops: &BTreeMap<String, u64>,
-    events: &BTreeMap<String, u64>,
-) -> String {
+fn render(numbers: &Numbers, generation: u32, drops: &BTreeMap<String, u64>, events: &BTreeMap<String, u64>) -> String {
     let Numbers { loads, failed_loads, last_load_ok, workloads, routes, faults } = numbers;
     let mut text = Text::default();
     text.family("build_info", "gauge", "The program.");
@@ -94,7 +89,8 @@ mod tests {
     #[test]
     fn metrics_are_in_the_text_format() {
         let numbers = Numbers { loads: 3, workloads: [("up".to_owned(), 2)].into(), ..Numbers::default() };
-        let text = render(&numbers, 7, &[("spoofed-source".to_owned(), 5)].into(), &[("midstream".to_owned(), 2)].into());
+        let text =
+            render(&numbers, 7, &[("spoofed-source".to_owned(), 5)].into(), &[("midstream".to_owned(), 2)].into());
         for line in [
             "# TYPE calico_ebpf_generation gauge",
             "calico_ebpf_generation 7",

@@ -12,7 +12,7 @@ use calico_ebpf_tests::{
     World,
     lab::{self, GATEWAY4, GATEWAY6, HOST_SIDE_MAC, HOST4, HOST6, Namespace, OUTSIDE4, UPLINK},
     resources,
-    stream::Beat,
+    stream::{Beat, transfer},
 };
 
 #[test]
@@ -219,23 +219,4 @@ fn large_transfers_arrive_whole() {
         let received = world.namespace("a").enter(|| transfer(SocketAddr::new(to, 80), length)).expect("enters");
         assert_eq!(received, length, "{to}");
     }
-}
-
-/// Sends so many bytes to an echo server and counts what comes back.
-fn transfer(to: SocketAddr, length: usize) -> usize {
-    use std::io::{Read as _, Write as _};
-    let mut stream = std::net::TcpStream::connect_timeout(&to, Duration::from_secs(3)).expect("connects");
-    stream.set_read_timeout(Some(Duration::from_secs(5))).expect("a timeout");
-    let mut writer = stream.try_clone().expect("clones");
-    let sender = thread::spawn(move || writer.write_all(&vec![7; length]));
-    let mut buffer = vec![0; 1 << 16];
-    let mut received = 0;
-    while received < length {
-        match stream.read(&mut buffer) {
-            Ok(0) | Err(_) => break,
-            Ok(count) => received += count,
-        }
-    }
-    let _ = sender.join();
-    received
 }

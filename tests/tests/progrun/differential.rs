@@ -5,8 +5,10 @@
 
 use std::collections::BTreeMap;
 
-use calico_ebpf_common::abi::{Conn as Entry, DROP_REASONS, DropReason, Event, OpenerKind, conn_flags, names, tcp_state};
 use calico_ebpf_common::abi::{ACCOUNT_TOTAL, NO_SLOT, host_action};
+use calico_ebpf_common::abi::{
+    Conn as Entry, DROP_REASONS, DropReason, Event, OpenerKind, conn_flags, names, tcp_state,
+};
 
 use crate::{
     generate::{Random, frame, hook},

@@ -1,7 +1,7 @@
 //! Random frames, out of small pools so that they meet each other.
 
 use etherparse::{
-    Ethernet2Header, EtherType, IpFragOffset, IpNumber, Ipv4Header, Ipv4Options, Ipv6FragmentHeader, Ipv6Header,
+    EtherType, Ethernet2Header, IpFragOffset, IpNumber, Ipv4Header, Ipv4Options, Ipv6FragmentHeader, Ipv6Header,
     Ipv6RawExtHeader, PacketBuilder,
 };
 
@@ -67,8 +67,7 @@ pub(crate) fn frame(random: &mut Random, recent: &[Vec<u8>]) -> Vec<u8> {
 }
 
 fn whole(random: &mut Random, recent: &[Vec<u8>]) -> Vec<u8> {
-    const V4: [[u8; 4]; 8] =
-        [A.v4, B.v4, A.v4, B.v4, OUTSIDE4, HOST4, [198, 51, 100, 7], [224, 0, 0, 251]];
+    const V4: [[u8; 4]; 8] = [A.v4, B.v4, A.v4, B.v4, OUTSIDE4, HOST4, [198, 51, 100, 7], [224, 0, 0, 251]];
     const V6: [[u8; 16]; 5] = [A.v6, B.v6, OUTSIDE6, A.v6, [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xfb]];
     let v6 = random.below(3) == 0;
     let protocol = random.of(&[6, 6, 6, 17, 17, 1, 58, 132, 136, 47, 50, 89, 4, 253]);
@@ -76,8 +75,7 @@ fn whole(random: &mut Random, recent: &[Vec<u8>]) -> Vec<u8> {
     let ttl = random.of(&[64, 64, 64, 255, 2, 1, 0]);
     let macs = [random.of(&[A.mac, B.mac]), HOST_MAC];
     let ether_type = if v6 { EtherType::IPV6 } else { EtherType::IPV4 };
-    let mut frame =
-        Ethernet2Header { source: macs[0], destination: macs[1], ether_type }.to_bytes().to_vec();
+    let mut frame = Ethernet2Header { source: macs[0], destination: macs[1], ether_type }.to_bytes().to_vec();
     let fragment = random.below(12) == 0;
     let (offset, more) = (random.of(&[0, 0, 1, 2, 3, 185]), random.below(2) == 0);
     let id = random.below(4) as u16;
@@ -107,9 +105,8 @@ fn whole(random: &mut Random, recent: &[Vec<u8>]) -> Vec<u8> {
         };
         frame.extend_from_slice(&header.to_bytes());
     } else {
-        let mut header =
-            Ipv4Header::new(payload.len() as u16, ttl, IpNumber(protocol), random.of(&V4), random.of(&V4))
-                .expect("a header");
+        let mut header = Ipv4Header::new(payload.len() as u16, ttl, IpNumber(protocol), random.of(&V4), random.of(&V4))
+            .expect("a header");
         header.identification = id;
         if random.below(12) == 0 {
             header.options = Ipv4Options::try_from(&[148, 4, 0, 0][..]).expect("router alert");

@@ -95,7 +95,8 @@ fn multicasts_are_judged_and_then_for_the_host() {
     // DHCP comes from no address, or from one of the link.
     world.set_policy(A, ALLOW, ALLOW);
     assert_eq!(world.from_a(&udp4([0; 4], 68, [255; 4], 67)).action, DROP);
-    let (own, servers) = ([0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xa], [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 2]);
+    let (own, servers) =
+        ([0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xa], [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 2]);
     assert_eq!(world.from_a(&udp6(own, 546, servers, 547)).action, DROP);
     assert_eq!(world.drops(DropReason::SpoofedSource), 2);
 }

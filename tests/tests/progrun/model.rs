@@ -16,10 +16,14 @@ pub(crate) enum Hook {
     FromA,
     FromB,
     /// Forwarded to workload A, or the host's own.
-    ToA { own: bool },
+    ToA {
+        own: bool,
+    },
     FromUplink,
     /// Workload A's, or the host's own.
-    ToUplink { own: bool },
+    ToUplink {
+        own: bool,
+    },
 }
 
 /// Who is at an end.
@@ -339,8 +343,8 @@ impl Model {
         if reopened || !self.is_current(conn) {
             let addresses =
                 if from_opener { [packet.source, packet.destination] } else { [packet.destination, packet.source] };
-            let moved = who(&addresses[0]) != opener
-                || who(&addresses[1]) != responder && who(&addresses[1]) != Who::Other;
+            let moved =
+                who(&addresses[0]) != opener || who(&addresses[1]) != responder && who(&addresses[1]) != Who::Other;
             if reopened || moved {
                 self.conns.remove(&key);
                 return Ok(None);

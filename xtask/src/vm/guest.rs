@@ -20,11 +20,12 @@ use crate::{project, setup};
 pub(super) const EXIT: &str = "guest exit:";
 
 /// The host's programs that the tests call. Busybox has an `ip` too, which cannot do namespaces.
-const PROGRAMS: &[&str] = &["ip", "tc", "nft", "bpftool", "ping", "dash"];
+const PROGRAMS: &[&str] = &["ip", "tc", "nft", "bpftool", "ping", "ethtool", "socat", "dash"];
 /// Busybox stands in for these.
 const APPLETS: &[&str] = &["mount", "modprobe", "insmod", "sysctl", "poweroff", "mkdir", "cat", "sleep", "true"];
 /// The modules that traffic needs, as directories and files of `kernel/`.
-const MODULES: &[&str] = &["net", "lib", "crypto", "arch", "drivers/net/veth.ko", "drivers/net/dummy.ko"];
+const MODULES: &[&str] =
+    &["net", "lib", "crypto", "arch", "drivers/net/veth.ko", "drivers/net/dummy.ko", "drivers/net/tun.ko"];
 
 /// Packs the file system; returns its path.
 pub(super) fn image(
