@@ -47,6 +47,8 @@ pub struct Subject {
 pub struct Decision {
     /// Whether the packet may pass.
     pub allow: bool,
+    /// Whether the sender is told that it may not.
+    pub reject: bool,
     /// Counter slot of the rule that decided.
     pub counter: u32,
     /// Number of that rule in the table.
@@ -144,10 +146,11 @@ fn try_visit<A: Arena + ?Sized>(arena: &A, vectors: [u32; 4], entries: u32, firs
         return Some(Visit::Next(rule));
     }
     let entry = RuleEntry::decode(arena.block(entries.wrapping_add(rule / 8))?.words[rule as usize & 7]);
-    let decided = |allow| Visit::Decided(Decision { allow, counter: entry.counter, rule });
+    let decided = |allow, reject| Visit::Decided(Decision { allow, reject, counter: entry.counter, rule });
     Some(match entry.action {
-        Action::Allow => decided(true),
-        Action::Deny => decided(false),
+        Action::Allow => decided(true, false),
+        Action::Deny => decided(false, false),
+        Action::Reject => decided(false, true),
         // A rule passes on to a later one: a broken table does not turn in circles for long, see `VISITS`.
         Action::Pass => Visit::Next(u32::from(entry.next)),
         Action::Log => Visit::Logged { counter: entry.counter, next: rule + 1 },

@@ -9,7 +9,7 @@ use crate::{
     forward::TO_STACK,
     from_workload::{host_welcomes, is_encapsulated},
     maps::WORKLOADS,
-    policy::{ALLOWED, DENIED, cali_ask},
+    policy::{ALLOWED, DENIED, Denial, EGRESS, INGRESS, REJECTED, cali_ask},
     skb::Skb,
     tables::{Located, Tables, active, locate},
     work::{Code, Env, code, take},
@@ -70,11 +70,16 @@ pub(crate) fn end(env: &Env, sides: &Sides, ingress: bool) -> ExplainedEnd {
     let policy = workload.policy(env.generation);
     let table = if ingress { policy.ingress_table } else { policy.egress_table };
     let verdict = cali_ask(table, own.class, peer.class, to, from);
-    if verdict & (ALLOWED | DENIED) == 0 {
+    let explained = if verdict & ALLOWED != 0 {
+        explained::ALLOW
+    } else if verdict & DENIED != 0 {
+        explained::DENY
+    } else if verdict & REJECTED != 0 {
+        explained::REJECT
+    } else {
         return ExplainedEnd { slot: own.slot, rule: NO_RULE, verdict: explained::NO_TABLE };
-    }
-    let allowed = if verdict & ALLOWED != 0 { explained::ALLOW } else { explained::DENY };
-    ExplainedEnd { slot: own.slot, rule: (verdict >> 32) as u32, verdict: allowed }
+    };
+    ExplainedEnd { slot: own.slot, rule: (verdict >> 32) as u32, verdict: explained }
 }
 
 /// In the order in which the programs look.
@@ -95,8 +100,8 @@ fn checked<F: Tables>(
     if destination.slot != NO_SLOT {
         active(destination.slot).ok_or(DropReason::NoInterface)?;
     }
-    allowed(&ends[0], DropReason::PolicyEgress)?;
-    allowed(&ends[1], DropReason::PolicyIngress)?;
+    allowed(&ends[0], EGRESS)?;
+    allowed(&ends[1], INGRESS)?;
     if source.slot != NO_SLOT && destination.slot == NO_SLOT {
         host_welcomes::<F>(env, packet, destination)?;
     }
@@ -104,9 +109,10 @@ fn checked<F: Tables>(
 }
 
 #[inline(always)]
-fn allowed(end: &ExplainedEnd, denied: DropReason) -> Result<(), DropReason> {
+fn allowed(end: &ExplainedEnd, [denied, rejected]: Denial) -> Result<(), DropReason> {
     match end.verdict {
         explained::DENY => Err(denied),
+        explained::REJECT => Err(rejected),
         explained::NO_TABLE => Err(DropReason::NoTable),
         _ => Ok(()),
     }

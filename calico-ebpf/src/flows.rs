@@ -125,9 +125,7 @@ fn try_record<F: Tables>(skb: &Skb, hook: u32, code: Code) -> Option<()> {
         unsafe { count(record, from_opener, bytes, env.now) };
         return Some(());
     }
-    let judged = dropped.is_none()
-        || dropped == Some(DropReason::PolicyEgress as u32)
-        || dropped == Some(DropReason::PolicyIngress as u32);
+    let judged = dropped.is_none_or(is_of_policy);
     if !known && judged {
         let source = locate::<F>(opener, env.generation);
         let destination = locate::<F>(responder, env.generation);
@@ -148,6 +146,14 @@ fn try_record<F: Tables>(skb: &Skb, hook: u32, code: Code) -> Option<()> {
     record.reserved = [0; 2];
     // Another processor may have been faster: then this packet is not counted.
     FLOWS.insert(&*key, &*record, BPF_NOEXIST).ok()
+}
+
+#[inline(always)]
+const fn is_of_policy(reason: u32) -> bool {
+    reason == DropReason::PolicyEgress as u32
+        || reason == DropReason::PolicyIngress as u32
+        || reason == DropReason::RejectedEgress as u32
+        || reason == DropReason::RejectedIngress as u32
 }
 
 /// # Safety

@@ -19,6 +19,7 @@ mod maps;
 mod nets;
 mod opening;
 mod policy;
+mod refuse;
 mod skb;
 mod tables;
 mod to_uplink;
@@ -79,6 +80,8 @@ steps! {
     cali_explain6() = explain::explain::<V6>;
     cali_flow4(code) = flows::record::<V4>;
     cali_flow6(code) = flows::record::<V6>;
+    cali_refuse4() = refuse::refuse::<V4>;
+    cali_refuse6() = refuse::refuse::<V6>;
 }
 
 /// Like the other steps, but without the packet, which it does not look at.
@@ -112,6 +115,9 @@ extern "C" fn cali_again6() -> Code {
 #[classifier]
 pub fn cali_from_wl(ctx: TcContext) -> i32 {
     let skb = Skb::new(&ctx);
+    if skb.is_answer() {
+        return TO_STACK as i32;
+    }
     if let Err(reason) = from_workload::check_frame(&skb) {
         return finish(&ctx, Hook::FromWorkload, dropped(reason));
     }
@@ -148,6 +154,9 @@ fn from_workload_ip(
 #[classifier]
 pub fn cali_to_wl(ctx: TcContext) -> i32 {
     let skb = Skb::new(&ctx);
+    if skb.was_answer() {
+        return TO_STACK as i32;
+    }
     let code = match skb.ether_type() {
         ether_type::IPV4 => to_workload_ip(&skb, cali_tw_known4, cali_again4, cali_tw_first4),
         ether_type::IPV6 => to_workload_ip(&skb, cali_tw_known6, cali_again6, cali_tw_first6),
@@ -176,7 +185,7 @@ fn to_workload_ip(skb: &Skb, known: Step, again: extern "C" fn() -> Code, first:
 pub fn cali_from_up(ctx: TcContext) -> i32 {
     let skb = Skb::new(&ctx);
     // Frames for others, broadcasts, multicasts: the stack knows what they are.
-    if !skb.is_for_host_mac() || skb.is_tagged() {
+    if !skb.is_for_host_mac() || skb.is_tagged() || skb.is_answer() {
         return TO_STACK as i32;
     }
     let code = match skb.ether_type() {
@@ -197,7 +206,7 @@ fn from_uplink_ip(skb: &Skb, known: Step, again: extern "C" fn() -> Code, first:
 pub fn cali_to_up(ctx: TcContext) -> i32 {
     let skb = Skb::new(&ctx);
     // The host's own is not ours to judge.
-    if to_workload::is_own(&skb) || skb.is_tagged() {
+    if skb.was_answer() || to_workload::is_own(&skb) || skb.is_tagged() {
         return TO_STACK as i32;
     }
     let code = match skb.ether_type() {
@@ -263,7 +272,7 @@ pub fn cali_explain(ctx: TcContext) -> i32 {
     }
 }
 
-/// The action, with what is dropped counted.
+/// The action, with what is dropped counted, and answered where policy says so.
 #[inline(always)]
 fn finish(ctx: &TcContext, hook: Hook, code: Code) -> i32 {
     flows::settled(&Skb::new(ctx), hook, code);
@@ -271,7 +280,7 @@ fn finish(ctx: &TcContext, hook: Hook, code: Code) -> i32 {
     count(DROPS.get_ptr_mut(reason));
     let skb = Skb::new(ctx);
     debug!(ctx, "interface {}, from {}: dropped, reason {}", skb.ifindex(), skb.ingress_ifindex(), reason);
-    DROP as i32
+    refuse::settle(&skb, hook, reason) as i32
 }
 
 /// Adds one to a counter of this processor.

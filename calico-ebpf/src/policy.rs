@@ -30,7 +30,8 @@ impl<const LOGS: bool> Arena for Blocks<LOGS> {
         let visited = cali_visit(own << 32 | peer, to << 32 | from, u64::from(entries) << 32 | u64::from(first));
         let rule = (visited >> 32) as u32 & 0xffff;
         if visited & DECIDED != 0 {
-            Visit::Decided(Decision { allow: visited & DECIDED_ALLOW != 0, counter: visited as u32, rule })
+            let (allow, reject) = (visited & DECIDED_ALLOW != 0, visited & DECIDED_REJECT != 0);
+            Visit::Decided(Decision { allow, reject, counter: visited as u32, rule })
         } else if visited & NEXT != 0 {
             Visit::Next(visited as u32)
         } else if visited & LOGGED != 0 {
@@ -50,11 +51,13 @@ impl<const LOGS: bool> Arena for Blocks<LOGS> {
 
 pub(crate) const ALLOWED: u64 = 1;
 pub(crate) const DENIED: u64 = 2;
+pub(crate) const REJECTED: u64 = 4;
 
 const DECIDED: u64 = 1 << 63;
 const DECIDED_ALLOW: u64 = 1 << 62;
 const NEXT: u64 = 1 << 61;
 const LOGGED: u64 = 1 << 60;
+const DECIDED_REJECT: u64 = 1 << 59;
 
 /// In `to` of [`cali_judge`]: the packet is IPv6.
 const V6_BIT: u32 = 1 << 31;
@@ -68,8 +71,14 @@ extern "C" fn cali_visit(own_peer: u64, to_from: u64, entries_first: u64) -> u64
     let vectors = [(own_peer >> 32) as u32, own_peer as u32, (to_from >> 32) as u32, to_from as u32];
     match judge::visit(&Blocks::<false> { v6: false }, vectors, (entries_first >> 32) as u32, entries_first as u32) {
         Visit::Decided(decision) => {
-            let allow = if decision.allow { DECIDED_ALLOW } else { 0 };
-            DECIDED | allow | u64::from(decision.rule & 0xffff) << 32 | u64::from(decision.counter)
+            let verdict = if decision.allow {
+                DECIDED_ALLOW
+            } else if decision.reject {
+                DECIDED_REJECT
+            } else {
+                0
+            };
+            DECIDED | verdict | u64::from(decision.rule & 0xffff) << 32 | u64::from(decision.counter)
         }
         Visit::Next(rule) => NEXT | u64::from(rule),
         // The last rule of a table is no `Log` rule: the next one's number has 16 bits.
@@ -78,7 +87,7 @@ extern "C" fn cali_visit(own_peer: u64, to_from: u64, entries_first: u64) -> u64
     }
 }
 
-/// Judges by one table: [`ALLOWED`] or [`DENIED`] with the rule's counter in the upper half, or 0 without a table.
+/// Judges by one table: [`ALLOWED`], [`DENIED`] or [`REJECTED`] with the rule's counter in the upper half, or 0 without a table.
 /// `to` and `from` are `protocol << 16 | port`, and in `to` [`V6_BIT`].
 ///
 /// Global as [`cali_visit`].
@@ -108,7 +117,14 @@ fn subject(own_class: u32, peer_class: u32, to: u32, from: u32) -> Subject {
 
 #[inline(always)]
 fn verdict(decision: &Decision) -> u64 {
-    u64::from(decision.counter) << 32 | if decision.allow { ALLOWED } else { DENIED }
+    let verdict = if decision.allow {
+        ALLOWED
+    } else if decision.reject {
+        REJECTED
+    } else {
+        DENIED
+    };
+    u64::from(decision.counter) << 32 | verdict
 }
 
 /// What both ends say of a connection: the rules that allow it, or why it is dropped. An end that is no workload of
@@ -129,21 +145,29 @@ pub(crate) fn judge_ends<F: Tables>(
     let mut rules = [NO_RULE; 2];
     if let Some(opener) = opener {
         let table = opener.policy(generation).egress_table;
-        rules[0] = allowed(cali_judge(table, opener_class, responder_class, to, from), DropReason::PolicyEgress)?;
+        rules[0] = allowed(cali_judge(table, opener_class, responder_class, to, from), EGRESS)?;
     }
     if let Some(responder) = responder {
         let table = responder.policy(generation).ingress_table;
-        rules[1] = allowed(cali_judge(table, responder_class, opener_class, to, from), DropReason::PolicyIngress)?;
+        rules[1] = allowed(cali_judge(table, responder_class, opener_class, to, from), INGRESS)?;
     }
     Ok(rules)
 }
 
+/// Why what an end denies is dropped: in silence, or with an answer.
+pub(crate) type Denial = [DropReason; 2];
+
+pub(crate) const EGRESS: Denial = [DropReason::PolicyEgress, DropReason::RejectedEgress];
+pub(crate) const INGRESS: Denial = [DropReason::PolicyIngress, DropReason::RejectedIngress];
+
 #[inline(always)]
-fn allowed(verdict: u64, denied: DropReason) -> Result<u32, DropReason> {
+fn allowed(verdict: u64, [denied, rejected]: Denial) -> Result<u32, DropReason> {
     if verdict & ALLOWED != 0 {
         Ok((verdict >> 32) as u32)
     } else if verdict & DENIED != 0 {
         Err(denied)
+    } else if verdict & REJECTED != 0 {
+        Err(rejected)
     } else {
         Err(DropReason::NoTable)
     }

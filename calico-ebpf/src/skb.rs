@@ -4,24 +4,33 @@ use core::ptr;
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::__sk_buff,
-    helpers::generated::{bpf_csum_update, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data},
+    bindings::{__sk_buff, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC},
+    helpers::generated::{
+        bpf_csum_update, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data,
+        bpf_skb_store_bytes,
+    },
     programs::TcContext,
 };
 use bytemuck::Pod;
 
 use crate::work::buffer;
-use calico_ebpf_common::packet::{
-    Cursor, ETHERNET_BYTES, EthernetHeader, IPV4_BYTES, IPV6_BYTES, TRANSPORT_BYTES, ether_type,
+use calico_ebpf_common::{
+    abi::ANSWER_MARK,
+    packet::{Cursor, ETHERNET_BYTES, EthernetHeader, IPV4_BYTES, IPV6_BYTES, TRANSPORT_BYTES, ether_type},
 };
 
 /// `skb->pkt_type` of a frame for the receiving device's own MAC address.
 const PACKET_HOST: u32 = 0;
+const PACKET_BROADCAST: u32 = 1;
+const PACKET_MULTICAST: u32 = 2;
 const PACKET_OTHERHOST: u32 = 3;
 /// What the fast path reads in place: Ethernet, IP and the most of TCP. Not a byte more than every segment of TCP has in
 /// one piece: to make that piece longer is to copy it.
 const HEADERS4: u32 = (ETHERNET_BYTES + IPV4_BYTES + TRANSPORT_BYTES) as u32;
 const HEADERS6: u32 = (ETHERNET_BYTES + IPV6_BYTES + TRANSPORT_BYTES) as u32;
+
+/// More bytes than there are from the beginning of a frame to where a device that makes the checksum begins.
+const PULLED: u32 = 128;
 
 /// A packet in a TC program.
 #[derive(Clone, Copy)]
@@ -74,6 +83,12 @@ impl Skb {
         self.raw().pkt_type == PACKET_HOST
     }
 
+    /// Broadcast or multicast of the link.
+    #[inline(always)]
+    pub(crate) fn is_for_many_macs(&self) -> bool {
+        matches!(self.raw().pkt_type, PACKET_BROADCAST | PACKET_MULTICAST)
+    }
+
     #[inline(always)]
     pub(crate) fn is_for_foreign_mac(&self) -> bool {
         self.raw().pkt_type == PACKET_OTHERHOST
@@ -104,7 +119,7 @@ impl Skb {
     #[inline(always)]
     fn pull_headers(&self) {
         let skb = self.raw();
-        let headers = if skb.protocol == u32::from(u16::from_ne_bytes(ether_type::IPV6)) { HEADERS6 } else { HEADERS4 };
+        let headers = if self.is_ipv6() { HEADERS6 } else { HEADERS4 };
         let linear = (skb.data_end as u64).wrapping_sub(skb.data as u64);
         let length = self.length();
         if linear < u64::from(headers) && linear < u64::from(length) {
@@ -160,6 +175,68 @@ impl Skb {
             let mark = &raw mut (*self.0).mark;
             ptr::write_volatile(mark, ptr::read_volatile(mark) | bits);
         }
+    }
+
+    /// Gives the packet another length, to be written anew: no device makes its checksum, no kernel has checked it, and it
+    /// is no super-packet.
+    #[inline(always)]
+    pub(crate) fn renew(&self, length: u32) -> Option<&Self> {
+        let grown = length + PULLED;
+        // SAFETY: the context is valid.
+        let renewed = unsafe {
+            // A sum that the device made of the whole packet goes when it becomes shorter.
+            bpf_skb_change_tail(self.0, grown + 1, 0) == 0
+                && bpf_skb_change_tail(self.0, grown, 0) == 0
+                // A checksum that is left to a device stays so until its beginning is not in the packet any more.
+                && bpf_skb_adjust_room(self.0, -(PULLED as i32), BPF_ADJ_ROOM_MAC, 0) == 0
+        };
+        renewed.then_some(self)
+    }
+
+    /// Copies a part of the packet.
+    #[inline(always)]
+    pub(crate) fn load(&self, offset: u32, to: *mut core::ffi::c_void, length: u64) -> Option<()> {
+        // SAFETY: the verifier sees to it that the memory is that long.
+        (unsafe { bpf_skb_load_bytes(self.0.cast(), offset, to, length as u32) } == 0).then_some(())
+    }
+
+    /// Writes a part of the packet.
+    #[inline(always)]
+    pub(crate) fn store(&self, offset: u32, from: *const core::ffi::c_void, length: u64) -> Option<()> {
+        // SAFETY: the verifier sees to it that the memory is that long.
+        (unsafe { bpf_skb_store_bytes(self.0, offset, from, length as u32, 0) } == 0).then_some(())
+    }
+
+    #[inline(always)]
+    pub(crate) fn is_ipv6(&self) -> bool {
+        self.raw().protocol == u32::from(u16::from_ne_bytes(ether_type::IPV6))
+    }
+
+    /// An answer of our own to what policy rejected.
+    #[inline(always)]
+    pub(crate) fn is_answer(&self) -> bool {
+        self.raw().mark == ANSWER_MARK
+    }
+
+    #[inline(always)]
+    pub(crate) fn mark_as_answer(&self) {
+        self.set_mark(ANSWER_MARK);
+    }
+
+    /// Like [`Self::is_answer`], where it leaves.
+    #[inline(always)]
+    pub(crate) fn was_answer(&self) -> bool {
+        let answer = self.is_answer();
+        if answer {
+            self.set_mark(0);
+        }
+        answer
+    }
+
+    #[inline(always)]
+    fn set_mark(&self, mark: u32) {
+        // SAFETY: the context is valid as long as the program runs.
+        unsafe { (*self.0).mark = mark };
     }
 
     /// Tells the kernel that the sum over the packet changed by this much (where it keeps one).

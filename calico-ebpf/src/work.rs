@@ -169,3 +169,12 @@ pub(crate) fn opaque_zero() -> u64 {
     unsafe { asm!("/* {zero} */", zero = inout(reg) zero, options(nomem, nostack, preserves_flags)) };
     zero
 }
+
+/// A number that the compiler knows nothing of.
+#[inline(always)]
+pub(crate) fn opaque(number: u64) -> u64 {
+    let mut number = number;
+    // SAFETY: the instruction leaves the number as it is.
+    unsafe { asm!("{number} = {number}", number = inout(reg) number, options(nomem, nostack)) };
+    number
+}

@@ -141,6 +141,8 @@ pub enum Action {
     Pass = 2,
     /// Record and go on with the next rule.
     Log = 3,
+    /// Drop, and tell the sender.
+    Reject = 4,
 }
 
 /// One rule: 8 bytes.
@@ -169,6 +171,7 @@ impl RuleEntry {
             1 => Action::Allow,
             2 => Action::Pass,
             3 => Action::Log,
+            4 => Action::Reject,
             _ => Action::Deny,
         };
         Self { action, next: (word >> 16) as u16, counter: (word >> 32) as u32 }

@@ -51,6 +51,10 @@ drop_reasons! {
     Fragment = 19, "fragment";
     /// An encapsulation that workloads may not use (VXLAN, IP in IP).
     Encapsulated = 20, "encapsulated";
+    /// As `PolicyEgress`, and the sender is told.
+    RejectedEgress = 21, "policy-egress-rejected";
+    /// As `PolicyIngress`, and the sender is told.
+    RejectedIngress = 22, "policy-ingress-rejected";
     /// TCP of no known connection that cannot open one: what netfilter calls invalid.
     TcpInvalid = 23, "tcp-invalid";
     /// An ICMP error about nothing that is known.

@@ -14,6 +14,8 @@ pub mod explained {
     pub const DENY: u32 = 2;
     /// It has no rule table, or a broken one: denied.
     pub const NO_TABLE: u32 = 3;
+    /// Its rules deny it, and the sender is told.
+    pub const REJECT: u32 = 4;
     /// [`super::Explained::reason`] of a packet that passes.
     pub const PASSES: u32 = u32::MAX;
 }

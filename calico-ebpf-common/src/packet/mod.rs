@@ -10,6 +10,7 @@ mod transport;
 
 pub mod arp;
 pub mod nd;
+pub mod refusal;
 
 pub use cursor::{Bytes, Cursor};
 pub use ethernet::{ETHERNET_BYTES, EthernetHeader, ether_type};

@@ -86,6 +86,9 @@ struct Outcome {
 struct End {
     endpoint: String,
     verdict: &'static str,
+    /// The sender of what is denied is told.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    reject: bool,
     reason: String,
     tier: Option<String>,
     kind: Option<String>,
@@ -409,9 +412,9 @@ impl<'a> Judge<'a> {
 }
 
 impl End {
-    fn of_live(LiveEnd { endpoint, allow, rule }: LiveEnd) -> Self {
+    fn of_live(LiveEnd { endpoint, allow, reject, rule }: LiveEnd) -> Self {
         match rule {
-            Some(rule) => Self::new(EndVerdict { endpoint, allow, rule }),
+            Some(rule) => Self::new(EndVerdict { endpoint, allow, reject, rule }),
             None => Self::bare(endpoint, allow, "no-table"),
         }
     }
@@ -422,6 +425,7 @@ impl End {
         Self {
             endpoint: end.endpoint,
             verdict: word(end.allow),
+            reject: end.reject,
             reason: reason.unwrap_or_default(),
             tier,
             kind,
@@ -434,7 +438,17 @@ impl End {
     fn bare(endpoint: String, allow: bool, reason: &str) -> Self {
         let reason = reason.to_owned();
         let verdict = word(allow);
-        Self { endpoint, verdict, reason, tier: None, kind: None, namespace: None, policy: None, rule: None }
+        Self {
+            endpoint,
+            verdict,
+            reject: false,
+            reason,
+            tier: None,
+            kind: None,
+            namespace: None,
+            policy: None,
+            rule: None,
+        }
     }
 }
 
@@ -464,10 +478,11 @@ fn render(answer: &Answer) -> String {
 
 fn render_outcome(outcome: &Outcome) -> String {
     let end = |which: &str, end: &Option<End>| {
-        let Some(End { endpoint, verdict, reason, tier, kind, namespace, policy, rule }) = end else {
+        let Some(End { endpoint, verdict, reject, reason, tier, kind, namespace, policy, rule }) = end else {
             return format!("{which:<12} no policy is enforced\n");
         };
-        let mut text = format!("{which:<12} {verdict}: {endpoint}: {reason}");
+        let how = if *reject { " (reject)" } else { "" };
+        let mut text = format!("{which:<12} {verdict}{how}: {endpoint}: {reason}");
         if let Some(tier) = tier {
             text.push_str(&format!(", tier {tier}"));
         }

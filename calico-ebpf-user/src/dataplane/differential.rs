@@ -92,7 +92,9 @@ impl Kernel {
         }
         let to_host = host().contains(&flow.destination) && evaluated.source.is_some();
         let reason = match (&evaluated.source, &evaluated.destination) {
+            (Some(end), _) if end.reject => DropReason::RejectedEgress as u32,
             (Some(end), _) if !end.allow => DropReason::PolicyEgress as u32,
+            (_, Some(end)) if end.reject => DropReason::RejectedIngress as u32,
             (_, Some(end)) if !end.allow => DropReason::PolicyIngress as u32,
             _ if to_host && compile(set, NODE).host_action == host_action::DROP => DropReason::EndpointToHost as u32,
             _ => explained::PASSES,
@@ -136,6 +138,7 @@ fn verdict(state: &KernelState<'_>, answer: &Explained) -> Verdict {
         Some(EndVerdict {
             endpoint: state.workload_names.get(&end.slot)?.clone(),
             allow: end.verdict == explained::ALLOW,
+            reject: end.verdict == explained::REJECT,
             rule: rule.clone(),
         })
     };
@@ -204,8 +207,8 @@ fn explain_the_program_and_the_evaluator_agree() {
                 panic!("seed {seed}, state {state}: {flow:?}: {difference}\nthe smallest: {set:#?}\n{smallest}");
             }
             let Verdict { source, destination } = kernel.image.judge(&flow);
-            verdicts.insert([source, destination].map(|end| end.map(|end| (end.allow, end.rule.reason))));
+            verdicts.insert([source, destination].map(|end| end.map(|end| (end.allow, end.reject, end.rule.reason))));
         }
     }
-    assert!(verdicts.len() > 12, "everything was tried: {verdicts:?}");
+    assert!(verdicts.len() > 24, "everything was tried: {verdicts:?}");
 }

@@ -44,6 +44,8 @@ pub struct LiveEnd {
     pub endpoint: String,
     /// Whether it may pass this end.
     pub allow: bool,
+    /// Whether the sender is told that it may not.
+    pub reject: bool,
     /// What decided; `None` without a rule table.
     pub rule: Option<RuleName>,
 }
@@ -114,6 +116,7 @@ impl Live {
         Some(LiveEnd {
             endpoint: owner.map_or_else(|| format!("slot {}", end.slot), |local| local.endpoint.clone()),
             allow: end.verdict == explained::ALLOW,
+            reject: end.verdict == explained::REJECT,
             rule: self.rules.get(&end.rule).cloned(),
         })
     }

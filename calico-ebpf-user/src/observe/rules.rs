@@ -29,7 +29,7 @@ pub struct WorkloadRules {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RuleLine {
-    /// `allow`, `deny`, `pass` or `log`.
+    /// `allow`, `deny`, `reject`, `pass` or `log`.
     pub action: &'static str,
     /// What it is called.
     #[serde(flatten)]
@@ -74,6 +74,7 @@ fn lines(table: &[RuleEntry], names: &HashMap<u32, (RuleName, u64)>) -> Vec<Rule
             action: match entry.action {
                 Action::Allow => "allow",
                 Action::Deny => "deny",
+                Action::Reject => "reject",
                 Action::Pass => "pass",
                 Action::Log => "log",
             },

@@ -20,7 +20,8 @@ use super::{
 use crate::resources::{
     Shared,
     model::{
-        EndpointToHostAction, Policy, PolicyKind, Profile, ResourceSet, Rule, RuleAction, TierAction, WorkloadEndpoint,
+        DenyAction, EndpointToHostAction, Policy, PolicyKind, Profile, ResourceSet, Rule, RuleAction, TierAction,
+        WorkloadEndpoint,
     },
 };
 
@@ -70,7 +71,10 @@ impl Default for Compiler {
 }
 
 /// A rule of a table before it is known where the next tier begins.
-type Expanded = Vec<(RuleAction, Arc<RuleName>, Arc<RuleMatch>)>;
+type Expanded = Vec<(Does, Arc<RuleName>, Arc<RuleMatch>)>;
+
+/// What a rule does: its action, and what becomes of what it denies where it says so.
+type Does = (RuleAction, Option<DenyAction>);
 
 /// Kind, namespace, tier and name of a policy, or name of a profile, and the direction.
 type RulesOf = (Option<PolicyKind>, Option<String>, String, Direction);
@@ -115,7 +119,12 @@ impl Compiler {
         let locals: Vec<(usize, &Shared<WorkloadEndpoint>)> =
             set.workloads.iter().enumerate().filter(|(_, workload)| workload.node == node).collect();
         let selected = self.selected(set, &locals);
-        let mut tables = Tables { of_policies: vec![[None, None]; set.policies.len()], ..Tables::default() };
+        let felix = set.felix_for(node);
+        let mut tables = Tables {
+            of_policies: vec![[None, None]; set.policies.len()],
+            deny_action: felix.deny_action(),
+            ..Tables::default()
+        };
         let mut workloads = BTreeMap::new();
         for (index, workload) in &locals {
             let key = (self.endpoints.of_workload(*index), workload.namespace.as_str());
@@ -150,7 +159,7 @@ impl Compiler {
             addresses: found,
             holdings: Arc::from(addresses.holdings.sets()),
             numbering: self.numbering,
-            host_action: match set.felix_for(node).default_endpoint_to_host_action.unwrap_or_default() {
+            host_action: match felix.default_endpoint_to_host_action.unwrap_or_default() {
                 EndpointToHostAction::Drop => host_action::DROP,
                 EndpointToHostAction::Accept => host_action::ACCEPT,
                 EndpointToHostAction::Return => host_action::RETURN,
@@ -228,7 +237,8 @@ impl Compiler {
             Direction::Ingress => policy.applies_ingress,
             Direction::Egress => policy.applies_egress,
         };
-        let mut parts = vec![direction as u32];
+        let deny_action = tables.deny_action;
+        let mut parts = vec![direction as u32, deny_action as u32];
         let mut tiers: Vec<(&str, bool, Vec<Arc<Expansion>>)> = Vec::new();
         let selecting = selecting.iter().map(|&index| (index, &set.policies[index]));
         for (index, policy) in selecting.filter(|(_, policy)| applies(policy)) {
@@ -255,7 +265,10 @@ impl Compiler {
         if let Some(&table) = tables.known.get(&parts) {
             return table;
         }
-        let table = self.tables.remove(&parts).unwrap_or_else(|| Arc::new(lay_out(&tiers, &of_profiles, direction)));
+        let table = self
+            .tables
+            .remove(&parts)
+            .unwrap_or_else(|| Arc::new(lay_out(&tiers, &of_profiles, direction, deny_action)));
         tables.all.push(Arc::clone(&table));
         tables.by_parts.insert(parts.clone(), table);
         tables.known.insert(parts, tables.all.len() - 1);
@@ -331,12 +344,23 @@ struct Tables {
     by_parts: HashMap<Vec<u32>, Arc<Table>>,
     /// Expansions of policies by index and direction.
     of_policies: Vec<[Option<Arc<Expansion>>; 2]>,
+    /// What becomes of denied packets where no rule says anything.
+    deny_action: DenyAction,
 }
 
 /// One rule after the other: tiers (name, whether its end passes, policies), then profiles.
-fn lay_out(tiers: &[(&str, bool, Vec<Arc<Expansion>>)], profiles: &[Arc<Expansion>], direction: Direction) -> Table {
+fn lay_out(
+    tiers: &[(&str, bool, Vec<Arc<Expansion>>)],
+    profiles: &[Arc<Expansion>],
+    direction: Direction,
+    deny_action: DenyAction,
+) -> Table {
     let mut rules = Vec::new();
-    let rule = |action, (_, name, matches): &(RuleAction, Arc<RuleName>, Arc<RuleMatch>)| TableRule {
+    let denial = |own: Option<DenyAction>| match own.unwrap_or(deny_action) {
+        DenyAction::Drop => Action::Deny,
+        DenyAction::Reject => Action::Reject,
+    };
+    let rule = |action, (_, name, matches): &(Does, Arc<RuleName>, Arc<RuleMatch>)| TableRule {
         action,
         next: 0,
         name: name.clone(),
@@ -345,15 +369,16 @@ fn lay_out(tiers: &[(&str, bool, Vec<Arc<Expansion>>)], profiles: &[Arc<Expansio
     for (name, passes, policies) in tiers {
         let start = rules.len();
         rules.extend(policies.iter().flat_map(|policy| &policy.rules).map(|expanded| {
-            let action = match expanded.0 {
+            let (action, own) = expanded.0;
+            let action = match action {
                 RuleAction::Allow => Action::Allow,
-                RuleAction::Deny => Action::Deny,
+                RuleAction::Deny => denial(own),
                 RuleAction::Log => Action::Log,
                 RuleAction::Pass => Action::Pass,
             };
             rule(action, expanded)
         }));
-        let action = if *passes { Action::Pass } else { Action::Deny };
+        let action = if *passes { Action::Pass } else { denial(None) };
         rules.push(default_rule(action, direction, Reason::TierDefault, Some(name)));
         // A pass leads to whatever comes after this tier.
         let next = u16::try_from(rules.len()).unwrap_or(u16::MAX);
@@ -362,15 +387,16 @@ fn lay_out(tiers: &[(&str, bool, Vec<Arc<Expansion>>)], profiles: &[Arc<Expansio
         }
     }
     rules.extend(profiles.iter().flat_map(|profile| &profile.rules).map(|expanded| {
-        let action = match expanded.0 {
+        let (action, own) = expanded.0;
+        let action = match action {
             RuleAction::Allow => Action::Allow,
             RuleAction::Log => Action::Log,
             // There is no tier after the profiles.
-            RuleAction::Deny | RuleAction::Pass => Action::Deny,
+            RuleAction::Deny | RuleAction::Pass => denial(own),
         };
         rule(action, expanded)
     }));
-    rules.push(default_rule(Action::Deny, direction, Reason::NoProfile, None));
+    rules.push(default_rule(denial(None), direction, Reason::NoProfile, None));
     Table { rules }
 }
 
@@ -421,7 +447,7 @@ fn expand_all(
         };
         last = Some(name.clone());
         for matches in expand(rule, name.direction, namespace, names, conditions) {
-            expanded.push((rule.action, name.clone(), matches));
+            expanded.push(((rule.action, rule.deny_action), name.clone(), matches));
         }
     }
     expanded

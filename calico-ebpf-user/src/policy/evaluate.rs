@@ -9,8 +9,8 @@ use super::{
     flow::{EndVerdict, Flow, Verdict},
 };
 use crate::resources::model::{
-    EntityRule, Labels, NAMESPACE_LABEL, NamedPort, Policy, PolicyHook, PolicyKind, PortMatch, Profile, ResourceSet,
-    Rule, RuleAction, TierAction, WorkloadEndpoint,
+    DenyAction, EntityRule, Labels, NAMESPACE_LABEL, NamedPort, Policy, PolicyHook, PolicyKind, PortMatch, Profile,
+    ResourceSet, Rule, RuleAction, TierAction, WorkloadEndpoint,
 };
 
 /// Judges a flow at both ends, wherever their workloads are. Where several have one address, the first is meant.
@@ -18,13 +18,21 @@ use crate::resources::model::{
 pub fn evaluate(set: &ResourceSet, flow: &Flow) -> Verdict {
     let end = |address: IpAddr, direction| {
         let workload = set.workloads.iter().find(|workload| workload.addresses.contains(&address))?;
-        let (allow, rule) = judge(set, workload, direction, flow);
-        Some(EndVerdict { endpoint: format!("{}/{}", workload.namespace, workload.name), allow, rule })
+        let (action, rule) = judge(set, workload, direction, flow);
+        let allow = action.is_none();
+        let reject = action.is_some_and(|own| {
+            let own = own.unwrap_or_else(|| set.felix_for(&workload.node).deny_action());
+            own == DenyAction::Reject
+        });
+        Some(EndVerdict { endpoint: format!("{}/{}", workload.namespace, workload.name), allow, reject, rule })
     };
     Verdict { source: end(flow.source, Direction::Egress), destination: end(flow.destination, Direction::Ingress) }
 }
 
-fn judge(set: &ResourceSet, workload: &WorkloadEndpoint, direction: Direction, flow: &Flow) -> (bool, RuleName) {
+/// How it is denied, if it is: as the rule says, or as the node does; and what decides.
+type Judged = (Option<Option<DenyAction>>, RuleName);
+
+fn judge(set: &ResourceSet, workload: &WorkloadEndpoint, direction: Direction, flow: &Flow) -> Judged {
     let name =
         |reason| RuleName { direction, reason, tier: None, kind: None, namespace: None, policy: None, rule: None };
     let labels = labels(set, workload);
@@ -50,8 +58,8 @@ fn judge(set: &ResourceSet, workload: &WorkloadEndpoint, direction: Direction, f
         }
         let rules = if direction == Direction::Ingress { &policy.ingress } else { &policy.egress };
         let tier = Some(policy.tier.clone());
-        if let Some((number, action)) = first_match(set, rules, flow, policy.namespace.as_deref()) {
-            if action == RuleAction::Pass {
+        if let Some((number, decider)) = first_match(set, rules, flow, policy.namespace.as_deref()) {
+            if decider.action == RuleAction::Pass {
                 passed = Some(&policy.tier);
                 continue;
             }
@@ -63,26 +71,26 @@ fn judge(set: &ResourceSet, workload: &WorkloadEndpoint, direction: Direction, f
                 rule: Some(number),
                 ..name(Reason::Rule)
             };
-            return (action == RuleAction::Allow, rule);
+            return (denial(decider), rule);
         }
         let last_of_tier = policies.get(index + 1).is_none_or(|next| next.tier != policy.tier);
         if last_of_tier && set.tier(&policy.tier).is_none_or(|tier| tier.default_action == TierAction::Deny) {
-            return (false, RuleName { tier, ..name(Reason::TierDefault) });
+            return (Some(None), RuleName { tier, ..name(Reason::TierDefault) });
         }
     }
     for profile in profiles(set, &workload.profiles) {
         let rules = if direction == Direction::Ingress { &profile.ingress } else { &profile.egress };
-        if let Some((number, action)) = first_match(set, rules, flow, None) {
+        if let Some((number, decider)) = first_match(set, rules, flow, None) {
             let rule = RuleName {
                 kind: Some("Profile".to_owned()),
                 policy: Some(profile.name.clone()),
                 rule: Some(number),
                 ..name(Reason::Profile)
             };
-            return (action == RuleAction::Allow, rule);
+            return (denial(decider), rule);
         }
     }
-    (false, name(Reason::NoProfile))
+    (Some(None), name(Reason::NoProfile))
 }
 
 /// Tier's order and name, policy's order and name in the tier, then namespace and kind.
@@ -94,12 +102,22 @@ fn sort_key<'p>(set: &ResourceSet, policy: &'p Policy) -> (f64, &'p str, f64, &'
     (tier_order, &policy.tier, order, name, policy.namespace.as_deref(), policy.kind)
 }
 
-/// Number and action of the first rule that decides, `Log` being none.
-fn first_match(set: &ResourceSet, rules: &[Rule], flow: &Flow, namespace: Option<&str>) -> Option<(u32, RuleAction)> {
+/// `None`: it allows.
+fn denial(decider: &Rule) -> Option<Option<DenyAction>> {
+    (decider.action != RuleAction::Allow).then_some(decider.deny_action)
+}
+
+/// Number of the first rule that decides, and the rule; `Log` is none.
+fn first_match<'r>(
+    set: &ResourceSet,
+    rules: &'r [Rule],
+    flow: &Flow,
+    namespace: Option<&str>,
+) -> Option<(u32, &'r Rule)> {
     (0..)
         .zip(rules)
         .find(|(_, rule)| rule.action != RuleAction::Log && matches(set, rule, flow, namespace))
-        .map(|(index, rule)| (rule.number.unwrap_or(index), rule.action))
+        .map(|(index, rule)| (rule.number.unwrap_or(index), rule))
 }
 
 fn matches(set: &ResourceSet, rule: &Rule, flow: &Flow, namespace: Option<&str>) -> bool {

@@ -28,6 +28,8 @@ pub struct EndVerdict {
     pub endpoint: String,
     /// Whether it may pass this end.
     pub allow: bool,
+    /// Whether the sender is told that it may not.
+    pub reject: bool,
     /// What decided.
     pub rule: RuleName,
 }

@@ -180,7 +180,8 @@ impl Maps {
         };
         let decision = judge::judge(&self.blocks[..], table, &subject)?;
         let endpoint = self.workload_names.get(&slot)?.clone();
-        Some(EndVerdict { endpoint, allow: decision.allow, rule: self.rule_names.get(&decision.counter)?.clone() })
+        let rule = self.rule_names.get(&decision.counter)?.clone();
+        Some(EndVerdict { endpoint, allow: decision.allow, reject: decision.reject, rule })
     }
 
     /// Class and owner's slot of an address.

@@ -37,7 +37,7 @@ pub struct StagedRules {
 /// One of them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StagedRule {
-    /// `allow`, `deny`, `pass` or `log`.
+    /// `allow`, `deny`, `reject`, `pass` or `log`.
     pub action: String,
     /// What it is called.
     #[serde(flatten)]
@@ -102,6 +102,7 @@ const fn action(action: Action) -> &'static str {
     match action {
         Action::Allow => "allow",
         Action::Deny => "deny",
+        Action::Reject => "reject",
         Action::Pass => "pass",
         Action::Log => "log",
     }

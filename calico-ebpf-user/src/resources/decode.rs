@@ -412,13 +412,20 @@ impl<'s> Decoder<'s> {
         })
     }
 
-    /// Checks annotations (`ValidateAnnotations` of Kubernetes), of which nothing is kept.
-    pub(super) fn annotations(&mut self, node: &Node, path: &FieldPath<'_>) {
+    /// Checks annotations (`ValidateAnnotations` of Kubernetes). Those whose names are right, `read` looks at.
+    pub(super) fn annotations(
+        &mut self,
+        node: &Node,
+        path: &FieldPath<'_>,
+        mut read: impl FnMut(&mut Self, &Entry, &FieldPath<'_>),
+    ) {
         let mut size = 0;
         self.texts(node, path, "annotations", |decoder, entry, value, field| {
             size += entry.key.len() + value.len();
             if let Err(message) = values::qualified_name(&entry.key.to_ascii_lowercase()) {
                 decoder.key_error(entry, field, format!("not the name of an annotation: {message}"));
+            } else {
+                read(decoder, entry, field);
             }
         });
         if size > MAX_ANNOTATIONS {
@@ -426,7 +433,8 @@ impl<'s> Decoder<'s> {
         }
     }
 
-    fn key_error(&mut self, entry: &Entry, field: &FieldPath<'_>, message: impl Into<String>) {
+    /// An error about the key of an entry.
+    pub(super) fn key_error(&mut self, entry: &Entry, field: &FieldPath<'_>, message: impl Into<String>) {
         self.error_at(entry.key_at, entry.key.chars().count(), field, message);
     }
 

@@ -1,10 +1,11 @@
 //! `FelixConfiguration`: the parameters that mean something here, and the names of all others.
 
 use super::{
+    annotations::deny_action,
     decode::{Decoder, FieldPath, Fields, Table, Use},
     diagnostic::Severity,
     kinds::Document,
-    model::{EndpointToHostAction, FelixConfiguration, NatOutgoingExclusions, PortMatch},
+    model::{DenyAction, EndpointToHostAction, FelixConfiguration, NatOutgoingExclusions, PortMatch},
     parsed::Body,
     values,
     yaml::{Meaning, Node, Value},
@@ -58,6 +59,12 @@ pub(super) fn configuration(decoder: &mut Decoder<'_>, document: &Document<'_>) 
         nat_port_range: get("natPortRange").and_then(|(node, path)| port_range(decoder, node, &path)),
         nat_outgoing_interface_filter: get("iptablesNATOutgoingInterfaceFilter")
             .and_then(|(node, path)| interface_filter(decoder, node, &path)),
+        drop_action_override: get("dropActionOverride")
+            .and_then(|(node, path)| drop_action_override(decoder, node, &path)),
+        iptables_filter_deny_action: get("iptablesFilterDenyAction")
+            .and_then(|(node, path)| filter_deny_action(decoder, node, &path)),
+        nftables_filter_deny_action: get("nftablesFilterDenyAction")
+            .and_then(|(node, path)| filter_deny_action(decoder, node, &path)),
     })))
 }
 
@@ -132,6 +139,25 @@ fn interface_filter(decoder: &mut Decoder<'_>, node: &Node, path: &FieldPath<'_>
     None
 }
 
+/// The parameter of Calico Enterprise, which has no `Reject`; its other values cannot be enforced here.
+fn drop_action_override(decoder: &mut Decoder<'_>, node: &Node, path: &FieldPath<'_>) -> Option<DenyAction> {
+    let text = decoder.text(node, path)?;
+    let message = match text.to_ascii_lowercase().as_str() {
+        "loganddrop" => "denied packets are not logged by this: write Drop, and Log rules where they are to be logged",
+        "accept" | "logandaccept" => {
+            "what policy denies does not pass here: write Drop or Reject, or stage the policies"
+        }
+        _ => return filter_deny_action(decoder, node, path),
+    };
+    decoder.error(node, path, format!("\"{text}\" is not possible: {message}"));
+    None
+}
+
+fn filter_deny_action(decoder: &mut Decoder<'_>, node: &Node, path: &FieldPath<'_>) -> Option<DenyAction> {
+    decoder.text(node, path).filter(|text| !text.is_empty())?;
+    deny_action(decoder, node, path)
+}
+
 fn address<T: std::str::FromStr>(
     decoder: &mut Decoder<'_>,
     node: &Node,
@@ -162,6 +188,9 @@ const PARAMETERS: Table = &[
     ("natOutgoingExclusions", Use::Read),
     ("natPortRange", Use::Read),
     ("iptablesNATOutgoingInterfaceFilter", Use::Read),
+    ("dropActionOverride", Use::Read),
+    ("iptablesFilterDenyAction", Use::Read),
+    ("nftablesFilterDenyAction", Use::Read),
     ("allowIPIPPacketsFromWorkloads", Use::NoEffect),
     ("allowVXLANPacketsFromWorkloads", Use::NoEffect),
     ("awsSrcDstCheck", Use::NoEffect),
@@ -249,7 +278,6 @@ const PARAMETERS: Table = &[
     ("ipsetsRefreshInterval", Use::NoEffect),
     ("iptablesBackend", Use::NoEffect),
     ("iptablesFilterAllowAction", Use::NoEffect),
-    ("iptablesFilterDenyAction", Use::NoEffect),
     ("iptablesLockFilePath", Use::NoEffect),
     ("iptablesLockProbeInterval", Use::NoEffect),
     ("iptablesLockTimeout", Use::NoEffect),
@@ -277,7 +305,6 @@ const PARAMETERS: Table = &[
     ("mtuIfacePattern", Use::NoEffect),
     ("netlinkTimeout", Use::NoEffect),
     ("nftablesFilterAllowAction", Use::NoEffect),
-    ("nftablesFilterDenyAction", Use::NoEffect),
     ("nftablesMangleAllowAction", Use::NoEffect),
     ("nftablesMarkMask", Use::NoEffect),
     ("nftablesMode", Use::NoEffect),

@@ -27,6 +27,15 @@ pub(super) struct Kind {
 /// Reads the rest of a resource, once metadata is known.
 type ReadBody = fn(&mut Decoder<'_>, &Document<'_>) -> Option<Body>;
 
+impl Kind {
+    /// Whether rules of such a resource can deny.
+    pub(super) fn has_deny_rules(&self) -> bool {
+        const KINDS: [&str; 5] =
+            ["GlobalNetworkPolicy", "NetworkPolicy", "StagedGlobalNetworkPolicy", "StagedNetworkPolicy", "Profile"];
+        self.api_version == CALICO && KINDS.contains(&self.name)
+    }
+}
+
 enum Reader {
     Reads(Table, ReadBody),
     /// Known, and refused for now.

@@ -127,6 +127,7 @@ fn rules(decoder: &mut Decoder<'_>, spec: &Fields<'_>, path: &FieldPath<'_>, nam
                 destination.ports.clone_from(ports);
                 rules.push(Rule {
                     action: RuleAction::Allow,
+                    deny_action: None,
                     number: Some(number),
                     ip_version: None,
                     protocol: *protocol,

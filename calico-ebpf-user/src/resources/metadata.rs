@@ -1,9 +1,10 @@
 //! `metadata`: what all resources carry.
 
 use super::{
+    annotations,
     decode::{Decoder, FieldPath, Table, Use},
     kinds::{self, Kind},
-    model::Labels,
+    model::{DenyAction, Labels},
     source::Position,
     values,
     yaml::{Node, Value},
@@ -19,6 +20,8 @@ pub(super) struct Metadata {
     /// Set for namespaced kinds; `default` where the file says nothing, as for Calico's tools.
     pub(super) namespace: Option<String>,
     pub(super) labels: Labels,
+    /// What becomes of what the rules of the resource deny.
+    pub(super) deny_action: Option<DenyAction>,
 }
 
 /// What servers write is accepted and ignored, so that what `kubectl get -o yaml` prints can be fed back.
@@ -64,6 +67,7 @@ pub(super) fn read(decoder: &mut Decoder<'_>, node: Option<&Node>, at: Position,
         at: node.map_or(at, |node| node.named_at),
         namespace: kind.namespaced.then(|| "default".to_owned()),
         labels: Labels::new(),
+        deny_action: None,
     };
     let Some(fields) = node.and_then(|node| decoder.fields(node, &path, TABLE)) else {
         if node.is_none() && !is_workload {
@@ -103,8 +107,9 @@ pub(super) fn read(decoder: &mut Decoder<'_>, node: Option<&Node>, at: Position,
         metadata.labels =
             if is_workload { decoder.labels_of_workload(labels, &path) } else { decoder.labels(labels, &path) };
     }
-    if let Some(annotations) = fields.get("annotations") {
-        decoder.annotations(annotations, &path.field("annotations"));
+    if let Some(node) = fields.get("annotations") {
+        let path = path.field("annotations");
+        metadata.deny_action = annotations::read(decoder, node, &path, kind.has_deny_rules());
     }
     metadata
 }

@@ -5,6 +5,7 @@
 //! `metadata`, `policy`, `rules`, `profile`, `workload` and `felix` read fields through `decode` and turn texts into values
 //! with `values`; `relations` checks what concerns several resources.
 
+mod annotations;
 mod decode;
 mod diagnostic;
 mod felix;

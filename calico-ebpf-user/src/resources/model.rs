@@ -348,11 +348,23 @@ pub enum RuleAction {
     Pass,
 }
 
+/// What becomes of denied packets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum DenyAction {
+    /// They are dropped in silence.
+    #[default]
+    Drop,
+    /// They are dropped, and the sender is told: by a TCP reset or an ICMP error.
+    Reject,
+}
+
 /// One rule. All conditions must hold.
 #[derive(Clone, Debug)]
 pub struct Rule {
     /// What it does.
     pub action: RuleAction,
+    /// What becomes of what it denies, where the rule or its policy says so; else the node does.
+    pub deny_action: Option<DenyAction>,
     /// Its number in the list of the file, where that is not its place in the list here: of one rule of a Kubernetes
     /// `NetworkPolicy` Calico makes several.
     pub number: Option<u32>,
@@ -433,6 +445,23 @@ pub struct FelixConfiguration {
     pub nat_port_range: Option<(u16, u16)>,
     /// `iptablesNATOutgoingInterfaceFilter`, as in the file: with `+` at its end the beginning of a name.
     pub nat_outgoing_interface_filter: Option<String>,
+    /// `dropActionOverride`.
+    pub drop_action_override: Option<DenyAction>,
+    /// `iptablesFilterDenyAction`.
+    pub iptables_filter_deny_action: Option<DenyAction>,
+    /// `nftablesFilterDenyAction`.
+    pub nftables_filter_deny_action: Option<DenyAction>,
+}
+
+impl FelixConfiguration {
+    /// What becomes of denied packets where neither rule nor policy says anything: `dropActionOverride` is about all data
+    /// paths; of the others, that one is meant which is not the default.
+    #[must_use]
+    pub fn deny_action(&self) -> DenyAction {
+        let filter = [self.iptables_filter_deny_action, self.nftables_filter_deny_action];
+        let rejects = filter.contains(&Some(DenyAction::Reject));
+        self.drop_action_override.unwrap_or(if rejects { DenyAction::Reject } else { DenyAction::Drop })
+    }
 }
 
 /// `natOutgoingExclusions`: what workloads of pools with `natOutgoing` reach untranslated.
@@ -538,6 +567,9 @@ impl ResourceSet {
             nat_outgoing_exclusions: own.nat_outgoing_exclusions.or(default.nat_outgoing_exclusions),
             nat_port_range: own.nat_port_range.or(default.nat_port_range),
             nat_outgoing_interface_filter: own.nat_outgoing_interface_filter.or(default.nat_outgoing_interface_filter),
+            drop_action_override: own.drop_action_override.or(default.drop_action_override),
+            iptables_filter_deny_action: own.iptables_filter_deny_action.or(default.iptables_filter_deny_action),
+            nftables_filter_deny_action: own.nftables_filter_deny_action.or(default.nftables_filter_deny_action),
         }
     }
 }

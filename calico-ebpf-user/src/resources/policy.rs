@@ -96,8 +96,8 @@ fn read(decoder: &mut Decoder<'_>, document: &Document<'_>, kind: PolicyKind, ta
     }
     let selector = selector(decoder, &spec, &path);
     let types = spec.get("types").and_then(|node| types(decoder, node, &path.field("types")));
-    let ingress = rules::rules(decoder, spec.get("ingress"), &path.field("ingress"));
-    let egress = rules::rules(decoder, spec.get("egress"), &path.field("egress"));
+    let ingress = rules::rules(decoder, spec.get("ingress"), &path.field("ingress"), document.metadata.deny_action);
+    let egress = rules::rules(decoder, spec.get("egress"), &path.field("egress"), document.metadata.deny_action);
     let hook = match kind.enforced() {
         PolicyKind::Global => hook(decoder, &spec, &path, types),
         _ => PolicyHook::Normal,

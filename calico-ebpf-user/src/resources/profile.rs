@@ -28,8 +28,8 @@ pub(super) fn profile(decoder: &mut Decoder<'_>, document: &Document<'_>) -> Opt
     let labels = spec.get("labelsToApply").map(|node| decoder.labels(node, &path.field("labelsToApply")));
     let profile = Profile {
         name: document.metadata.name.clone()?,
-        ingress: rules::rules(decoder, spec.get("ingress"), &path.field("ingress")),
-        egress: rules::rules(decoder, spec.get("egress"), &path.field("egress")),
+        ingress: rules::rules(decoder, spec.get("ingress"), &path.field("ingress"), document.metadata.deny_action),
+        egress: rules::rules(decoder, spec.get("egress"), &path.field("egress"), document.metadata.deny_action),
         labels_to_apply: labels.unwrap_or_default(),
         origin: Some(decoder.origin(document.metadata.name_at)),
     };
@@ -96,6 +96,7 @@ fn prefixed_labels(prefix: &str, name: &str, labels: &Labels) -> Labels {
 fn allow_all(origin: Origin) -> Rule {
     Rule {
         action: RuleAction::Allow,
+        deny_action: None,
         number: None,
         ip_version: None,
         protocol: None,

@@ -3,8 +3,9 @@
 use ipnet::IpNet;
 
 use super::{
+    annotations,
     decode::{Decoder, FieldPath, Fields, Table, Use, did_you_mean},
-    model::{EntityRule, PortMatch, Rule, RuleAction, SERVICE_ACCOUNT_LABEL, SERVICE_ACCOUNT_PREFIX},
+    model::{DenyAction, EntityRule, PortMatch, Rule, RuleAction, SERVICE_ACCOUNT_LABEL, SERVICE_ACCOUNT_PREFIX},
     policy::workload_selector,
     selector::Selector,
     values,
@@ -21,7 +22,6 @@ const RULE: Table = &[
     ("source", Use::Read),
     ("destination", Use::Read),
     ("http", Use::Refused("HTTP cannot be judged by packets: what this says would not be enforced; remove it")),
-    // Annotations: comments in Felix's rules.
     ("metadata", Use::Read),
 ];
 const METADATA: Table = &[("annotations", Use::Read)];
@@ -48,16 +48,22 @@ const ACTIONS: [(&str, RuleAction); 4] =
 const ICMP_V4: u8 = 1;
 const ICMP_V6: u8 = 58;
 
-/// Reads a list of rules; no list is an empty one. Rules with errors are left out.
-pub(super) fn rules(decoder: &mut Decoder<'_>, node: Option<&Node>, path: &FieldPath<'_>) -> Vec<Rule> {
+/// Reads a list of rules; no list is an empty one. Rules with errors are left out. `deny_action`: what becomes of what
+/// they deny where they do not say so themselves.
+pub(super) fn rules(
+    decoder: &mut Decoder<'_>,
+    node: Option<&Node>,
+    path: &FieldPath<'_>,
+    deny_action: Option<DenyAction>,
+) -> Vec<Rule> {
     let Some(node) = node else {
         return Vec::new();
     };
     let items = decoder.list(node, path);
-    items.iter().enumerate().filter_map(|(i, item)| rule(decoder, item, &path.index(i))).collect()
+    items.iter().enumerate().filter_map(|(i, item)| rule(decoder, item, &path.index(i), deny_action)).collect()
 }
 
-fn rule(decoder: &mut Decoder<'_>, node: &Node, path: &FieldPath<'_>) -> Option<Rule> {
+fn rule(decoder: &mut Decoder<'_>, node: &Node, path: &FieldPath<'_>, deny_action: Option<DenyAction>) -> Option<Rule> {
     let fields = decoder.fields(node, path, RULE)?;
     let action = action(decoder, &fields, path);
     let ip_version = fields.get("ipVersion").and_then(|node| ip_version(decoder, node, &path.field("ipVersion")));
@@ -90,12 +96,15 @@ fn rule(decoder: &mut Decoder<'_>, node: &Node, path: &FieldPath<'_>) -> Option<
     };
     let source = entity_of(decoder, "source");
     let destination = entity_of(decoder, "destination");
+    // What is wrong with the action was told.
+    let denies = action.is_none_or(|action| action == RuleAction::Deny);
+    let mut own_deny_action = None;
     if let Some(node) = fields.get("metadata") {
         let path = path.field("metadata");
         if let Some(fields) = decoder.fields(node, &path, METADATA)
             && let Some(node) = fields.get("annotations")
         {
-            decoder.annotations(node, &path.field("annotations"));
+            own_deny_action = annotations::read(decoder, node, &path.field("annotations"), denies);
         }
     }
     if let (Some(version), Some(node)) = (ip_version, fields.get("ipVersion")) {
@@ -112,6 +121,7 @@ fn rule(decoder: &mut Decoder<'_>, node: &Node, path: &FieldPath<'_>) -> Option<
     }
     Some(Rule {
         action: action?,
+        deny_action: own_deny_action.or(deny_action).filter(|_| denies),
         number: None,
         ip_version: ip_version.or(implied_version),
         protocol,

@@ -19,6 +19,7 @@ mod neighbours;
 mod order;
 mod purge;
 mod reach;
+mod refusal;
 mod reload;
 mod restart;
 mod routes;

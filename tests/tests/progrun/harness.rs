@@ -14,7 +14,7 @@ use aya::{
 };
 use bytemuck::Pod;
 use calico_ebpf_common::abi::{
-    Action, AddressEntry, BLOCK_ONES, Block, CHUNK_RULES, Conn, ConnKey4, ConnKey6, DropReason, Event, Interface,
+    ANSWER_MARK, Action, AddressEntry, BLOCK_ONES, Block, CHUNK_RULES, Conn, ConnKey4, ConnKey6, DropReason, Event, Interface,
     NO_SLOT, NodeRef, PolicyRef, Quota, Root, RuleEntry, Settings, Stamped, TableHeader, Timeouts, VEC_ANY,
     VectorHeader, Workload, names, role, workload_flags,
 };
@@ -31,9 +31,11 @@ pub(crate) const REDIRECT: i32 = 7;
 /// Counters of the tables' only rules.
 pub(crate) const ALLOW_RULE: u32 = 100;
 pub(crate) const DENY_RULE: u32 = 101;
+pub(crate) const REJECT_RULE: u32 = 102;
 /// Tables.
 pub(crate) const ALLOW: u32 = 8;
 pub(crate) const DENY: u32 = 16;
+pub(crate) const REJECT: u32 = 24;
 /// All host sides have Calico's MAC address.
 pub(crate) const HOST_MAC: [u8; 6] = [0xee; 6];
 pub(crate) const NEXT_MAC: [u8; 6] = [2, 0, 0, 0, 9, 9];
@@ -229,9 +231,25 @@ impl World {
         gso: u32,
         frame: &[u8],
     ) -> Outcome {
+        self.run_in_context(program, [ifindex, ingress, gso, 0], frame)
+    }
+
+    /// Puts an answer of our own through a program.
+    pub(crate) fn run_marked(&mut self, program: &'static str, interface: &str, frame: &[u8]) -> Outcome {
+        let ifindex = self.ifindex(interface);
+        self.run_in_context(program, [ifindex, ifindex, 0, ANSWER_MARK], frame)
+    }
+
+    fn run_in_context(
+        &mut self,
+        program: &'static str,
+        [ifindex, ingress, gso, mark]: [u32; 4],
+        frame: &[u8],
+    ) -> Outcome {
         self.load(program).unwrap_or_else(|error| panic!("{program}: {error}"));
-        // struct __sk_buff: `ingress_ifindex`, `ifindex`, `gso_segs` and `gso_size`.
+        // struct __sk_buff: `ingress_ifindex`, `ifindex`, `gso_segs` and `gso_size`, and before them `mark`.
         let mut context = [0_u8; 192];
+        context[8..12].copy_from_slice(&mark.to_ne_bytes());
         context[36..40].copy_from_slice(&ingress.to_ne_bytes());
         context[40..44].copy_from_slice(&ifindex.to_ne_bytes());
         context[176..180].copy_from_slice(&gso.to_ne_bytes());
@@ -460,11 +478,13 @@ pub(crate) fn owned(slot: u32, class: u32) -> AddressEntry {
     AddressEntry { class: Stamped { value: [class; 2] }, slot: Stamped { value: [slot; 2] }, since: 0, flags: 0 }
 }
 
-/// A table that allows everything and one that denies everything.
+/// Tables that allow, deny and reject everything.
 fn blocks() -> Vec<(u32, Block)> {
     let any = VectorHeader { present: [u64::MAX; 2], base: BLOCK_ONES, stride: 0, reserved: [0; 10] };
     let mut blocks = vec![(VEC_ANY, bytemuck::cast(any)), (BLOCK_ONES, Block { words: [u64::MAX; 8] })];
-    for (table, action, counter) in [(ALLOW, Action::Allow, ALLOW_RULE), (DENY, Action::Deny, DENY_RULE)] {
+    for (table, action, counter) in
+        [(ALLOW, Action::Allow, ALLOW_RULE), (DENY, Action::Deny, DENY_RULE), (REJECT, Action::Reject, REJECT_RULE)]
+    {
         let root = NodeRef::vector(VEC_ANY).0;
         let header = TableHeader {
             rules: CHUNK_RULES.min(1),

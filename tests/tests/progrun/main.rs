@@ -12,6 +12,7 @@ mod link;
 mod model;
 mod parse;
 mod policy;
+mod refusal;
 mod room;
 mod shapes;
 mod spoofing;

@@ -52,6 +52,7 @@ fn workload(
 pub(in crate::policy) fn rule(action: RuleAction) -> Rule {
     Rule {
         action,
+        deny_action: None,
         number: None,
         ip_version: None,
         protocol: None,

@@ -6,8 +6,8 @@ use super::{NODE, origin};
 use crate::policy::flow::Flow;
 use crate::resources::{
     model::{
-        EntityRule, Labels, NamedPort, NetworkSet, Policy, PolicyHook, PolicyKind, PortMatch, Profile, ResourceSet,
-        Rule, RuleAction, Tier, TierAction, WorkloadEndpoint,
+        DenyAction, EntityRule, FelixConfiguration, Labels, NamedPort, NetworkSet, Policy, PolicyHook, PolicyKind,
+        PortMatch, Profile, ResourceSet, Rule, RuleAction, Tier, TierAction, WorkloadEndpoint,
     },
     selector::Selector,
 };
@@ -122,6 +122,7 @@ impl Random {
                 RuleAction::Pass,
                 RuleAction::Log,
             ]),
+            deny_action: None,
             number: None,
             ip_version: self.some(6, |r| r.pick(&[4, 6])),
             protocol,
@@ -132,6 +133,9 @@ impl Random {
             destination: self.entity(with_ports),
             origin: origin(),
         };
+        if rule.action == RuleAction::Deny {
+            rule.deny_action = self.some(2, |r| r.pick(&[DenyAction::Drop, DenyAction::Reject]));
+        }
         if rule.action == RuleAction::Log {
             // A named port makes many rules of one, and a table may log so many times only.
             for end in [&mut rule.source, &mut rule.destination] {
@@ -250,6 +254,22 @@ impl Random {
         self.some(2, |_| ("zone".to_owned(), tier)).into_iter().collect()
     }
 
+    /// Of the default and of the node, which overrides it, some say how to deny.
+    fn felix(&mut self) -> BTreeMap<String, FelixConfiguration> {
+        let names = ["default".to_owned(), format!("node.{NODE}")];
+        let action = |r: &mut Self| r.some(3, |r| r.pick(&[DenyAction::Drop, DenyAction::Reject]));
+        let of_name = |name| {
+            let felix = FelixConfiguration {
+                drop_action_override: action(self),
+                iptables_filter_deny_action: action(self),
+                nftables_filter_deny_action: action(self),
+                ..FelixConfiguration::default()
+            };
+            (name, felix)
+        };
+        names.map(of_name).into()
+    }
+
     pub(crate) fn set(&mut self) -> ResourceSet {
         let workloads = (1..9)
             .filter_map(|number| if self.one_in(5) { None } else { Some(self.workload(number).into()) })
@@ -264,6 +284,7 @@ impl Random {
             profiles,
             network_sets: self.list(3, |r| r.network_set().into()),
             tiers: self.tiers(),
+            felix: self.felix(),
             ..ResourceSet::default()
         };
         distinct(&mut set);
@@ -302,6 +323,7 @@ impl Random {
                 set.network_sets.truncate(2);
                 set.network_sets.push(network_set.into());
             }
+            9 if self.one_in(2) => set.felix = self.felix(),
             9 => set.tiers = self.tiers(),
             _ => {
                 let policy = self.policy();

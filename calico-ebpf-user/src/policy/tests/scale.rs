@@ -72,6 +72,7 @@ fn cluster(selects: impl Fn(u32) -> String, unique_labels: bool) -> ResourceSet 
         let port = 1000 + (policy * RULES + number) as u16;
         Rule {
             action: RuleAction::Allow,
+            deny_action: None,
             number: None,
             ip_version: None,
             protocol: Some(6),
@@ -99,6 +100,7 @@ fn cluster(selects: impl Fn(u32) -> String, unique_labels: bool) -> ResourceSet 
     };
     let allow = |_| Rule {
         action: RuleAction::Allow,
+        deny_action: None,
         number: None,
         ip_version: None,
         protocol: None,
