@@ -23,6 +23,8 @@ const TESTS: &[&str] = &[
     "reach::replies_follow",
     "neighbours::",
     "reload::a_new_deny_cuts",
+    "refusal::a_node_that_rejects",
+    "refusal::a_connection_that_is_cut",
     "restart::kill_and_restart_under_load",
     "closed::filters_deleted_by_hand",
     "purge::nothing_is_left",
