@@ -9,7 +9,7 @@ use std::{
 
 use calico_ebpf_user::resources::{
     self, Diagnostic, Loaded, Reader, Report, Severity,
-    model::{EndpointToHostAction, RuleAction, WorkloadEndpoint},
+    model::{DenyAction, EndpointToHostAction, RuleAction, WorkloadEndpoint},
 };
 
 /// A directory of this test, removed at its end.
@@ -416,4 +416,49 @@ fn terminals_get_no_control_characters_from_files() {
     assert_eq!(loaded.errors().count(), 1);
     let loaded = load("apiVersion: v1\nkind: \"\\e[2J\"\n");
     assert!(!rendered(&loaded).contains('\u{1b}'), "{:?}", rendered(&loaded));
+}
+
+#[test]
+fn a_rule_says_how_it_denies_or_its_policy_or_the_node() {
+    let felix = |name: &str, spec: &str| {
+        format!(
+            "---\n{{apiVersion: projectcalico.org/v3, kind: FelixConfiguration, metadata: {{name: {name}}}, spec: {{{spec}}}}}\n"
+        )
+    };
+    let policy = "\
+apiVersion: projectcalico.org/v3
+kind: GlobalNetworkPolicy
+metadata: {name: p, annotations: {calico-ebpf/deny-action: Reject}}
+spec:
+  ingress:
+  - {action: Deny}
+  - {action: Deny, metadata: {annotations: {calico-ebpf/deny-action: Drop}}}
+  - {action: Allow}
+---
+apiVersion: projectcalico.org/v3
+kind: GlobalNetworkPolicy
+metadata: {name: q}
+spec:
+  egress:
+  - {action: Deny}
+  - {action: Deny, metadata: {annotations: {calico-ebpf/deny-action: reject}}}
+";
+    let (drop, reject) = (Some(DenyAction::Drop), Some(DenyAction::Reject));
+    let set = good(policy).set;
+    let rules = set.policies.iter().flat_map(|policy| policy.ingress.iter().chain(&policy.egress));
+    assert_eq!(rules.map(|rule| rule.deny_action).collect::<Vec<_>>(), [reject, drop, None, None, reject]);
+
+    let of_node = |text: &str| good(text).set.felix_for("n").deny_action();
+    assert_eq!(of_node(policy), DenyAction::Drop);
+    let reject = felix("default", "iptablesFilterDenyAction: Reject");
+    assert_eq!(of_node(&reject), DenyAction::Reject);
+    assert_eq!(
+        of_node(&felix("default", "nftablesFilterDenyAction: REJECT, iptablesFilterDenyAction: ''")),
+        DenyAction::Reject
+    );
+    // Field by field: the node's own word about the other parameter changes nothing, that about the override does.
+    assert_eq!(of_node(&(reject.clone() + &felix("node.n", "nftablesFilterDenyAction: Drop"))), DenyAction::Reject);
+    assert_eq!(of_node(&(reject.clone() + &felix("node.n", "iptablesFilterDenyAction: Drop"))), DenyAction::Drop);
+    assert_eq!(of_node(&(reject.clone() + &felix("node.n", "dropActionOverride: Drop"))), DenyAction::Drop);
+    assert_eq!(of_node(&(reject + &felix("node.m", "dropActionOverride: Drop"))), DenyAction::Reject);
 }
