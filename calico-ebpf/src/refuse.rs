@@ -125,7 +125,11 @@ fn quote<F: Refuses>(skb: &Skb, bytes: u64) -> Option<u32> {
         }
         let rest = rounded - at * 4;
         let most = u64::from(CHUNK * 4);
-        let size = if rest < most { rest } else { most };
+        let size = opaque(if rest < most { rest } else { most });
+        if size > most {
+            // Said once more, where the verifier of 5.10 needs it.
+            return None;
+        }
         let from = words.get_mut(at as usize)?;
         // SAFETY: `size` bytes from there on are within the value.
         sum = unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, from, size as u32, sum) } as u32;
