@@ -99,12 +99,16 @@ fn is_granted() -> bool {
 /// The number of bytes of an IP packet, compared in a way that the verifier can follow: one limit after the other.
 #[inline(always)]
 fn within<F: Refuses>(bytes: u64) -> Option<u64> {
-    let bytes = opaque(bytes);
-    if bytes > u64::from(F::QUOTED) {
-        return None;
-    }
-    let bytes = opaque(bytes);
+    let bytes = at_most(bytes, u64::from(F::QUOTED))?;
     if bytes < IPV4_BYTES as u64 { None } else { Some(bytes) }
+}
+
+/// A number that is not greater than `most`, which the compiler does not know, so that the comparison stays, and of the very
+/// register that holds the number afterwards: the verifier of 5.10 knows nothing of copies.
+#[inline(always)]
+fn at_most(number: u64, most: u64) -> Option<u64> {
+    let number = opaque(number);
+    if number > most { None } else { Some(opaque(number)) }
 }
 
 /// Copies so many bytes from the IP header on to [`QUOTE`], and sums them up.
@@ -125,11 +129,7 @@ fn quote<F: Refuses>(skb: &Skb, bytes: u64) -> Option<u32> {
         }
         let rest = rounded - at * 4;
         let most = u64::from(CHUNK * 4);
-        let size = opaque(if rest < most { rest } else { most });
-        if size > most {
-            // Said once more, where the verifier of 5.10 needs it.
-            return None;
-        }
+        let size = at_most(if rest < most { rest } else { most }, most)?;
         let from = words.get_mut(at as usize)?;
         // SAFETY: `size` bytes from there on are within the value.
         sum = unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, from, size as u32, sum) } as u32;
