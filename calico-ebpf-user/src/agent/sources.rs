@@ -77,7 +77,7 @@ impl Sources {
         let compiled = self.compiler.compile(&set, &self.node);
         let felix = set.felix_for(&self.node);
         let nat_outgoing = nat_outgoing(&set, &compiled, &felix);
-        Accepted { content, compiled, felix, nat_outgoing, staged: staged::matters(&set).then_some(set) }
+        Accepted { content, compiled, felix, nat_outgoing, staged: Staged::new(set, &self.node).map(Arc::new) }
     }
 
     fn judge(&self, loaded: Loaded) -> Read {

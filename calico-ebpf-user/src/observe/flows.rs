@@ -102,7 +102,7 @@ impl Flow {
     /// Remembers what the staged policies say about it, where that is something else than what is in force says.
     pub fn hold_against(&mut self, staged: Verdict) {
         let pending = |end: Option<EndVerdict>, now: &names::End| {
-            let EndVerdict { endpoint: _, allow, rule } = end.filter(|_| now.rule.is_some())?;
+            let EndVerdict { endpoint: _, allow, reject: _, rule } = end.filter(|_| now.rule.is_some())?;
             Some(PendingEnd { verdict: word(allow), rule })
         };
         let source = pending(staged.source, &self.source.end);
@@ -285,7 +285,12 @@ mod tests {
     fn what_stays_the_same_is_not_pending() {
         let verdict = |allow, number| Verdict {
             source: None,
-            destination: Some(EndVerdict { endpoint: "t/a".into(), allow, rule: rule(Direction::Ingress, number) }),
+            destination: Some(EndVerdict {
+                endpoint: "t/a".into(),
+                allow,
+                reject: false,
+                rule: rule(Direction::Ingress, number),
+            }),
         };
         let held = |staged| {
             let mut flow = flow(None);
