@@ -22,7 +22,7 @@ use report::Report;
 
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let known = ["packets", "program", "tcp", "reload", "policy"];
+    let known = ["packets", "program", "tcp", "reload", "policy", "cluster"];
     if let Some(unknown) = arguments.iter().find(|argument| !known.contains(&argument.as_str())) {
         anyhow::bail!("there is no section {unknown}; there are: {}", known.join(", "));
     }
@@ -45,6 +45,9 @@ fn main() -> anyhow::Result<()> {
     }
     if wants("policy") {
         policy::run(&mut report).context("policy")?;
+    }
+    if wants("cluster") {
+        cluster::run(&mut report).context("a cluster")?;
     }
     report.print();
     Ok(())

@@ -19,7 +19,7 @@ use calico_ebpf_common::abi::{LAYOUT_VERSION, names};
 use xtask::lab::{Lab, UPLINK};
 
 use crate::{
-    cluster, cpu,
+    cpu,
     random::Random,
     report::{Report, interleave},
     theirs,
@@ -35,8 +35,7 @@ pub(crate) fn run(report: &mut Report) -> anyhow::Result<()> {
     cpu::pin(1)?;
     rules(report).context("rules")?;
     sets(report).context("sets")?;
-    theirs::run(report).context("the kernel's own filters")?;
-    changes(report).context("changes")
+    theirs::run(report).context("the kernel's own filters")
 }
 
 /// A workload under a policy of `count` rules, each about a network and a port.
@@ -133,63 +132,8 @@ fn sets(report: &mut Report) -> anyhow::Result<()> {
 /// Picks subjects (address and port) from the members of a set, or at random.
 type Choice = dyn Fn(&[u32], &mut Random) -> Vec<[u32; 2]>;
 
-/// A big cluster: start, a changed label, a changed rule.
-fn changes(report: &mut Report) -> anyhow::Result<()> {
-    let lab = Lab::new(&[])?;
-    let directory = std::env::temp_dir().join(format!("calico-ebpf-bench-{}", std::process::id()));
-    fs::create_dir_all(&directory)?;
-    let done = in_cluster(report, &lab, &directory);
-    fs::remove_dir_all(&directory)?;
-    done
-}
-
-fn in_cluster(report: &mut Report, lab: &Lab, directory: &Path) -> anyhow::Result<()> {
-    let files = cluster::files();
-    for (name, text) in &files {
-        fs::write(directory.join(name), text)?;
-    }
-    let start = Instant::now();
-    let mut process = Process(spawn(lab, directory, false)?);
-    let root = pinned(lab, names::ROOT);
-    while generation(&root).unwrap_or(0) == 0 {
-        ensure!(start.elapsed() < Duration::from_secs(60), "the cluster is not in force");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    let loaded = start.elapsed().as_secs_f64() * 1e3;
-    std::thread::sleep(Duration::from_secs(2));
-    let peak = status(process.0.id(), "VmHWM")?;
-    println!("a cluster: {loaded:.0} ms from the start of the program to in force, peak memory {} MB", peak / 1024);
-    let change = |name: &str, from: &str, to: &str| -> anyhow::Result<Vec<f64>> {
-        let (_, text) = files.iter().find(|(file, _)| file == name).context("no such file")?;
-        let mut samples = Vec::new();
-        for round in 0..20 {
-            let text = if round % 2 == 0 { text.replacen(from, to, 1) } else { text.clone() };
-            let before = generation(&root)?;
-            let next = directory.join(".next");
-            fs::write(&next, text)?;
-            let start = Instant::now();
-            fs::rename(&next, directory.join(name))?;
-            while generation(&root)? == before {
-                ensure!(start.elapsed() < Duration::from_secs(10), "the change to {name} is not in force");
-            }
-            samples.push(start.elapsed().as_secs_f64() * 1e3);
-            std::thread::sleep(Duration::from_millis(150));
-        }
-        Ok(samples)
-    };
-    let rows = vec![
-        ("a label".to_owned(), change("w050.yaml", "role: r", "role: x")?),
-        ("a rule's action".to_owned(), change("p000.yaml", "action: Allow", "action: Deny")?),
-        ("a rule's selector".to_owned(), change("p001.yaml", "role == 'r", "role != 'r")?),
-    ];
-    report.section("from the renamed file to in force, among 10,000 workloads and 1,000 policies", "ms", rows);
-    process.0.kill()?;
-    process.0.wait()?;
-    Ok(())
-}
-
 /// Kills what it runs.
-struct Process(Child);
+pub(crate) struct Process(pub(crate) Child);
 
 impl Drop for Process {
     fn drop(&mut self) {
@@ -314,7 +258,7 @@ impl Instance {
 }
 
 /// Runs the program on `config`.
-fn spawn(lab: &Lab, config: &Path, once: bool) -> anyhow::Result<Child> {
+pub(crate) fn spawn(lab: &Lab, config: &Path, once: bool) -> anyhow::Result<Child> {
     let mut command = Command::new(binary()?);
     command
         .args(["run", "--node", "bench", "--listen", "off", "--netns", lab.host.name(), "--uplink", UPLINK])
@@ -329,17 +273,12 @@ fn spawn(lab: &Lab, config: &Path, once: bool) -> anyhow::Result<Child> {
     Ok(command.spawn()?)
 }
 
-fn pinned(lab: &Lab, name: &str) -> PathBuf {
+pub(crate) fn pinned(lab: &Lab, name: &str) -> PathBuf {
     lab.pin_dir().join(format!("v{LAYOUT_VERSION}")).join(name)
 }
 
-fn map(path: &Path) -> anyhow::Result<MapData> {
+pub(crate) fn map(path: &Path) -> anyhow::Result<MapData> {
     MapData::from_pin(path).with_context(|| path.display().to_string())
-}
-
-fn generation(root: &Path) -> anyhow::Result<u32> {
-    let root = Array::<_, [u32; 32]>::try_from(aya::maps::Map::Array(map(root)?))?;
-    Ok(root.get(&0, 0)?[0])
 }
 
 /// Bytes that the kernel says a map occupies.
@@ -351,7 +290,7 @@ fn locked(path: &Path) -> anyhow::Result<u64> {
 }
 
 /// A figure of /proc/PID/status, in KiB.
-fn status(pid: u32, name: &str) -> anyhow::Result<u64> {
+pub(crate) fn status(pid: u32, name: &str) -> anyhow::Result<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = text.lines().find_map(|line| line.strip_prefix(name)).context("no such figure")?;
     let digits: String = line.chars().filter(char::is_ascii_digit).collect();
