@@ -1,6 +1,11 @@
 //! One path for start, reload, rollback, link event and resync: files -> compiled policy -> plan -> kernel.
 
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::SystemTime};
+use std::{
+    collections::BTreeSet,
+    net::IpAddr,
+    sync::Arc,
+    time::{Instant, SystemTime},
+};
 
 use anyhow::Context as _;
 use calico_ebpf_common::abi::LOAD_BYTES;
@@ -116,7 +121,9 @@ impl Engine {
 
     /// Reads the files, and puts in force what they say if it is good and `refuse` has nothing against it.
     pub(super) fn load(&mut self, refuse: impl FnOnce(u64) -> Option<Problem>) -> Outcome {
+        let begin = Instant::now();
         let read = self.sources.read();
+        let was_read = begin.elapsed();
         let mut errors = read.errors;
         errors.extend(refuse(read.content));
         let Some(set) = read.set.filter(|_| errors.is_empty()) else {
@@ -131,6 +138,7 @@ impl Engine {
             return Outcome::Unchanged;
         }
         let accepted = self.sources.accept(read.content, set);
+        tracing::debug!(read = ?was_read, compile = ?begin.elapsed() - was_read, "the files are good");
         match self.put_policy_in_force(Arc::new(accepted)) {
             Ok(changes) => {
                 self.loaded(Vec::new(), read.warnings);
@@ -196,7 +204,9 @@ impl Engine {
         host_addresses: BTreeSet<IpAddr>,
         may_spare: bool,
     ) -> anyhow::Result<Changes> {
+        let begin = Instant::now();
         let plan = self.store.plan(&accepted.compiled, &host_addresses)?;
+        tracing::debug!(plan = ?begin.elapsed(), writes = plan.prepare.len(), "what to do is known");
         let desired = desired(&accepted, &plan.next, &self.node, &self.uplinks);
         let only_policy = may_spare && !self.is_unfinished() && desired == self.desired;
         let done = if only_policy {

@@ -28,6 +28,8 @@ pub(super) struct FileWatch {
     watched: BTreeMap<PathBuf, (u64, u64)>,
     interest: Interest,
     pending: Pending,
+    /// What to watch may have changed since [`FileWatch::refresh`] looked.
+    is_stale: bool,
 }
 
 impl FileWatch {
@@ -49,6 +51,7 @@ impl FileWatch {
             watched: BTreeMap::new(),
             interest: Interest::default(),
             pending: Pending::default(),
+            is_stale: false,
         };
         watch.refresh();
         watch.pending.taken();
@@ -57,6 +60,10 @@ impl FileWatch {
 
     /// Waits until the files are worth reading again. May be dropped and called again without losing anything.
     pub(super) async fn changed(&mut self) {
+        // Not before the files were read, which is urgent: where a new watch is needed, they are read again.
+        if std::mem::take(&mut self.is_stale) {
+            self.refresh();
+        }
         loop {
             let due = self.pending.due(Instant::now());
             let event = match due {
@@ -77,7 +84,7 @@ impl FileWatch {
             }
         }
         self.pending.taken();
-        self.refresh();
+        self.is_stale = true;
     }
 
     /// Directories may have appeared, vanished or been replaced, links may point elsewhere: looks again what to watch.

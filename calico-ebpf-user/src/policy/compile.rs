@@ -43,12 +43,30 @@ pub struct Compiler {
     names: PortNames,
     /// By what they are of.
     expansions: HashMap<RulesOf, Known>,
+    /// The policies of the resources, in their order, each with its expansions by direction, as far as they are of use.
+    policies: Vec<(Shared<Policy>, OfPolicy)>,
+    /// Indices of the policies in the order of evaluation.
+    order: Vec<usize>,
     next_expansion: u32,
     /// Numbers of what happens at the end of a tier.
     tier_ends: HashMap<(String, bool), u32>,
     /// Tables by what they are made of, see [`Compiler::table`].
     tables: HashMap<Vec<u32>, Arc<Table>>,
     turn: u64,
+    #[cfg(test)]
+    pub(super) work: Work,
+}
+
+/// What was done for one compilation.
+#[cfg(test)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Work {
+    /// Workloads that were looked at.
+    pub(super) workloads: usize,
+    /// Lists of rules that were expanded, those of profiles included.
+    pub(super) expansions: usize,
+    /// Tables that were laid out.
+    pub(super) tables: usize,
 }
 
 impl Default for Compiler {
@@ -62,19 +80,25 @@ impl Default for Compiler {
             addresses: AddressConditions::default(),
             names: PortNames::default(),
             expansions: HashMap::new(),
+            policies: Vec::new(),
+            order: Vec::new(),
             next_expansion: 0,
             tier_ends: HashMap::new(),
             tables: HashMap::new(),
             turn: 0,
+            #[cfg(test)]
+            work: Work::default(),
         }
     }
 }
 
-/// A rule of a table before it is known where the next tier begins.
-type Expanded = Vec<(Does, Arc<RuleName>, Arc<RuleMatch>)>;
+/// Rules of a table before it is known where the next tier begins.
+type Rules = Vec<(Does, Arc<RuleName>, Arc<RuleMatch>)>;
 
 /// What a rule does: its action, and what becomes of what it denies where it says so.
 type Does = (RuleAction, Option<DenyAction>);
+
+type OfPolicy = [Option<Arc<Expansion>>; 2];
 
 /// Kind, namespace, tier and name of a policy, or name of a profile, and the direction.
 type RulesOf = (Option<PolicyKind>, Option<String>, String, Direction);
@@ -85,14 +109,13 @@ struct Known {
     /// What they were expanded from, of a policy.
     policy: Option<Shared<Policy>>,
     expansion: Arc<Expansion>,
-    turn: u64,
 }
 
 #[derive(Debug)]
 struct Expansion {
     /// Others have another number.
     number: u32,
-    rules: Expanded,
+    rules: Rules,
     /// Conditions that they ask about, ascending; also those of rules that come to nothing.
     conditions: Vec<u32>,
 }
@@ -105,19 +128,30 @@ impl Compiler {
     /// Compiles what `set` says for the workloads of `node`, always the same one.
     #[must_use]
     pub fn compile(&mut self, set: &ResourceSet, node: &str) -> Compiled {
-        self.forget();
         self.turn += 1;
+        self.forget();
+        #[cfg(test)]
+        {
+            self.work = Work::default();
+        }
         let profiles: HashMap<_, _> = set.profiles.iter().map(|profile| (profile.name.as_str(), profile)).collect();
         self.endpoints.update(set, &profiles);
-        let names = PortNames::new(set);
-        if names != self.names {
-            // What is expanded again may still come to the same.
-            self.expansions.values_mut().for_each(|known| known.policy = None);
-            self.names = names;
+        #[cfg(test)]
+        {
+            self.work.workloads = self.endpoints.looked_at;
+        }
+        if self.endpoints.other_ports() {
+            let names = PortNames::new(set);
+            if names != self.names {
+                // What is expanded again may still come to the same.
+                self.expansions.values_mut().for_each(|known| known.policy = None);
+                self.policies.clear();
+                self.names = names;
+            }
         }
 
         let locals: Vec<(usize, &Shared<WorkloadEndpoint>)> =
-            set.workloads.iter().enumerate().filter(|(_, workload)| workload.node == node).collect();
+            self.endpoints.of_node(node).map(|index| (index, &set.workloads[index])).collect();
         let selected = self.selected(set, &locals);
         let felix = set.felix_for(node);
         let mut tables = Tables {
@@ -142,8 +176,9 @@ impl Compiler {
             workloads.insert(format!("{}/{}", workload.namespace, workload.name), local);
         }
         self.tables = tables.by_parts;
-        let turn = self.turn;
-        self.expansions.retain(|_, known| known.turn == turn);
+        self.policies = set.policies.iter().cloned().zip(tables.of_policies).collect();
+        // Those that no policy and no profile has any more go.
+        self.expansions.retain(|_, known| Arc::strong_count(&known.expansion) > 1);
 
         let mut live = vec![false; self.conditions.len()];
         let asked = self.expansions.values().flat_map(|known| &known.expansion.conditions);
@@ -157,7 +192,7 @@ impl Compiler {
             tables: tables.all,
             workloads,
             addresses: found,
-            holdings: Arc::from(addresses.holdings.sets()),
+            holdings: Arc::clone(addresses.holdings.sets()),
             numbering: self.numbering,
             host_action: match felix.default_endpoint_to_host_action.unwrap_or_default() {
                 EndpointToHostAction::Drop => host_action::DROP,
@@ -174,10 +209,13 @@ impl Compiler {
     /// Begins anew where most of what is known is of no use any more.
     fn forget(&mut self) {
         const SPARE: usize = 10_000;
+        if !self.turn.is_multiple_of(64) {
+            return;
+        }
         let useless = self.endpoints.groups() > SPARE + 2 * self.endpoints.living()
             || self.conditions.len() > 10 * SPARE
             || self.addresses.holdings.sets().len() > 10 * SPARE;
-        if useless && self.turn.is_multiple_of(64) {
+        if useless {
             *self = Self::default();
         }
     }
@@ -196,7 +234,9 @@ impl Compiler {
                 of_group.entry(group).or_default().push(&workload.namespace);
             }
         }
-        for index in evaluation_order(set) {
+        let order = std::mem::take(&mut self.order);
+        self.order = evaluation_order(set, order);
+        for &index in &self.order {
             let policy = &set.policies[index];
             if !policy.judges_workloads() {
                 continue;
@@ -224,14 +264,14 @@ impl Compiler {
     }
 
     /// Index of the table that judges `workload` in one direction; `selecting` are the policies that select it.
-    fn table(
+    fn table<'a>(
         &mut self,
         set: &ResourceSet,
-        profiles: &HashMap<&str, &Profile>,
+        profiles: &HashMap<&'a str, &Profile>,
         workload: &WorkloadEndpoint,
         selecting: &[usize],
         direction: Direction,
-        tables: &mut Tables,
+        tables: &mut Tables<'a>,
     ) -> usize {
         let applies = |policy: &Policy| match direction {
             Direction::Ingress => policy.applies_ingress,
@@ -248,7 +288,7 @@ impl Compiler {
                 tiers.push((&policy.tier, passes, Vec::new()));
             }
             let of_policy = &mut tables.of_policies[index][direction as usize];
-            let expansion = of_policy.get_or_insert_with(|| self.policy(policy, direction)).clone();
+            let expansion = of_policy.get_or_insert_with(|| self.policy(index, policy, direction)).clone();
             parts.push(expansion.number);
             if let Some((.., expansions)) = tiers.last_mut() {
                 expansions.push(expansion);
@@ -258,17 +298,26 @@ impl Compiler {
         let of_profiles: Vec<Arc<Expansion>> = workload
             .profiles
             .iter()
-            .filter_map(|name| profiles.get(name.as_str()))
-            .map(|profile| self.profile(profile, direction))
+            .filter_map(|name| profiles.get_key_value(name.as_str()))
+            .map(|(name, profile)| {
+                let of_profile = &mut tables.of_profiles.entry(name).or_default()[direction as usize];
+                of_profile.get_or_insert_with(|| self.profile(profile, direction)).clone()
+            })
             .collect();
         parts.extend(of_profiles.iter().map(|expansion| expansion.number));
         if let Some(&table) = tables.known.get(&parts) {
             return table;
         }
-        let table = self
-            .tables
-            .remove(&parts)
-            .unwrap_or_else(|| Arc::new(lay_out(&tiers, &of_profiles, direction, deny_action)));
+        let table = match self.tables.remove(&parts) {
+            Some(table) => table,
+            None => {
+                #[cfg(test)]
+                {
+                    self.work.tables += 1;
+                }
+                Arc::new(lay_out(&tiers, &of_profiles, direction, deny_action))
+            }
+        };
         tables.all.push(Arc::clone(&table));
         tables.by_parts.insert(parts.clone(), table);
         tables.known.insert(parts, tables.all.len() - 1);
@@ -280,13 +329,19 @@ impl Compiler {
         *self.tier_ends.entry((tier.to_owned(), passes)).or_insert(next)
     }
 
-    fn policy(&mut self, policy: &Shared<Policy>, direction: Direction) -> Arc<Expansion> {
+    fn policy(&mut self, index: usize, policy: &Shared<Policy>, direction: Direction) -> Arc<Expansion> {
+        // Most have the same place as before, which spares making a name of them.
+        if let Some((known, expansions)) = self.policies.get(index)
+            && let Some(expansion) = &expansions[direction as usize]
+            && known.is(policy)
+        {
+            return Arc::clone(expansion);
+        }
         let name_in_all = format!("{}/{}", policy.tier, policy.name);
         let of = (Some(policy.kind), policy.namespace.clone(), name_in_all, direction);
-        if let Some(known) = self.expansions.get_mut(&of)
+        if let Some(known) = self.expansions.get(&of)
             && known.policy.as_ref().is_some_and(|known| known.is(policy))
         {
-            known.turn = self.turn;
             return Arc::clone(&known.expansion);
         }
         let name = RuleName {
@@ -304,10 +359,6 @@ impl Compiler {
 
     fn profile(&mut self, profile: &Profile, direction: Direction) -> Arc<Expansion> {
         let of = (None, None, profile.name.clone(), direction);
-        let turn = self.turn;
-        if let Some(known) = self.expansions.get(&of).filter(|known| known.turn == turn) {
-            return Arc::clone(&known.expansion);
-        }
         let name = RuleName::of_profile(&profile.name, direction);
         self.expand(of, None, of_direction(&profile.ingress, &profile.egress, direction), &name)
     }
@@ -320,7 +371,11 @@ impl Compiler {
         rules: &[Rule],
         name: &RuleName,
     ) -> Arc<Expansion> {
-        let Self { names, conditions, expansions, next_expansion, turn, .. } = self;
+        #[cfg(test)]
+        {
+            self.work.expansions += 1;
+        }
+        let Self { names, conditions, expansions, next_expansion, .. } = self;
         let rules = expand_all(rules, name, of.1.as_deref(), names, conditions);
         let conditions = conditions.take_met();
         let expansion = match expansions.get(&of).map(|known| &known.expansion) {
@@ -330,7 +385,7 @@ impl Compiler {
                 Arc::new(Expansion { number: *next_expansion, rules, conditions })
             }
         };
-        let known = Known { policy: policy.cloned(), expansion: Arc::clone(&expansion), turn: *turn };
+        let known = Known { policy: policy.cloned(), expansion: Arc::clone(&expansion) };
         expansions.insert(of, known);
         expansion
     }
@@ -338,12 +393,14 @@ impl Compiler {
 
 /// The tables of one compilation.
 #[derive(Default)]
-struct Tables {
+struct Tables<'a> {
     all: Vec<Arc<Table>>,
     known: HashMap<Vec<u32>, usize>,
     by_parts: HashMap<Vec<u32>, Arc<Table>>,
     /// Expansions of policies by index and direction.
-    of_policies: Vec<[Option<Arc<Expansion>>; 2]>,
+    of_policies: Vec<OfPolicy>,
+    /// Those of profiles by name.
+    of_profiles: HashMap<&'a str, OfPolicy>,
     /// What becomes of denied packets where no rule says anything.
     deny_action: DenyAction,
 }
@@ -401,19 +458,18 @@ fn lay_out(
 }
 
 /// Indices of the policies in the order of evaluation: tiers by order and name, policies by order (absent is last) and
-/// name without the tier's prefix; what is still equal by namespace and kind.
-fn evaluation_order(set: &ResourceSet) -> Vec<usize> {
+/// name without the tier's prefix; what is still equal by namespace and kind. `before`: the order of what was there before,
+/// which hardly anything of it leaves.
+fn evaluation_order(set: &ResourceSet, before: Vec<usize>) -> Vec<usize> {
     let by_order = |a: Option<f64>, b: Option<f64>| {
         a.unwrap_or(f64::INFINITY).partial_cmp(&b.unwrap_or(f64::INFINITY)).unwrap_or(Ordering::Equal)
     };
-    let mut tiers: HashMap<&str, Option<f64>> = HashMap::new();
-    for tier in set.policies.iter().map(|policy| policy.tier.as_str()) {
-        tiers.entry(tier).or_insert_with(|| set.tier(tier).and_then(|tier| tier.order));
-    }
-    let mut order: Vec<usize> = (0..set.policies.len()).collect();
+    let order_of = |tier: &str| set.tier(tier).and_then(|tier| tier.order);
+    let mut order = if before.len() == set.policies.len() { before } else { (0..set.policies.len()).collect() };
     order.sort_by(|&a, &b| {
         let (a, b) = (&set.policies[a], &set.policies[b]);
-        by_order(tiers[a.tier.as_str()], tiers[b.tier.as_str()])
+        let by_tier = if a.tier == b.tier { Ordering::Equal } else { by_order(order_of(&a.tier), order_of(&b.tier)) };
+        by_tier
             .then_with(|| a.tier.cmp(&b.tier))
             .then_with(|| by_order(a.order, b.order))
             .then_with(|| a.base_name().cmp(b.base_name()))
@@ -436,7 +492,7 @@ fn expand_all(
     namespace: Option<&str>,
     names: &PortNames,
     conditions: &mut Conditions,
-) -> Expanded {
+) -> Rules {
     let mut expanded = Vec::new();
     let mut last: Option<Arc<RuleName>> = None;
     for (index, rule) in (0..).zip(rules) {

@@ -16,7 +16,7 @@ pub struct Compiled {
     pub addresses: Addresses,
     /// Sets of address conditions, each sorted, by the numbers that [`Compiled::addresses`] has for them. Number 0 is the
     /// empty one.
-    pub holdings: Arc<[Arc<[u32]>]>,
+    pub holdings: Arc<Vec<Arc<[u32]>>>,
     /// What has the same numbering has the same numbers for the same conditions and sets of them, and the same table where
     /// nothing changed. No other does.
     pub numbering: u64,

@@ -10,7 +10,7 @@ use ipnet::{IpNet, Ipv6Net};
 
 use super::{
     compiled::Addresses,
-    endpoints::{Endpoints, Memberships},
+    endpoints::{Endpoints, Members, Memberships},
 };
 use crate::resources::{
     Shared,
@@ -95,7 +95,7 @@ impl Conditions {
 /// Sets of conditions, numbered. Number 0 is the empty one.
 #[derive(Debug)]
 pub(super) struct Holdings {
-    sets: Vec<Arc<[u32]>>,
+    sets: Arc<Vec<Arc<[u32]>>>,
     known: HashMap<Arc<[u32]>, u32>,
     unions: HashMap<(u32, u32), u32>,
 }
@@ -103,7 +103,7 @@ pub(super) struct Holdings {
 impl Default for Holdings {
     fn default() -> Self {
         let nothing: Arc<[u32]> = Arc::default();
-        Self { sets: vec![nothing.clone()], known: HashMap::from([(nothing, 0)]), unions: HashMap::new() }
+        Self { sets: Arc::new(vec![nothing.clone()]), known: HashMap::from([(nothing, 0)]), unions: HashMap::new() }
     }
 }
 
@@ -114,7 +114,7 @@ impl Holdings {
             return number;
         }
         let (number, set) = (self.sets.len() as u32, Arc::from(set));
-        self.sets.push(Arc::clone(&set));
+        Arc::make_mut(&mut self.sets).push(Arc::clone(&set));
         self.known.insert(set, number);
         number
     }
@@ -137,7 +137,7 @@ impl Holdings {
     }
 
     /// The sets by number.
-    pub(super) fn sets(&self) -> &[Arc<[u32]>] {
+    pub(super) fn sets(&self) -> &Arc<Vec<Arc<[u32]>>> {
         &self.sets
     }
 }
@@ -147,54 +147,58 @@ impl Holdings {
 struct OfGroups {
     /// Conditions about labels that were asked last, ascending.
     live: Vec<u32>,
+    /// The groups that they hold for, by number.
+    members: Vec<Members>,
     conditions: Vec<Vec<u32>>,
     holdings: Vec<u32>,
 }
 
 impl OfGroups {
     /// Asks these conditions (ascending) of all groups; of most of them, most have been asked before.
-    fn update(
-        &mut self,
-        live: Vec<u32>,
-        all: &Conditions,
-        endpoints: &Endpoints,
-        memberships: &mut Memberships,
-        holdings: &mut Holdings,
-    ) {
+    fn update(&mut self, live: Vec<u32>, all: &Conditions, endpoints: &Endpoints, holdings: &mut Holdings) {
         let known = self.conditions.len();
+        let groups_are_known = known == endpoints.groups();
+        if groups_are_known && self.live == live {
+            return;
+        }
+        self.members.resize_with(all.len(), Members::default);
         self.conditions.resize(endpoints.groups(), Vec::new());
         self.holdings.resize(endpoints.groups(), 0);
         let mut touched: Vec<u32> = (known as u32..endpoints.groups() as u32).collect();
-        let mut groups_of = |number: u32, touch: &mut dyn FnMut(&[u32])| {
-            if let Condition::Endpoints(selector) = &all.conditions[number as usize] {
-                touch(&memberships.of(endpoints, selector).groups);
+        for number in missing(&self.live, &live) {
+            for &group in &std::mem::take(&mut self.members[number as usize]).groups {
+                self.conditions[group as usize].retain(|have| *have != number);
+                touched.push(group);
             }
-        };
-        for &number in self.live.iter().filter(|number| live.binary_search(number).is_err()) {
-            groups_of(number, &mut |groups| {
-                for &group in groups.iter().take_while(|group| (**group as usize) < known) {
-                    self.conditions[group as usize].retain(|have| *have != number);
-                    touched.push(group);
-                }
-            });
         }
-        for &number in &live {
-            let is_new = self.live.binary_search(&number).is_err();
-            groups_of(number, &mut |groups| {
-                let from = if is_new { 0 } else { groups.partition_point(|group| (*group as usize) < known) };
-                for &group in &groups[from..] {
-                    let have = &mut self.conditions[group as usize];
-                    let place = have.partition_point(|have| *have < number);
-                    have.insert(place, number);
-                    touched.push(group);
-                }
-            });
+        let to_ask = if groups_are_known { missing(&live, &self.live) } else { live.clone() };
+        for number in to_ask {
+            let Condition::Endpoints(selector) = &all.conditions[number as usize] else { continue };
+            let members = &mut self.members[number as usize];
+            let asked = members.groups.len();
+            members.ask(endpoints, selector);
+            for &group in &members.groups[asked..] {
+                let have = &mut self.conditions[group as usize];
+                let place = have.partition_point(|have| *have < number);
+                have.insert(place, number);
+                touched.push(group);
+            }
         }
         for group in touched {
             self.holdings[group as usize] = holdings.number(&self.conditions[group as usize]);
         }
         self.live = live;
     }
+}
+
+/// What is in `these` and not in `those`; all of them ascending.
+fn missing(these: &[u32], those: &[u32]) -> Vec<u32> {
+    let mut those = those.iter().peekable();
+    let is_missing = |number: &u32| {
+        while those.next_if(|other| *other < number).is_some() {}
+        those.peek() != Some(&number)
+    };
+    these.iter().copied().filter(is_missing).collect()
 }
 
 /// A prefix that something holds for: first address, length, number of the set of conditions.
@@ -231,9 +235,31 @@ impl Networks {
     }
 }
 
+/// What holds for addresses of workloads, which are in order.
+fn of_addresses<A: Copy + Ord>(
+    addresses: &[(A, u32)],
+    length: u8,
+    of_workload: &mut impl FnMut(u32, &mut Holdings) -> u32,
+    holdings: &mut Holdings,
+) -> Vec<Entry<A>> {
+    let mut entries = Vec::with_capacity(addresses.len());
+    for &(address, workload) in addresses {
+        let holding = of_workload(workload, holdings);
+        if holding != 0 {
+            entries.push((address, length, holding));
+        }
+    }
+    join(&mut entries, holdings);
+    entries
+}
+
 /// Sorts; what is said of one prefix at several places holds together.
 fn sort<A: Copy + Ord>(entries: &mut Vec<Entry<A>>, holdings: &mut Holdings) {
     entries.sort_unstable();
+    join(entries, holdings);
+}
+
+fn join<A: Copy + Ord>(entries: &mut Vec<Entry<A>>, holdings: &mut Holdings) {
     entries.dedup_by(|next, kept| {
         let same = (next.0, next.1) == (kept.0, kept.1);
         if same {
@@ -253,8 +279,8 @@ pub(super) struct AddressConditions {
 }
 
 impl AddressConditions {
-    /// Which of the conditions `live` (ascending) hold for each prefix that any of them tells apart, and for each address in
-    /// `always`.
+    /// Which of the conditions `live` (ascending) hold for each prefix that any of them tells apart, and for each IPv6
+    /// address in `always`.
     pub(super) fn update(
         &mut self,
         set: &ResourceSet,
@@ -277,33 +303,34 @@ impl AddressConditions {
                 }
             }
         }
-        of_groups.update(about_labels, all, endpoints, memberships, holdings);
+        of_groups.update(about_labels, all, endpoints, holdings);
         let of_sets = set.network_sets.iter().enumerate().filter_map(|(index, network_set)| {
             let holding = of_groups.holdings[endpoints.of_network_set(index) as usize];
             (holding != 0).then(|| (network_set.clone(), holding))
         });
         networks.update(of_sets.collect(), single, holdings);
 
-        let (mut v4, mut v6) = (Vec::new(), Vec::new());
-        let mut add = |address: IpAddr, holding| match address {
-            IpAddr::V4(address) => v4.push((u32::from(address), 32, holding)),
-            IpAddr::V6(address) => v6.push((u128::from(address), 128, holding)),
-        };
-        always.into_iter().for_each(|address| add(address, 0));
-        for (index, workload) in set.workloads.iter().enumerate() {
-            let group = endpoints.of_workload(index);
-            let mut holding = of_groups.holdings[group as usize];
-            if !by_port.is_empty() && !workload.ports.is_empty() {
-                let ports = named_ports(workload, group, &by_port, endpoints, memberships);
-                let ports = holdings.number(&ports);
-                holding = holdings.union(holding, ports);
-            }
-            if holding != 0 {
-                workload.addresses.iter().for_each(|&address| add(address, holding));
-            }
+        let mut of_ports = HashMap::new();
+        for (index, workload) in endpoints.with_ports().filter(|_| !by_port.is_empty()) {
+            let group = endpoints.of_workload(index as usize);
+            let ports = named_ports(workload, group, &by_port, endpoints, memberships);
+            of_ports.insert(index, holdings.number(&ports));
         }
-        sort(&mut v4, holdings);
-        sort(&mut v6, holdings);
+        let mut of_workload = |index: u32, holdings: &mut Holdings| {
+            let holding = of_groups.holdings[endpoints.of_workload(index as usize) as usize];
+            of_ports.get(&index).map_or(holding, |ports| holdings.union(holding, *ports))
+        };
+        let v4 = of_addresses(endpoints.v4(), 32, &mut of_workload, holdings);
+        let v6 = of_addresses(endpoints.v6(), 128, &mut of_workload, holdings);
+        let mut always: Vec<Entry<u128>> = always
+            .into_iter()
+            .filter_map(|address| match address {
+                IpAddr::V4(_) => None,
+                IpAddr::V6(address) => Some((u128::from(address), 128, 0)),
+            })
+            .collect();
+        sort(&mut always, holdings);
+        let v6 = merge(&always, &v6, holdings);
         let v4 = runs(merge(&networks.v4, &v4, holdings), holdings);
         let v6 = inherit(merge(&networks.v6, &v6, holdings), holdings);
         // What is the same is the same one.

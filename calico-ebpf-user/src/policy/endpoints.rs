@@ -2,12 +2,12 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::Arc,
+    net::IpAddr,
 };
 
 use crate::resources::{
     Shared,
-    model::{Labels, NAMESPACE_LABEL, NAMESPACE_PREFIX, Profile, ResourceSet, WorkloadEndpoint},
+    model::{Labels, NAMESPACE_LABEL, NAMESPACE_PREFIX, NamedPort, Profile, ResourceSet, WorkloadEndpoint},
     selector::{Expression, Selector},
 };
 
@@ -28,17 +28,36 @@ pub(super) struct Endpoints {
     /// Distinct sets of labels. Those that nobody has any more stay.
     groups: Vec<Labels>,
     known: HashMap<Labels, u32>,
-    /// Index into `groups` for each workload of the resources.
-    of_workloads: Vec<u32>,
+    /// Of each workload of the resources.
+    of_workloads: Vec<Facts>,
     /// Index into `groups` for each network set of the resources.
     of_network_sets: Vec<u32>,
     /// Groups with a label, and with a label of a value.
     by_key: HashMap<String, Vec<u32>>,
     by_value: HashMap<(String, String), Vec<u32>>,
     /// What `of_workloads` is of.
-    workloads: Vec<Shared<WorkloadEndpoint>>,
+    workloads: Shared<Vec<Shared<WorkloadEndpoint>>>,
+    /// Addresses of workloads in ascending order, and whose they are.
+    v4: Vec<(u32, u32)>,
+    v6: Vec<(u128, u32)>,
+    /// Whether the last update brought other named ports.
+    other_ports: bool,
+    /// How many workloads the last update looked at.
+    #[cfg(test)]
+    pub(super) looked_at: usize,
+    /// Numbers of nodes.
+    nodes: HashMap<String, u32>,
     /// Labels by the profiles that apply them.
     inherited: BTreeMap<String, Labels>,
+}
+
+/// What is asked of all workloads at every change: most of them need not be looked at for it.
+#[derive(Clone, Copy, Debug)]
+struct Facts {
+    /// Index into `groups`.
+    group: u32,
+    node: u32,
+    has_ports: bool,
 }
 
 impl Endpoints {
@@ -52,23 +71,56 @@ impl Endpoints {
     pub(super) fn update(&mut self, set: &ResourceSet, profiles: &HashMap<&str, &Profile>) {
         let applying = profiles.iter().filter(|(_, profile)| !profile.labels_to_apply.is_empty());
         let inherited = applying.map(|(name, profile)| ((*name).to_owned(), profile.labels_to_apply.clone())).collect();
-        let (old, new) = (std::mem::take(&mut self.workloads), &set.workloads);
+        let (old, new) = (std::mem::replace(&mut self.workloads, set.workloads.clone()), &set.workloads);
         // What changed lies between two parts that did not: most often one file.
         let (first, last) = if inherited == self.inherited {
             let most = old.len().min(new.len());
-            let first = old.iter().zip(new).take_while(|(old, new)| old.is(new)).count();
+            let first = old.iter().zip(&**new).take_while(|(old, new)| old.is(new)).count();
             let last = old.iter().rev().zip(new.iter().rev()).take_while(|(old, new)| old.is(new)).count();
             (first, last.min(most - first))
         } else {
             (0, 0)
         };
         self.inherited = inherited;
-        let mut groups = self.of_workloads[..first].to_vec();
-        groups.extend(new[first..new.len() - last].iter().map(|w| self.group(&w.labels, &w.profiles)));
-        groups.extend_from_slice(&self.of_workloads[self.of_workloads.len() - last..]);
-        self.of_workloads = groups;
+        let (gone, come) = (&old[first..old.len() - last], &new[first..new.len() - last]);
+        let other_addresses = gone.iter().map(|w| &w.addresses).ne(come.iter().map(|w| &w.addresses));
+        self.other_ports = with_ports(gone).ne(with_ports(come));
+        #[cfg(test)]
+        {
+            self.looked_at = come.len();
+        }
+        let facts: Vec<Facts> = come.iter().map(|workload| self.facts(workload)).collect();
+        self.of_workloads.splice(first..old.len() - last, facts);
+        if other_addresses {
+            self.collect_addresses();
+        }
         self.of_network_sets = set.network_sets.iter().map(|set| self.group(&set.labels, &set.profiles)).collect();
-        self.workloads.clone_from(new);
+    }
+
+    fn facts(&mut self, workload: &WorkloadEndpoint) -> Facts {
+        let next = self.nodes.len() as u32;
+        let node = match self.nodes.get(&workload.node) {
+            Some(node) => *node,
+            None => *self.nodes.entry(workload.node.clone()).or_insert(next),
+        };
+        let group = self.group(&workload.labels, &workload.profiles);
+        Facts { group, node, has_ports: !workload.ports.is_empty() }
+    }
+
+    fn collect_addresses(&mut self) {
+        let Self { workloads, v4, v6, .. } = self;
+        v4.clear();
+        v6.clear();
+        for (index, workload) in (0..).zip(&**workloads) {
+            for address in &workload.addresses {
+                match *address {
+                    IpAddr::V4(address) => v4.push((address.into(), index)),
+                    IpAddr::V6(address) => v6.push((address.into(), index)),
+                }
+            }
+        }
+        v4.sort_unstable();
+        v6.sort_unstable();
     }
 
     fn group(&mut self, own: &Labels, profiles: &[String]) -> u32 {
@@ -89,7 +141,8 @@ impl Endpoints {
     /// Groups of which somebody is.
     pub(super) fn living(&self) -> usize {
         let mut living = vec![false; self.groups.len()];
-        for &group in self.of_workloads.iter().chain(&self.of_network_sets) {
+        let of_workloads = self.of_workloads.iter().map(|facts| facts.group);
+        for group in of_workloads.chain(self.of_network_sets.iter().copied()) {
             living[group as usize] = true;
         }
         living.into_iter().filter(|living| *living).count()
@@ -102,7 +155,37 @@ impl Endpoints {
 
     /// Group of the workload with this index in the resources.
     pub(super) fn of_workload(&self, workload: usize) -> u32 {
-        self.of_workloads[workload]
+        self.of_workloads[workload].group
+    }
+
+    /// Indices of a node's workloads in the resources.
+    pub(super) fn of_node(&self, node: &str) -> impl Iterator<Item = usize> {
+        let node = self.nodes.get(node).copied();
+        self.of_workloads
+            .iter()
+            .enumerate()
+            .filter_map(move |(index, facts)| (Some(facts.node) == node).then_some(index))
+    }
+
+    /// Workloads with named ports: their indices in the resources, and themselves.
+    pub(super) fn with_ports(&self) -> impl Iterator<Item = (u32, &WorkloadEndpoint)> {
+        let facts = (0..).zip(&self.of_workloads).zip(&**self.workloads);
+        facts.filter_map(|((index, facts), workload)| facts.has_ports.then_some((index, &**workload)))
+    }
+
+    /// Whether the last update brought other named ports.
+    pub(super) fn other_ports(&self) -> bool {
+        self.other_ports
+    }
+
+    /// IPv4 addresses in ascending order with the indices of their workloads.
+    pub(super) fn v4(&self) -> &[(u32, u32)] {
+        &self.v4
+    }
+
+    /// IPv6 addresses, likewise.
+    pub(super) fn v6(&self) -> &[(u128, u32)] {
+        &self.v6
     }
 
     /// Group of the network set with this index in the resources.
@@ -164,6 +247,24 @@ pub(super) struct Members {
 }
 
 impl Members {
+    /// Looks at the groups that came since this was last asked.
+    pub(super) fn ask(&mut self, endpoints: &Endpoints, selector: &Selector) {
+        let all = endpoints.groups() as u32;
+        if self.asked == all {
+            return;
+        }
+        let new = match self.asked {
+            0 => endpoints.select(selector),
+            asked => (asked..all).filter(|&group| endpoints.holds(selector, group)).collect(),
+        };
+        self.bits.resize(all.div_ceil(64) as usize, 0);
+        for &group in &new {
+            self.bits[group as usize / 64] |= 1 << (group % 64);
+        }
+        self.groups.extend(new);
+        self.asked = all;
+    }
+
     pub(super) fn contains(&self, group: u32) -> bool {
         self.bits.get(group as usize / 64).is_some_and(|word| word >> (group % 64) & 1 != 0)
     }
@@ -172,28 +273,16 @@ impl Members {
 /// The groups of the selectors met so far.
 #[derive(Debug, Default)]
 pub(super) struct Memberships {
-    known: HashMap<Arc<str>, Members>,
+    known: HashMap<Selector, Members>,
     turn: u64,
 }
 
 impl Memberships {
-    /// Those of a selector: only groups that came since it was last asked are looked at.
+    /// Those of a selector.
     pub(super) fn of(&mut self, endpoints: &Endpoints, selector: &Selector) -> &Members {
-        let all = endpoints.groups() as u32;
-        let members = self.known.entry(selector.canonical().into()).or_default();
+        let members = self.known.entry(selector.clone()).or_default();
         members.turn = self.turn;
-        if members.asked < all {
-            let new = match members.asked {
-                0 => endpoints.select(selector),
-                asked => (asked..all).filter(|&group| endpoints.holds(selector, group)).collect(),
-            };
-            members.bits.resize(all.div_ceil(64) as usize, 0);
-            for &group in &new {
-                members.bits[group as usize / 64] |= 1 << (group % 64);
-            }
-            members.groups.extend(new);
-            members.asked = all;
-        }
+        members.ask(endpoints, selector);
         members
     }
 
@@ -203,6 +292,10 @@ impl Memberships {
         self.known.retain(|_, members| members.turn == turn);
         self.turn += 1;
     }
+}
+
+fn with_ports(workloads: &[Shared<WorkloadEndpoint>]) -> impl Iterator<Item = &[NamedPort]> {
+    workloads.iter().map(|workload| &workload.ports[..]).filter(|ports| !ports.is_empty())
 }
 
 fn sorted(mut groups: Vec<u32>) -> Vec<u32> {

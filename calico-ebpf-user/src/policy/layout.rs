@@ -1,6 +1,7 @@
 //! A rule table as objects in the arena.
 
 use std::{
+    cell::OnceCell,
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
@@ -74,6 +75,32 @@ pub(super) struct Classes<'a> {
     pub(super) added: &'a [(ClassKey, u32)],
     /// Whether classes went, too: then everything is looked at.
     pub(super) removed: bool,
+    /// For whoever looks at everything.
+    pub(super) index: &'a ClassIndex,
+}
+
+/// Classes by the conditions that hold for them: places in [`Classes::all`].
+#[derive(Default)]
+pub(super) struct ClassIndex(OnceCell<HashMap<u32, Vec<usize>>>);
+
+impl Classes<'_> {
+    /// All classes that any of these conditions, or the family, can tell from class 0.
+    fn told_apart(&self, conditions: &BTreeSet<u32>, by_family: bool) -> impl Iterator<Item = &(ClassKey, u32)> {
+        let index = self.index.0.get_or_init(|| {
+            let mut index = HashMap::<u32, Vec<usize>>::new();
+            for (place, (key, _)) in self.all.iter().enumerate() {
+                for &condition in &*key.conditions {
+                    index.entry(condition).or_default().push(place);
+                }
+            }
+            index
+        });
+        let mut places: BTreeSet<usize> = conditions.iter().filter_map(|c| index.get(c)).flatten().copied().collect();
+        if by_family {
+            places.extend((0..self.all.len()).filter(|place| self.all[*place].0.v6));
+        }
+        places.into_iter().map(|place| &self.all[place])
+    }
 }
 
 impl Built {
@@ -202,7 +229,9 @@ impl ClassField {
         };
         if classes.removed {
             self.leaves.clear();
-            classes.all.iter().try_for_each(|(key, class)| leaf(self, key, *class))?;
+            let relevant = Arc::clone(&self.relevant);
+            let mut told_apart = classes.told_apart(&relevant, self.by_family);
+            told_apart.try_for_each(|(key, class)| leaf(self, key, *class))?;
         } else {
             classes.added.iter().try_for_each(|(key, class)| leaf(self, key, *class))?;
         }

@@ -18,7 +18,7 @@ use ipnet::{IpNet, Ipv6Net};
 use super::{
     arena::Arena,
     compiled::{Compiled, Direction, RuleName, Table},
-    layout::{Built, ClassKey, Classes, Counter},
+    layout::{Built, ClassIndex, ClassKey, Classes, Counter},
     nets::{Nets, Run},
     prefixes::Prefixes,
     write::{Changes, KernelState, LimitError, Limits, Plan, Write},
@@ -45,8 +45,7 @@ pub struct Store {
     /// How the tables in force were built, as far as this process has built them.
     built: HashMap<TableId, BuiltTable>,
     next_table: u32,
-    /// By IP version (whether it is IPv6) and set of conditions.
-    classes: BTreeMap<(bool, u32), u32>,
+    classes: ClassNumbers,
     /// Of IPv6 all addresses and networks, of IPv4 the addresses of local workloads and of the host.
     addresses: Arc<BTreeMap<IpNet, AddressEntry>>,
     /// What `addresses` was made of, in the order of the map.
@@ -94,7 +93,7 @@ impl Store {
             numbering: 0,
             built: HashMap::new(),
             next_table: 1,
-            classes: BTreeMap::new(),
+            classes: ClassNumbers::default(),
             addresses: Arc::default(),
             known: None,
             known_runs: Arc::default(),
@@ -206,11 +205,10 @@ impl Store {
             end: Vec::new(),
         };
         // What is taken back is older than what these numbers are of.
-        let unknown = |of: &(bool, u32)| of.1 as usize >= compiled.holdings.len();
-        if compiled.numbering != self.numbering || self.classes.keys().any(unknown) {
+        if compiled.numbering != self.numbering || self.classes.sets() > compiled.holdings.len() {
             planner.next.numbering = compiled.numbering;
             planner.next.built = HashMap::new();
-            planner.next.classes = BTreeMap::new();
+            planner.next.classes = ClassNumbers::default();
             planner.next.known = None;
             planner.next.known_runs = Arc::default();
         }
@@ -220,14 +218,62 @@ impl Store {
         let (added, removed) = planner.classes(compiled, &desired)?;
         let key =
             |&(v6, holding): &(bool, u32)| ClassKey { v6, conditions: compiled.holdings[holding as usize].clone() };
-        let all: Vec<(ClassKey, u32)> = planner.next.classes.iter().map(|(of, class)| (key(of), *class)).collect();
+        // Tables that are known look at what changed alone.
+        let is_new = |table: &Arc<Table>| !planner.next.built.contains_key(&id(table));
+        let all: Vec<(ClassKey, u32)> = if removed || compiled.tables.iter().any(is_new) {
+            planner.next.classes.iter().map(|(of, class)| (key(&of), class)).collect()
+        } else {
+            Vec::new()
+        };
         let added: Vec<(ClassKey, u32)> = added.iter().map(|(of, class)| (key(of), *class)).collect();
-        let built = planner.tables(compiled, &Classes { all: &all, added: &added, removed })?;
+        let classes = Classes { all: &all, added: &added, removed, index: &ClassIndex::default() };
+        let built = planner.tables(compiled, &classes)?;
         let moves = planner.addresses(compiled, &desired)?;
         planner.policies(compiled, &built, &moves);
         planner.spoof(compiled)?;
         planner.settings(compiled);
         Ok(planner.finish(built))
+    }
+}
+
+/// Classes by IP version (whether it is IPv6) and set of conditions, whose numbers are dense.
+#[derive(Clone, Debug, Default)]
+struct ClassNumbers([Vec<Option<u32>>; 2]);
+
+impl ClassNumbers {
+    fn get(&self, (v6, set): (bool, u32)) -> Option<u32> {
+        self.0[usize::from(v6)].get(set as usize).copied().flatten()
+    }
+
+    fn insert(&mut self, (v6, set): (bool, u32), class: u32) {
+        let classes = &mut self.0[usize::from(v6)];
+        let needed = classes.len().max(set as usize + 1);
+        classes.resize(needed, None);
+        classes[set as usize] = Some(class);
+    }
+
+    /// In order.
+    fn iter(&self) -> impl Iterator<Item = ((bool, u32), u32)> {
+        let of = |v6: bool| {
+            let classes = (0..).zip(&self.0[usize::from(v6)]);
+            classes.filter_map(move |(set, class)| Some(((v6, set), (*class)?)))
+        };
+        of(false).chain(of(true))
+    }
+
+    fn retain(&mut self, wanted: impl Fn((bool, u32)) -> bool) {
+        for (v6, classes) in [false, true].into_iter().zip(&mut self.0) {
+            for (set, class) in (0..).zip(classes.iter_mut()) {
+                *class = class.take_if(|_| wanted((v6, set)));
+            }
+            let last = classes.iter().rposition(Option::is_some);
+            classes.truncate(last.map_or(0, |last| last + 1));
+        }
+    }
+
+    /// How many sets of conditions there have to be.
+    fn sets(&self) -> usize {
+        self.0.iter().map(Vec::len).max().unwrap_or(0)
     }
 }
 
@@ -469,20 +515,20 @@ impl Planner<'_> {
     /// Any number will do for any class, used or not: an entry of an address says what holds from which generation on, and a
     /// table is read by one generation only unless it is right for both. So keeping numbers only saves writes.
     fn classes(&mut self, compiled: &Compiled, desired: &Desired) -> Result<(Vec<NewClass>, bool), LimitError> {
-        let wanted: HashSet<&(bool, u32)> = desired.used.iter().collect();
         let classes = &mut self.next.classes;
-        let spare = classes.keys().filter(|of| !wanted.contains(of)).count();
-        let removed = spare > SPARE_CLASSES.max(wanted.len() / 2);
+        let mut missing: HashSet<(bool, u32)> =
+            desired.used.iter().copied().filter(|of| classes.get(*of).is_none()).collect();
+        let spare = classes.iter().count() + missing.len() - desired.used.len();
+        let removed = spare > SPARE_CLASSES.max(desired.used.len() / 2);
         if removed {
-            classes.retain(|of, _| wanted.contains(of));
+            let wanted: HashSet<(bool, u32)> = desired.used.iter().copied().collect();
+            classes.retain(|of| wanted.contains(&of));
         }
         let mut added: Vec<NewClass> = Vec::new();
-        let mut missing: HashSet<(bool, u32)> =
-            desired.used.iter().copied().filter(|of| !classes.contains_key(of)).collect();
         if missing.is_empty() {
             return Ok((added, removed));
         }
-        let mut taken: HashSet<u32> = classes.values().copied().chain(0..PLAIN_CLASSES).collect();
+        let mut taken: HashSet<u32> = classes.iter().map(|(_, class)| class).chain(0..PLAIN_CLASSES).collect();
         let mut add = |of: (bool, u32), class: u32, missing: &mut HashSet<(bool, u32)>| {
             if missing.remove(&of) {
                 classes.insert(of, class);
@@ -523,7 +569,7 @@ impl Planner<'_> {
             let class = candidates.by_ref().find(|class| !taken.contains(class)).unwrap_or(u32::MAX);
             if class >= self.old.limits.classes.min(1 << 24) {
                 let limit = self.old.limits.classes.min(1 << 24) as usize;
-                let needed = wanted.len().max(limit + 1);
+                let needed = desired.used.len().max(limit + 1);
                 return Err(LimitError::Count { what: "classes of addresses", needed, limit });
             }
             add(*of, class, &mut missing);
@@ -585,15 +631,13 @@ impl Planner<'_> {
     /// Makes all addresses what they shall be.
     fn addresses(&mut self, compiled: &Compiled, desired: &Desired) -> Result<Moves, LimitError> {
         let (now, generation) = (self.old.generation, self.generation);
-        let class_of = |v6: bool, holding: u32| self.next.classes.get(&(v6, holding)).copied().unwrap_or_default();
-        let mut all: BTreeSet<(u32, u32)> =
-            desired.used.iter().map(|&(v6, h)| (class_of(v6, h), class_of(v6, h))).collect();
-        all.extend([(0, 0), (1, 1)]);
+        let class_of = |v6: bool, holding: u32| self.next.classes.get((v6, holding)).unwrap_or_default();
+        let stay = desired.used.iter().map(|&(v6, holding)| class_of(v6, holding)).chain(0..PLAIN_CLASSES);
+        // Those that stay, and those that moved.
+        let mut all: Vec<(u32, u32)> = stay.map(|class| (class, class)).collect();
         if !Arc::ptr_eq(&self.next.known_runs, &compiled.addresses.v4) {
-            let mut class_of_run = HashMap::new();
-            let mut class_of_run = |holding| *class_of_run.entry(holding).or_insert_with(|| class_of(false, holding));
             let mut runs = Vec::with_capacity(compiled.addresses.v4.len().max(1));
-            runs.extend(compiled.addresses.v4.iter().map(|&(start, holding)| (start, class_of_run(holding))));
+            runs.extend(compiled.addresses.v4.iter().map(|&(start, holding)| (start, class_of(false, holding))));
             if runs.is_empty() {
                 runs.push((0, 0));
             }
@@ -610,11 +654,8 @@ impl Planner<'_> {
             .iter()
             .map(|known| Known { class: class_of(is_v6(&known.prefix), known.class), ..*known })
             .collect();
-        let mut count: HashMap<&'static str, (usize, u32)> = HashMap::new();
-        for known in &entries {
-            let (what, limit) = room(&known.prefix, &self.old.limits);
-            count.entry(what).or_insert((0, limit)).0 += 1;
-        }
+        let mut count = [0; ROOMS];
+        entries.iter().for_each(|known| count[room(&known.prefix)] += 1);
 
         // Of most of them nothing is to be looked at.
         let (mut changed, mut gone) = (Vec::new(), Vec::new());
@@ -640,7 +681,7 @@ impl Planner<'_> {
                     (None, IpNet::V6(_)) => lengths.wider(old, &prefix).map_or(plain(&prefix), |e| e.class(now)),
                 };
                 let (owner, flags) = (before.map_or(NO_SLOT, |entry| entry.slot(now)), if host { HOST } else { 0 });
-                all.insert((was, class));
+                all.push((was, class));
                 if was != class && prefix.prefix_len() == prefix.max_prefix_len() {
                     of_address.insert(prefix.addr(), (was, class));
                 }
@@ -671,7 +712,7 @@ impl Planner<'_> {
                         lengths.wider(next, &prefix).map_or(plain(&prefix), |entry| entry.class(generation))
                     }
                 };
-                all.insert((was, class));
+                all.push((was, class));
                 let entry = AddressEntry {
                     class: Stamped { value: [was, class] },
                     slot: Stamped { value: [owner, NO_SLOT] },
@@ -682,18 +723,19 @@ impl Planner<'_> {
                 self.retire.push(Write::RemoveAddress { prefix });
                 self.changes.addresses += 1;
                 // Until it is retired it takes room.
-                let (what, limit) = room(&prefix, &self.old.limits);
-                count.entry(what).or_insert((0, limit)).0 += 1;
+                count[room(&prefix)] += 1;
             }
         }
-        for (what, (needed, limit)) in count {
+        for (needed, (what, limit)) in count.into_iter().zip(rooms(&self.old.limits)) {
             if needed > limit as usize {
                 return Err(LimitError::Count { what, needed, limit: limit as usize });
             }
         }
         self.next.known = Some(Arc::new(entries));
+        all.sort_unstable();
+        all.dedup();
         let moved = all.iter().copied().filter(|(was, class)| was != class).collect();
-        Ok(Moves { all: all.into_iter().collect(), moved, of_address })
+        Ok(Moves { all, moved, of_address })
     }
 
     /// Gives every workload its tables.
@@ -751,6 +793,9 @@ impl Planner<'_> {
     ) -> bool {
         let image = self.next.arena.image();
         let (Some(old), Some(new)) = (image.block(from), image.block(to)) else { return true };
+        if from == to && moves.moved.is_empty() && self.old.tables.contains_key(&from) {
+            return false;
+        }
         if !self.old.tables.contains_key(&from) {
             return true;
         }
@@ -887,26 +932,34 @@ fn common_stretches(a: &[Run], b: &[Run], mut visit: impl FnMut(u32, u32, u64)) 
 }
 
 /// Notes which classes became which, and returns how many stretches of addresses have another class.
-fn changed_runs(old: &[Run], new: &[Run], pairs: &mut BTreeSet<(u32, u32)>) -> usize {
+fn changed_runs(old: &[Run], new: &[Run], pairs: &mut Vec<(u32, u32)>) -> usize {
     let mut changed = 0;
     common_stretches(old, new, |was, is, _| {
         if was != is {
             changed += 1;
-            pairs.insert((was, is));
+            pairs.push((was, is));
         }
     });
     changed
 }
 
-/// Map and room of a prefix.
-fn room(prefix: &IpNet, limits: &Limits) -> (&'static str, u32) {
+/// Maps of prefixes that have their own room.
+const ROOMS: usize = 4;
+
+/// Which of them a prefix is in.
+fn room(prefix: &IpNet) -> usize {
     let single = prefix.prefix_len() == prefix.max_prefix_len();
-    match (prefix, single) {
-        (IpNet::V4(_), true) => ("IPv4 addresses of this host and its workloads, old and new ones", limits.addresses),
-        (IpNet::V6(_), true) => ("single IPv6 addresses, old and new ones", limits.addresses),
-        (IpNet::V4(_), false) => ("IPv4 networks, old and new ones", limits.nets),
-        (IpNet::V6(_), false) => ("IPv6 networks, old and new ones", limits.nets),
-    }
+    usize::from(is_v6(prefix)) + if single { 0 } else { 2 }
+}
+
+/// What they are for, and how much there is.
+fn rooms(limits: &Limits) -> [(&'static str, u32); ROOMS] {
+    [
+        ("IPv4 addresses of this host and its workloads, old and new ones", limits.addresses),
+        ("single IPv6 addresses, old and new ones", limits.addresses),
+        ("IPv4 networks, old and new ones", limits.nets),
+        ("IPv6 networks, old and new ones", limits.nets),
+    ]
 }
 
 /// What is new or other in `new`, and what is not there any more; both in the order of the map.

@@ -42,7 +42,7 @@ pub struct Origin {
 #[derive(Clone, Debug, Default)]
 pub struct ResourceSet {
     /// Workloads of all nodes: the remote ones are peers that selectors find.
-    pub workloads: Vec<Shared<WorkloadEndpoint>>,
+    pub workloads: Shared<Vec<Shared<WorkloadEndpoint>>>,
     /// Tiers that are written down, by name. [`ResourceSet::tier`] knows those, too, that exist always.
     pub tiers: BTreeMap<String, Tier>,
     /// Policies that are enforced.
@@ -64,7 +64,7 @@ pub struct ResourceSet {
 }
 
 /// A `WorkloadEndpoint`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct WorkloadEndpoint {
     /// Namespace.
     pub namespace: String,
@@ -173,7 +173,7 @@ impl PolicyKind {
 }
 
 /// A policy.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Policy {
     /// Kind.
     pub kind: PolicyKind,
@@ -255,7 +255,7 @@ pub enum StagedAction {
 }
 
 /// A `GlobalNetworkSet` or `NetworkSet`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct NetworkSet {
     /// Namespace of a `NetworkSet`.
     pub namespace: Option<String>,
@@ -359,7 +359,7 @@ pub enum DenyAction {
 }
 
 /// One rule. All conditions must hold.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Rule {
     /// What it does.
     pub action: RuleAction,
@@ -387,7 +387,7 @@ pub struct Rule {
 }
 
 /// What one end of a connection must be like.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EntityRule {
     /// Any of these networks; empty: no condition.
     pub nets: Vec<IpNet>,
@@ -529,8 +529,11 @@ impl ResourceSet {
     /// What to say of a node that no workload names: a misspelt `--node` looks like a host without workloads.
     #[must_use]
     pub fn unknown_node(&self, node: &str) -> Option<String> {
+        if self.workloads.iter().any(|workload| workload.node == node) {
+            return None;
+        }
         let nodes: BTreeSet<&str> = self.workloads.iter().map(|workload| workload.node.as_str()).collect();
-        if nodes.is_empty() || nodes.contains(node) {
+        if nodes.is_empty() {
             return None;
         }
         let shown: Vec<&str> = nodes.iter().copied().take(10).collect();

@@ -16,6 +16,23 @@ pub(super) struct Parsed {
     pub(super) body: Option<Body>,
 }
 
+impl Parsed {
+    /// Becomes one with what the file had in this place before, if that says the same: nothing is derived again then.
+    pub(super) fn stay(&mut self, before: &Self) {
+        fn stay<T: PartialEq>(is: &mut Shared<T>, was: &Shared<T>) {
+            if **is == **was {
+                *is = was.clone();
+            }
+        }
+        match (&mut self.body, &before.body) {
+            (Some(Body::Workload(is)), Some(Body::Workload(was))) => stay(&mut is.endpoint, &was.endpoint),
+            (Some(Body::Policy(is)), Some(Body::Policy(was))) => stay(&mut is.policy, &was.policy),
+            (Some(Body::NetworkSet(is)), Some(Body::NetworkSet(was))) => stay(is, was),
+            _ => {}
+        }
+    }
+}
+
 /// What makes two resources the same one.
 #[derive(Clone, Debug)]
 pub(super) struct Identity {

@@ -14,7 +14,7 @@ use super::{
     kinds,
     model::ResourceSet,
     parsed::Parsed,
-    relations,
+    relations::{self, Claims, Summary},
     remark::{self, Remark},
     source::{Position, SourceText},
     yaml,
@@ -80,6 +80,11 @@ impl Loaded {
 #[derive(Debug, Default)]
 pub struct Reader {
     files: HashMap<PathBuf, Arc<ParsedFile>>,
+    /// Of `files`.
+    claims: Claims,
+    /// Documents that were parsed so far.
+    #[cfg(test)]
+    parsed: usize,
 }
 
 /// A file that was parsed.
@@ -87,11 +92,13 @@ pub struct Reader {
 pub(super) struct ParsedFile {
     pub(super) source: SourceText,
     pub(super) resources: Vec<Parsed>,
-    /// See [`relations::claims`].
-    pub(super) claims: Vec<u64>,
+    pub(super) summary: Summary,
     pub(super) diagnostics: Vec<Diagnostic>,
     /// How many documents it has, broken ones included.
     documents: usize,
+    /// How many of them were parsed for it.
+    #[cfg_attr(not(test), expect(dead_code, reason = "tests count the work"))]
+    parsed: usize,
     /// Its length and hash.
     identity: FileStamp,
     /// If the file still has this stamp, it is still the same.
@@ -130,14 +137,28 @@ impl Reader {
                 }
             }
         }
-        self.files = kept;
+        self.keep(kept);
         for (path, _) in paths.iter().zip(&is_empty).filter(|(_, empty)| **empty == Some(true)) {
             diagnostics.push(files::file_error(
                 path,
                 "no document in it: an empty set has to be written down, as \"{apiVersion: v1, kind: List, items: []}\"",
             ));
         }
-        together(&parsed, diagnostics)
+        together(&parsed, &self.claims, diagnostics)
+    }
+
+    /// These are the files now.
+    fn keep(&mut self, files: HashMap<PathBuf, Arc<ParsedFile>>) {
+        let before = std::mem::replace(&mut self.files, files);
+        let is_in = |files: &HashMap<PathBuf, Arc<ParsedFile>>, path: &Path, file: &Arc<ParsedFile>| {
+            files.get(path).is_some_and(|same| Arc::ptr_eq(same, file))
+        };
+        for (_, gone) in before.iter().filter(|(path, file)| !is_in(&self.files, path, file)) {
+            self.claims.withdraw(&gone.summary);
+        }
+        for (_, come) in self.files.iter().filter(|(path, file)| !is_in(&before, path, file)) {
+            self.claims.make(&come.summary);
+        }
     }
 
     /// Adds warnings about what this reader loaded last. Files with any are parsed once more, to say where.
@@ -163,7 +184,12 @@ impl Reader {
             }
             return Arc::clone(known);
         }
-        Arc::new(ParsedFile { stamp, ..parse(path, content) })
+        let file = parse(path, content, self.files.get(path).map(|file| &**file));
+        #[cfg(test)]
+        {
+            self.parsed += file.parsed;
+        }
+        Arc::new(ParsedFile { stamp, ..file })
     }
 }
 
@@ -176,14 +202,17 @@ pub fn load(paths: &[PathBuf]) -> Loaded {
 /// Checks a text as if it were in a file of this name, the only one.
 #[must_use]
 pub fn load_content(path: &Path, content: Vec<u8>) -> Loaded {
-    together(&[Arc::new(parse(path, content))], Vec::new())
+    let file = parse(path, content, None);
+    let mut claims = Claims::default();
+    claims.make(&file.summary);
+    together(&[Arc::new(file)], &claims, Vec::new())
 }
 
 /// What the files say together. `diagnostics`: of what could not be read.
-fn together(parsed: &[Arc<ParsedFile>], mut diagnostics: Vec<Diagnostic>) -> Loaded {
+fn together(parsed: &[Arc<ParsedFile>], claims: &Claims, mut diagnostics: Vec<Diagnostic>) -> Loaded {
     diagnostics.extend(parsed.iter().flat_map(|file| file.diagnostics.iter().cloned()));
     let so_far_good = diagnostics.iter().all(|d| d.severity != Severity::Error);
-    let (set, mut found) = relations::check(parsed, so_far_good);
+    let (set, mut found) = relations::check(parsed, claims, so_far_good);
     if found.len() > MAX_FOUND {
         found.sort_by_key(|finding| finding.severity);
         found.truncate(MAX_FOUND);
@@ -202,12 +231,13 @@ fn identity(path: &Path, content: &[u8]) -> FileStamp {
     FileStamp { path: path.to_owned(), length: content.len() as u64, hash: hasher.finish() }
 }
 
-fn parse(path: &Path, mut content: Vec<u8>) -> ParsedFile {
+/// `before`: the file as it was the last time. Of its resources those that still say the same stay the same ones.
+fn parse(path: &Path, mut content: Vec<u8>, before: Option<&ParsedFile>) -> ParsedFile {
     let identity = identity(path, &content);
     if content.starts_with(BYTE_ORDER_MARK) {
         content.drain(..BYTE_ORDER_MARK.len());
     }
-    let path: Arc<Path> = Arc::from(path);
+    let path: Arc<Path> = before.map_or_else(|| Arc::from(path), |before| Arc::clone(&before.source.path));
     let text = match String::from_utf8(content) {
         Ok(text) => text,
         Err(error) => {
@@ -233,13 +263,70 @@ fn parse(path: &Path, mut content: Vec<u8>) -> ParsedFile {
         return broken(path, identity, &text, offset, message);
     }
     let source = SourceText::new(path, text);
-    let mut decoder = Decoder::new(&source);
-    let mut resources = Vec::new();
-    let mut documents = 0;
-    yaml::documents(&source.text, |document| {
-        documents += 1;
+    let Decoded { mut resources, documents, parsed, diagnostics } =
+        before.and_then(|before| decode_changed(&source, before)).unwrap_or_else(|| decode(&source));
+    for (parsed, before) in resources.iter_mut().zip(before.iter().flat_map(|before| &before.resources)) {
+        parsed.stay(before);
+    }
+    let summary = Summary::of(&resources);
+    ParsedFile { source, resources, summary, diagnostics, documents, parsed, identity, stamp: None, exact: true }
+}
+
+/// What a text says.
+#[derive(Default)]
+struct Decoded {
+    resources: Vec<Parsed>,
+    documents: usize,
+    /// How many of the documents were parsed for it.
+    parsed: usize,
+    diagnostics: Vec<Diagnostic>,
+}
+
+fn decode(source: &SourceText) -> Decoded {
+    decode_part(source, 0, &source.text)
+}
+
+/// The same, but of documents that stand where they stood before, what they said before. Only where nothing is wrong with
+/// the file, then and now.
+fn decode_changed(source: &SourceText, before: &ParsedFile) -> Option<Decoded> {
+    // In such a file nothing can be too much.
+    const LARGEST: usize = 256 << 10;
+    if !before.diagnostics.is_empty() || !before.exact || source.text.len().max(before.source.text.len()) > LARGEST {
+        return None;
+    }
+    let mut all = Decoded::default();
+    let (mut old, mut old_resources) =
+        (yaml::parts(&before.source.text)?.into_iter().peekable(), &before.resources[..]);
+    for (lines, text) in yaml::parts(&source.text)? {
+        while old.next_if(|old| old.0 < lines).is_some() {}
+        if old.peek() != Some(&(lines, text)) {
+            let new = decode_part(source, lines, text);
+            if !new.diagnostics.is_empty() {
+                return None;
+            }
+            all.resources.extend(new.resources);
+            all.documents += new.documents;
+            all.parsed += new.parsed;
+            continue;
+        }
+        let first = old_resources.partition_point(|resource| resource.identity.name_at.line <= lines);
+        let end = lines.saturating_add(u32::try_from(text.lines().count()).ok()?);
+        let last = old_resources.partition_point(|resource| resource.identity.name_at.line <= end);
+        all.resources.extend_from_slice(&old_resources[first..last]);
+        old_resources = &old_resources[last..];
+        all.documents += usize::from(last > first);
+    }
+    Some(all).filter(|all| all.documents != 0)
+}
+
+/// Of a part of the source, before which there are so many lines.
+fn decode_part(source: &SourceText, lines: u32, text: &str) -> Decoded {
+    let mut decoder = Decoder::new(source);
+    let mut decoded = Decoded::default();
+    yaml::documents_from(lines, text, |document| {
+        decoded.documents += 1;
         match document {
-            Ok(node) => kinds::document(&mut decoder, &node, &mut resources),
+            Ok(node) => kinds::document(&mut decoder, &node, &mut decoded.resources),
             Err(error) => {
                 decoder.resource = None;
                 decoder.error_at(error.at, 1, &FieldPath::ROOT, error.message);
@@ -247,9 +334,7 @@ fn parse(path: &Path, mut content: Vec<u8>) -> ParsedFile {
         }
         !decoder.is_full()
     });
-    let diagnostics = decoder.finish();
-    let claims = relations::claims(&resources);
-    ParsedFile { source, resources, claims, diagnostics, documents, identity, stamp: None, exact: true }
+    Decoded { parsed: decoded.documents, diagnostics: decoder.finish(), ..decoded }
 }
 
 /// A file that is no text. `offset`: in bytes, where that shows.
@@ -265,11 +350,84 @@ fn broken(path: Arc<Path>, identity: FileStamp, text: &str, offset: usize, messa
     ParsedFile {
         source,
         resources: Vec::new(),
-        claims: Vec::new(),
+        summary: Summary::default(),
         diagnostics: vec![diagnostic],
         documents: 1,
+        parsed: 1,
         identity,
         stamp: None,
         exact: false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn network_set(number: usize, label: usize) -> String {
+        format!(
+            "apiVersion: projectcalico.org/v3\nkind: GlobalNetworkSet\nmetadata:\n  name: s{number}\n  labels: {{a: l{label}}}\n\
+             spec: {{nets: [10.0.{number}.0/24]}}\n"
+        )
+    }
+
+    fn load(reader: &mut Reader, path: &Path, text: &str) -> Loaded {
+        fs::write(path, text).expect("a file");
+        reader.load(&[path.to_owned()])
+    }
+
+    fn scratch(name: &str) -> PathBuf {
+        std::env::temp_dir().join(format!("calico-ebpf-reader-{}-{name}.yaml", std::process::id()))
+    }
+
+    #[test]
+    fn only_the_document_that_changed_is_parsed() {
+        let path = scratch("one");
+        let text = |changed| {
+            let sets = (0..50).map(|number| network_set(number, if number == 20 { changed } else { 0 }));
+            sets.collect::<Vec<_>>().join("---\n")
+        };
+        let mut reader = Reader::default();
+        let first = load(&mut reader, &path, &text(0));
+        assert_eq!((first.set.network_sets.len(), reader.parsed), (50, 50));
+        let second = load(&mut reader, &path, &text(1));
+        assert_eq!(reader.parsed, 51);
+        let same = first.set.network_sets.iter().zip(&second.set.network_sets).map(|(was, is)| was.is(is));
+        assert_eq!(same.filter(|same| !same).count(), 1);
+        fs::remove_file(path).expect("removed");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn changes_are_read_as_if_for_the_first_time(
+            edits in prop::collection::vec((0_usize..8, 0_usize..6), 1..10),
+        ) {
+            let path = scratch("changes");
+            let mut documents: Vec<String> = (0..5).map(|number| network_set(number, 0)).collect();
+            let mut reader = Reader::default();
+            for (edit, at) in edits {
+                let at = at.min(documents.len() - 1);
+                match edit {
+                    0 | 1 => documents[at] = network_set(at, edit + 1),
+                    2 => documents.insert(at, network_set(documents.len(), 0)),
+                    3 if documents.len() > 1 => drop(documents.remove(at)),
+                    4 => documents[at] = "# nothing\n".to_owned(),
+                    5 => documents[at] = "spec: [\n".to_owned(),
+                    6 => documents[at].push_str("...\n"),
+                    _ => documents[at].insert_str(0, "# one line more\n"),
+                }
+                let text = documents.join("---\n");
+                let again = load(&mut reader, &path, &text);
+                let new = load(&mut Reader::default(), &path, &text);
+                prop_assert_eq!(format!("{again:?}"), format!("{new:?}"), "{}", text);
+            }
+            fs::remove_file(path).expect("removed");
+        }
     }
 }

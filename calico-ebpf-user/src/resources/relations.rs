@@ -1,7 +1,7 @@
 //! What can be checked only with all resources at hand, and the set that they make.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, hash_map::Entry},
     hash::{DefaultHasher, Hash, Hasher as _},
     net::IpAddr,
     sync::Arc,
@@ -10,56 +10,118 @@ use std::{
 use super::{
     decode::did_you_mean,
     diagnostic::{Diagnostic, Severity},
-    model::{BUILT_IN_TIERS, Profile, ResourceSet, StagedPolicy},
+    model::{BUILT_IN_TIERS, Profile, ResourceSet, StagedPolicy, WorkloadEndpoint},
     parsed::{Body, Identity, Parsed, ParsedPolicy, ParsedWorkload},
     profile,
     reader::ParsedFile,
+    shared::Shared,
     source::{Position, SourceText},
 };
 
 /// How many names a finding lists.
 const LISTED: usize = 20;
+/// `spec.orchestrator` of Kubernetes' workloads.
+const KUBERNETES: &str = "k8s";
 
-/// Hashes of what a file claims for itself: names of resources, interfaces and addresses of workloads. Where no two claims
-/// of all files are alike, nothing is there twice, and nobody has to look at each of them again at every load.
-pub(super) fn claims(resources: &[Parsed]) -> Vec<u64> {
-    fn claim(of: impl Hash) -> u64 {
-        let mut hasher = DefaultHasher::new();
-        of.hash(&mut hasher);
-        hasher.finish()
-    }
-    let mut claims = Vec::new();
-    for Parsed { identity, body } in resources {
-        let Identity { kind, api_version, namespace, name, in_tier, .. } = identity;
-        claims.push(claim(("name", kind, api_version, namespace, name)));
-        claims.extend(in_tier.as_ref().map(|in_tier| claim(("in tier", kind, namespace, in_tier))));
-        if let Some(Body::Workload(workload)) = body {
+/// What a file has to say to the others, so that nobody has to look at each of its resources at every load.
+#[derive(Debug, Default)]
+pub(super) struct Summary {
+    /// Hashes of what it claims for itself: names of resources, interfaces and addresses of workloads.
+    claims: Vec<u64>,
+    /// Its workloads.
+    workloads: Vec<Shared<WorkloadEndpoint>>,
+    /// Which resources are none.
+    others: Vec<usize>,
+    /// Profiles that workloads list.
+    profiles: BTreeSet<String>,
+    /// Nodes of Kubernetes' workloads.
+    kubernetes_nodes: BTreeSet<String>,
+}
+
+impl Summary {
+    pub(super) fn of(resources: &[Parsed]) -> Self {
+        fn claim(of: impl Hash) -> u64 {
+            let mut hasher = DefaultHasher::new();
+            of.hash(&mut hasher);
+            hasher.finish()
+        }
+        fn add(to: &mut BTreeSet<String>, text: &str) {
+            if !to.contains(text) {
+                to.insert(text.to_owned());
+            }
+        }
+        let mut summary = Self::default();
+        for (index, Parsed { identity, body }) in resources.iter().enumerate() {
+            let claims = &mut summary.claims;
+            let Identity { kind, api_version, namespace, name, in_tier, .. } = identity;
+            claims.push(claim(("name", kind, api_version, namespace, name)));
+            claims.extend(in_tier.as_ref().map(|in_tier| claim(("in tier", kind, namespace, in_tier))));
+            let Some(Body::Workload(workload)) = body else {
+                summary.others.push(index);
+                continue;
+            };
             let endpoint = &workload.endpoint;
             claims.push(claim(("interface", &endpoint.node, &endpoint.interface)));
             claims.extend(endpoint.addresses.iter().map(|address| claim(("address", address))));
+            endpoint.profiles.iter().for_each(|profile| add(&mut summary.profiles, profile));
+            if endpoint.orchestrator == KUBERNETES {
+                add(&mut summary.kubernetes_nodes, &endpoint.node);
+            }
+            summary.workloads.push(endpoint.clone());
         }
+        summary
     }
-    claims
 }
 
-fn all_differ(files: &[Arc<ParsedFile>]) -> bool {
-    let mut claims: Vec<u64> = files.iter().flat_map(|file| &file.claims).copied().collect();
-    claims.sort_unstable();
-    claims.windows(2).all(|two| two[0] != two[1])
+/// What all files claim. Where no two claims are alike, nothing is there twice, and nobody has to look for it.
+#[derive(Debug, Default)]
+pub(super) struct Claims {
+    made: HashMap<u64, u32>,
+    /// How many are made more than once.
+    repeated: usize,
+}
+
+impl Claims {
+    pub(super) fn make(&mut self, of: &Summary) {
+        for claim in &of.claims {
+            let times = self.made.entry(*claim).or_default();
+            *times += 1;
+            self.repeated += usize::from(*times == 2);
+        }
+    }
+
+    pub(super) fn withdraw(&mut self, of: &Summary) {
+        for claim in &of.claims {
+            let Entry::Occupied(mut times) = self.made.entry(*claim) else { continue };
+            *times.get_mut() -= 1;
+            match times.get() {
+                0 => drop(times.remove()),
+                1 => self.repeated -= 1,
+                _ => {}
+            }
+        }
+    }
+
+    fn all_differ(&self) -> bool {
+        self.repeated == 0
+    }
 }
 
 /// Puts the resources of all files together. `complete`: nothing was wrong so far, so that what is missing is missing.
-pub(super) fn check(files: &[Arc<ParsedFile>], complete: bool) -> (ResourceSet, Vec<Diagnostic>) {
+pub(super) fn check(files: &[Arc<ParsedFile>], claims: &Claims, complete: bool) -> (ResourceSet, Vec<Diagnostic>) {
     let mut set = ResourceSet::default();
     let mut findings = Vec::new();
-    let all_differ = all_differ(files);
+    let all_differ = claims.all_differ();
     let mut names = Names::default();
+    // Where something is there twice, each resource has to be looked at.
     let mut workloads = Vec::new();
     let mut policies = Vec::new();
     let mut profiles: BTreeMap<String, Profile> = BTreeMap::new();
     let mut implied = Vec::new();
     for file in files {
-        for parsed in &file.resources {
+        let all = 0..file.resources.len();
+        let (all, others) = if all_differ { (0..0, &file.summary.others[..]) } else { (all, &[][..]) };
+        for parsed in others.iter().copied().chain(all).map(|index| &file.resources[index]) {
             let identity = &parsed.identity;
             let place = Place { source: &file.source, identity };
             if !all_differ && let Some(message) = names.add(place) {
@@ -110,13 +172,15 @@ pub(super) fn check(files: &[Arc<ParsedFile>], complete: bool) -> (ResourceSet, 
         profiles.entry(profile.name.clone()).or_insert(profile);
     }
     set.profiles = profiles.into_values().collect();
-    if !all_differ {
+    set.workloads = if all_differ {
+        files.iter().flat_map(|file| &file.summary.workloads).cloned().collect()
+    } else {
         check_workloads(&workloads, &mut findings);
-    }
-    set.workloads = workloads.iter().map(|(_, workload)| workload.endpoint.clone()).collect();
+        workloads.iter().map(|(_, workload)| workload.endpoint.clone()).collect()
+    };
     if complete && findings.iter().all(|finding| finding.severity != Severity::Error) {
-        findings.extend(missing_profiles(&set, &workloads));
-        findings.extend(endpoint_to_host_notice(&set, &workloads));
+        findings.extend(missing_profiles(&set, files));
+        findings.extend(endpoint_to_host_notice(&set, files));
     }
     (set, findings)
 }
@@ -232,12 +296,24 @@ fn check_workloads(workloads: &[(Place<'_>, &ParsedWorkload)], findings: &mut Ve
     }
 }
 
+fn workloads_of(files: &[Arc<ParsedFile>]) -> impl Iterator<Item = (Place<'_>, &ParsedWorkload)> {
+    files.iter().flat_map(|file| {
+        file.resources.iter().filter_map(|Parsed { identity, body }| match body {
+            Some(Body::Workload(workload)) => Some((Place { source: &file.source, identity }, &**workload)),
+            _ => None,
+        })
+    })
+}
+
 /// One warning that names all profiles which workloads list and nobody brings.
-fn missing_profiles(set: &ResourceSet, workloads: &[(Place<'_>, &ParsedWorkload)]) -> Option<Diagnostic> {
+fn missing_profiles(set: &ResourceSet, files: &[Arc<ParsedFile>]) -> Option<Diagnostic> {
     let known: HashSet<&str> = set.profiles.iter().map(|profile| profile.name.as_str()).collect();
+    if files.iter().flat_map(|file| &file.summary.profiles).all(|name| known.contains(name.as_str())) {
+        return None;
+    }
     let mut missing = BTreeSet::new();
     let mut first = None;
-    for (place, workload) in workloads {
+    for (place, workload) in workloads_of(files) {
         for (name, at) in workload.endpoint.profiles.iter().zip(&workload.profiles_at) {
             if !known.contains(name.as_str()) {
                 missing.insert(name.as_str());
@@ -260,15 +336,11 @@ fn missing_profiles(set: &ResourceSet, workloads: &[(Place<'_>, &ParsedWorkload)
 }
 
 /// Calico's manifests for Kubernetes allow workloads to reach their host by an environment variable; files do not show it.
-fn endpoint_to_host_notice(set: &ResourceSet, workloads: &[(Place<'_>, &ParsedWorkload)]) -> Option<Diagnostic> {
-    let mut undecided: HashMap<&str, bool> = HashMap::new();
-    let (place, _) = workloads.iter().find(|(_, workload)| {
-        let endpoint = &workload.endpoint;
-        endpoint.orchestrator == "k8s"
-            && *undecided
-                .entry(&endpoint.node)
-                .or_insert_with(|| set.felix_for(&endpoint.node).default_endpoint_to_host_action.is_none())
-    })?;
+fn endpoint_to_host_notice(set: &ResourceSet, files: &[Arc<ParsedFile>]) -> Option<Diagnostic> {
+    let is_undecided = |node: &str| set.felix_for(node).default_endpoint_to_host_action.is_none();
+    let file = files.iter().find(|file| file.summary.kubernetes_nodes.iter().any(|node| is_undecided(node)))?;
+    let (place, _) = workloads_of(std::slice::from_ref(file))
+        .find(|(_, workload)| workload.endpoint.orchestrator == KUBERNETES && is_undecided(&workload.endpoint.node))?;
     let message = "workloads cannot reach their own host (Drop), since no FelixConfiguration sets \
                    defaultEndpointToHostAction; Calico's manifests for Kubernetes set ACCEPT by environment: \
                    set \"defaultEndpointToHostAction: Accept\" in FelixConfiguration \"default\" to have the same here";

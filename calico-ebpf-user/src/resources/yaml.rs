@@ -8,7 +8,7 @@ use std::{
     collections::{HashMap, HashSet},
 };
 
-use granit_parser::{Event, Parser, ScalarStyle, Span, Tag};
+use granit_parser::{Event, Parser, ScalarStyle, Tag};
 
 use super::source::Position;
 
@@ -177,7 +177,16 @@ impl Scalar {
 
 /// Reads the documents of a text one after the other and hands each to `document`: its tree, or why it has none. Empty
 /// documents are left out. `document` returns whether to go on.
-pub(super) fn documents(text: &str, mut document: impl FnMut(Result<Node, YamlError>) -> bool) {
+pub(super) fn documents(text: &str, document: impl FnMut(Result<Node, YamlError>) -> bool) {
+    documents_from(0, text, document);
+}
+
+/// The same for a part of a text, before which there are so many lines.
+pub(super) fn documents_from(lines: u32, text: &str, mut document: impl FnMut(Result<Node, YamlError>) -> bool) {
+    let position = |marker: granit_parser::Marker| {
+        let Position { line, column } = position(marker);
+        Position { line: line.saturating_add(lines), column }
+    };
     let options = granit_parser::options! {
         emit_comments: false,
         flow_nesting_limit: MAX_DEPTH,
@@ -206,7 +215,7 @@ pub(super) fn documents(text: &str, mut document: impl FnMut(Result<Node, YamlEr
                     }
                 }
                 Some(Ok((event, span))) => {
-                    if let Err(error) = builder.event(event, span) {
+                    if let Err(error) = builder.event(event, position(span.start)) {
                         break Err(error);
                     }
                 }
@@ -225,6 +234,25 @@ pub(super) fn documents(text: &str, mut document: impl FnMut(Result<Node, YamlEr
             return;
         }
     }
+}
+
+/// The parts of a text that are documents, whatever is in the others: the lines before each, and its text. `None` where one
+/// may depend on another (directives), or it takes more than a look to see where they end.
+pub(super) fn parts(text: &str) -> Option<Vec<(u32, &str)>> {
+    let mut parts = Vec::new();
+    let (mut begin, mut at, mut lines_before) = (0, 0, 0);
+    for (number, line) in (0..).zip(text.split_inclusive('\n')) {
+        if line.starts_with(['%', '.', '\u{feff}']) || line.contains('\r') {
+            return None;
+        }
+        if line.starts_with("---") && line[3..].chars().next().is_none_or(char::is_whitespace) && at > begin {
+            parts.push((lines_before, &text[begin..at]));
+            (begin, lines_before) = (at, number);
+        }
+        at += line.len();
+    }
+    parts.push((lines_before, &text[begin..]));
+    Some(parts)
 }
 
 fn syntax_message(info: &str) -> String {
@@ -273,8 +301,7 @@ struct Anchored {
 }
 
 impl Builder {
-    fn event(&mut self, event: Event<'_>, span: Span) -> Result<(), YamlError> {
-        let at = position(span.start);
+    fn event(&mut self, event: Event<'_>, at: Position) -> Result<(), YamlError> {
         match event {
             Event::Scalar(text, style, anchor, tag) => {
                 let scalar = scalar(text, style, tag.as_deref(), at)?;

@@ -106,7 +106,8 @@ fn set(policies: Vec<Policy>) -> ResourceSet {
             workload("a", "n2", &["10.65.0.2", "fd00::2"], &[("role", "a")], &["open"]),
             workload("b", "n2", &["10.65.0.3"], &[("role", "b")], &["open"]),
             workload("c", NODE, &["10.65.0.4"], &[], &["open"]),
-        ],
+        ]
+        .into(),
         policies: policies.into_iter().map(Shared::from).collect(),
         profiles: vec![profile("open", vec![allow()], vec![allow()])],
         ..ResourceSet::default()
@@ -515,7 +516,8 @@ fn directions_and_types() {
             workload("w0", NODE, &[w0], &[("name", "w0")], &["open"]),
             workload("w1", NODE, &[w1], &[("name", "w1")], &["open"]),
             workload("w2", NODE, &[w2], &[("name", "w2")], &["open"]),
-        ],
+        ]
+        .into(),
         ..set(policies)
     };
     let of_w0 = |ingress: Vec<Rule>, egress: Vec<Rule>, types: &str| Policy {

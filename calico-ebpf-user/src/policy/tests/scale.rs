@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::{LIMITS, NODE, expected, host, origin};
 use crate::{
     policy::{
-        compile::Compiler,
+        compile::{Compiler, Work},
         compiled::Compiled,
         flow::Flow,
         lint,
@@ -184,6 +184,39 @@ fn run(title: &str, mut set: ResourceSet, few: usize) {
         };
         assert_eq!(maps.judge(&flow), expected(&set, &flow));
     }
+}
+
+/// Not how long a change takes but how much is done for it.
+#[test]
+fn a_change_is_little_work() {
+    let mut set = cluster(|policy| format!("app == 'app{}'", policy % APPS), false);
+    let mut compiler = Compiler::default();
+    let limits = Limits { blocks: 1 << 20, ..LIMITS };
+    let first = Store::empty(limits).plan(&compiler.compile(&set, NODE), &host()).unwrap();
+    let all = compiler.work;
+    assert_eq!((all.workloads, all.tables), (WORKLOADS as usize, 2 * APPS as usize));
+    let mut change = |store: &Store, set: &ResourceSet| {
+        let plan = store.plan(&compiler.compile(set, NODE), &host()).unwrap();
+        (plan, compiler.work)
+    };
+    // Profiles are so few that they are always expanded.
+    let profiles = 2;
+    let label = |set: &mut ResourceSet, app: &str| {
+        set.workloads[5000].labels.insert("app".to_owned(), app.to_owned());
+    };
+    label(&mut set, "app7");
+    let (label, work) = change(&first.next, &set);
+    assert_eq!(work, Work { workloads: 1, expansions: profiles, tables: 0 });
+    // Its IPv6 address, and the classes of IPv4 addresses from there up.
+    assert!(label.changes.tables == 0 && label.changes.addresses <= 2, "{:?}", label.changes);
+
+    set.policies[10].ingress[3].action = RuleAction::Deny;
+    let (action, work) = change(&label.next, &set);
+    assert_eq!(work, Work { workloads: 0, expansions: profiles + 1, tables: 1 });
+    assert!(action.changes.tables == 1 && action.changes.addresses == 0, "{:?}", action.changes);
+
+    let (nothing, work) = change(&action.next, &set);
+    assert_eq!((nothing.is_empty(), work), (true, Work { workloads: 0, expansions: profiles, tables: 0 }));
 }
 
 #[test]
