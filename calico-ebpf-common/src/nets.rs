@@ -31,14 +31,24 @@ pub fn class_of<A: Arena + ?Sized>(arena: &A, root: u32, address: u32) -> Option
     let (first, height) = (at.place(), at.height());
     let key = (u64::from(address) & 0xffff) * ONES;
     let mut block = first;
-    for level in [3, 2] {
-        if height >= level {
+    if height == 2 {
+        let filter = arena.block(first)?;
+        let third = address >> 8 & 0xff;
+        if filter.words[(third / 64) as usize & 3] >> (third & 63) & 1 == 0 {
+            return Some(filter.u32_at(8) & 0xff_ffff);
+        }
+        let mut before = lanes_below(filter.words[4] | 0xffff_ffff, key);
+        for word in &filter.words[5..] {
+            before += lanes_below(*word, key);
+        }
+        block = first.wrapping_add(1).wrapping_add(total(before));
+    } else if height == 3 {
+        for _ in 0..2 {
             let index = arena.block(block)?;
-            let mut before = 0;
-            for word in index.words.iter().take(7) {
+            let mut before = lanes_below(index.words[7] | 0xffff_ffff_0000_0000, key);
+            for word in &index.words[..7] {
                 before += lanes_below(*word, key);
             }
-            before += lanes_below(index.words[7] | 0xffff_ffff_0000_0000, key);
             block = first.wrapping_add(index.u32_at(15)).wrapping_add(total(before));
         }
     }

@@ -7,22 +7,24 @@
 #[expect(dead_code, reason = "maps that are not asked here")]
 mod maps;
 mod nets;
+mod visit;
 
 use aya_ebpf::{
-    btf_maps::Array,
+    btf_maps::{Array, ProgramArray},
     helpers::bpf_get_prandom_u32,
     macros::{btf_map, classifier},
     programs::TcContext,
 };
 
 use calico_ebpf_common::{
-    abi::Block,
-    judge::{self, Arena, Decision, Subject, Visit},
+    abi::{Block, NodeRef},
+    judge::{self, Arena, Subject, Visit},
 };
 
 use crate::{
     maps::{ADDRESSES4, ROOT, RULE_HITS, RULES},
     nets::cali_class4,
+    visit::visit,
 };
 
 /// Subjects to draw from; a power of two.
@@ -36,6 +38,16 @@ static BENCH_SUBJECTS: Array<[u32; 4], { SUBJECTS as usize }> = Array::new();
 #[btf_map]
 static BENCH_ASK: Array<[u32; 2], 1> = Array::new();
 
+/// What the first packet of a connection starts with, up to the ports.
+#[btf_map]
+static BENCH_FRAME: Array<[u8; FRAME], 1> = Array::new();
+/// The program that gets it.
+#[btf_map]
+static BENCH_PROGRAM: ProgramArray<1> = ProgramArray::new();
+
+/// Bytes of Ethernet, IPv4 and TCP headers.
+const FRAME: usize = 54;
+
 /// The arena, judged by as the data path does it.
 struct Blocks;
 
@@ -46,35 +58,8 @@ impl Arena for Blocks {
     }
 
     #[inline(always)]
-    fn visit(&self, vectors: [u32; 4], entries: u32, first: u32) -> Visit {
-        let [own, peer, to, from] = vectors.map(u64::from);
-        let visited = bench_visit(own << 32 | peer, to << 32 | from, u64::from(entries) << 32 | u64::from(first));
-        match visited >> 60 {
-            1 | 3 => Visit::Decided(Decision {
-                allow: visited >> 60 == 3,
-                // No rule of the benchmarks rejects.
-                reject: false,
-                counter: visited as u32,
-                rule: (visited >> 32) as u32 & 0xffff,
-            }),
-            4 => Visit::Next(visited as u32),
-            _ => Visit::Nothing,
-        }
-    }
-}
-
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn bench_visit(own_peer: u64, to_from: u64, entries_first: u64) -> u64 {
-    let vectors = [(own_peer >> 32) as u32, own_peer as u32, (to_from >> 32) as u32, to_from as u32];
-    match judge::visit(&Blocks, vectors, (entries_first >> 32) as u32, entries_first as u32) {
-        Visit::Decided(Decision { allow, counter, rule, .. }) => {
-            let kind = if allow { 3 } else { 1 };
-            kind << 60 | u64::from(rule & 0xffff) << 32 | u64::from(counter)
-        }
-        Visit::Next(rule) => 4 << 60 | u64::from(rule),
-        // No rule of the benchmarks is a `Log` rule.
-        Visit::Logged { .. } | Visit::Nothing => 0,
+    fn visit(&self, fields: [NodeRef; 4], table: u32, first: u32) -> Visit {
+        visit(fields, table, first)
     }
 }
 
@@ -115,6 +100,42 @@ fn class(address: u32) -> u32 {
         Some(entry) => entry.class(root.generation),
         None => cali_class4(root.settings(root.generation).nets4, address),
     }
+}
+
+/// Makes the packet the first one of a connection that a random subject opens: new in every run but a few in millions.
+#[inline(always)]
+fn open(ctx: &TcContext) -> Option<()> {
+    let (_, subject) = draw()?;
+    // SAFETY: a helper without pointers.
+    let port = unsafe { bpf_get_prandom_u32() } as u16;
+    let (start, end) = (ctx.data(), ctx.data_end());
+    if start + FRAME > end {
+        return None;
+    }
+    // SAFETY: the packet is at least that long.
+    unsafe {
+        *(start as *mut [u8; FRAME]) = *BENCH_FRAME.get(0)?;
+        *((start + 26) as *mut [u8; 4]) = subject[1].to_be_bytes();
+        *((start + 34) as *mut [u8; 2]) = port.to_be_bytes();
+        *((start + 36) as *mut [u8; 2]) = (subject[2] as u16).to_be_bytes();
+    }
+    Some(())
+}
+
+/// Only makes the packet.
+#[classifier]
+fn bench_opened(ctx: TcContext) -> i32 {
+    open(&ctx).map_or(-1, |()| 7)
+}
+
+/// Makes the packet, and hands it to the data path.
+#[classifier]
+fn bench_open(ctx: TcContext) -> i32 {
+    if open(&ctx).is_some() {
+        // SAFETY: the context is that of this program.
+        unsafe { BENCH_PROGRAM.tail_call(&ctx, 0) };
+    }
+    -1
 }
 
 /// Only draws.

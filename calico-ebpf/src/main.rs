@@ -24,6 +24,7 @@ mod skb;
 mod tables;
 mod to_uplink;
 mod to_workload;
+mod visit;
 mod work;
 
 use aya_ebpf::{bindings::__sk_buff, macros::classifier, programs::TcContext};

@@ -1,8 +1,8 @@
 //! Asking the rule tables.
 
 use calico_ebpf_common::{
-    abi::{Block, DropReason, NO_RULE, Workload},
-    judge::{self, Arena, Decision, Subject, Visit, judge},
+    abi::{Block, DropReason, NO_RULE, NodeRef, Workload},
+    judge::{Arena, Decision, Subject, Visit, judge},
     packet::V6,
 };
 
@@ -11,6 +11,7 @@ use crate::{
     log::cali_record_log,
     maps::{RULE_HITS, RULES},
     tables::Tables,
+    visit::visit,
 };
 
 /// The arena, and what to do about `Log` rules: `V6` is the family of the packet at hand.
@@ -25,20 +26,8 @@ impl<const LOGS: bool> Arena for Blocks<LOGS> {
     }
 
     #[inline(always)]
-    fn visit(&self, vectors: [u32; 4], entries: u32, first: u32) -> Visit {
-        let [own, peer, to, from] = vectors.map(u64::from);
-        let visited = cali_visit(own << 32 | peer, to << 32 | from, u64::from(entries) << 32 | u64::from(first));
-        let rule = (visited >> 32) as u32 & 0xffff;
-        if visited & DECIDED != 0 {
-            let (allow, reject) = (visited & DECIDED_ALLOW != 0, visited & DECIDED_REJECT != 0);
-            Visit::Decided(Decision { allow, reject, counter: visited as u32, rule })
-        } else if visited & NEXT != 0 {
-            Visit::Next(visited as u32)
-        } else if visited & LOGGED != 0 {
-            Visit::Logged { counter: visited as u32, next: rule }
-        } else {
-            Visit::Nothing
-        }
+    fn visit(&self, fields: [NodeRef; 4], table: u32, first: u32) -> Visit {
+        visit(fields, table, first)
     }
 
     #[inline(always)]
@@ -53,44 +42,13 @@ pub(crate) const ALLOWED: u64 = 1;
 pub(crate) const DENIED: u64 = 2;
 pub(crate) const REJECTED: u64 = 4;
 
-const DECIDED: u64 = 1 << 63;
-const DECIDED_ALLOW: u64 = 1 << 62;
-const NEXT: u64 = 1 << 61;
-const LOGGED: u64 = 1 << 60;
-const DECIDED_REJECT: u64 = 1 << 59;
-
 /// In `to` of [`cali_judge`]: the packet is IPv6.
 const V6_BIT: u32 = 1 << 31;
-
-/// [`judge::visit`], with two numbers in each parameter.
-///
-/// A global function over plain numbers: the verifier looks at it once, not at every call.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn cali_visit(own_peer: u64, to_from: u64, entries_first: u64) -> u64 {
-    let vectors = [(own_peer >> 32) as u32, own_peer as u32, (to_from >> 32) as u32, to_from as u32];
-    match judge::visit(&Blocks::<false> { v6: false }, vectors, (entries_first >> 32) as u32, entries_first as u32) {
-        Visit::Decided(decision) => {
-            let verdict = if decision.allow {
-                DECIDED_ALLOW
-            } else if decision.reject {
-                DECIDED_REJECT
-            } else {
-                0
-            };
-            DECIDED | verdict | u64::from(decision.rule & 0xffff) << 32 | u64::from(decision.counter)
-        }
-        Visit::Next(rule) => NEXT | u64::from(rule),
-        // The last rule of a table is no `Log` rule: the next one's number has 16 bits.
-        Visit::Logged { counter, next } => LOGGED | u64::from(next & 0xffff) << 32 | u64::from(counter),
-        Visit::Nothing => 0,
-    }
-}
 
 /// Judges by one table: [`ALLOWED`], [`DENIED`] or [`REJECTED`] with the rule's counter in the upper half, or 0 without a table.
 /// `to` and `from` are `protocol << 16 | port`, and in `to` [`V6_BIT`].
 ///
-/// Global as [`cali_visit`].
+/// A global function over plain numbers: the verifier looks at it once, not at every call.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn cali_judge(table: u32, own_class: u32, peer_class: u32, to: u32, from: u32) -> u64 {

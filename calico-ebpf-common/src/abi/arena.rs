@@ -4,15 +4,20 @@
 //! profiles included, flattened. A packet has four values that rules look at (the *fields*): the class of the
 //! workload's own address, the class of its peer's, protocol with destination port, protocol with source port. Each
 //! field maps its value through a radix tree to a *vector*: the set of rules that are content with this value. The
-//! first rule in the intersection of the four vectors decides.
+//! first rule in the intersection of the four vectors decides, or the last one of the table: that one matches everything and is
+//! in no vector.
 //!
 //! ```text
 //! table header -> 4 x root of a radix tree (24-bit key, 8 bits a level) -> vector header -> chunks of 512 rules
+//!              |                                                        -> the number of a rule
+//!              -> 4 x vector header, of the rules that do not look at the field
 //!              -> rule entries
 //! ```
 //!
-//! Vectors are sparse: the header has one bit for each chunk that is not empty, and only those chunks are stored.
-//! So the price of judging hardly depends on the number of rules, and neither does the program.
+//! Vectors are sparse: the header has one bit for each chunk that is not empty, and only those chunks are stored. Most values of
+//! a long table's fields are looked at by one rule alone. Such a vector is not stored: the tree has the rule's number, and all
+//! that belongs to the vector besides is what does not look at the field. So the price of judging hardly depends on the number
+//! of rules, and neither does the program.
 //!
 //! An ICMP type and code stand in for the destination port: `type << 8 | code`.
 
@@ -28,7 +33,9 @@ pub const MAX_RULES: u32 = CHUNK_RULES * MAX_CHUNKS;
 pub const NODE_ENTRIES: u32 = 256;
 /// Blocks that one radix node occupies.
 pub const NODE_BLOCKS: u32 = NODE_ENTRIES / 16;
-/// The vector header that every rule is in: the field does not matter. Block 0 is never used.
+/// The vector header that no rule is in: block 0 is never written.
+pub const VEC_NONE: u32 = 0;
+/// The vector header that every rule is in: the field does not matter.
 pub const VEC_ANY: u32 = 1;
 /// The chunk of all ones that [`VEC_ANY`] leads to.
 pub const BLOCK_ONES: u32 = 2;
@@ -63,11 +70,18 @@ pub struct NodeRef(pub u32);
 
 impl NodeRef {
     const LEAF: u32 = 1 << 31;
+    const RULE: u32 = 1 << 30;
 
     /// All keys below lead to the vector whose header is at this block.
     #[must_use]
     pub const fn vector(block: u32) -> Self {
         Self(block | Self::LEAF)
+    }
+
+    /// All keys below lead to the vector of this rule and of those that do not look at the field.
+    #[must_use]
+    pub const fn rule(rule: u32) -> Self {
+        Self(rule | Self::LEAF | Self::RULE)
     }
 
     /// The next node's first block.
@@ -83,11 +97,18 @@ impl NodeRef {
         self.0 & Self::LEAF != 0
     }
 
-    /// The block of the vector's header, or of the node.
+    /// Whether this is a vector that is given by one rule.
     #[inline(always)]
     #[must_use]
-    pub const fn block(self) -> u32 {
-        self.0 & !Self::LEAF
+    pub const fn is_rule(self) -> bool {
+        self.0 & Self::RULE != 0
+    }
+
+    /// The block of the vector's header, or of the node; or the rule.
+    #[inline(always)]
+    #[must_use]
+    pub const fn place(self) -> u32 {
+        self.0 & !(Self::LEAF | Self::RULE)
     }
 }
 
@@ -111,8 +132,10 @@ pub struct TableHeader {
     pub destination_port: u32,
     /// [`NodeRef`] of `protocol << 16 | source port`.
     pub source_port: u32,
+    /// By field, in this order: the header of the vector of the rules that do not look at it.
+    pub indifferent: [u32; 4],
     /// Zero.
-    pub reserved: [u32; 8],
+    pub reserved: [u32; 4],
 }
 
 /// The first block of a vector.

@@ -23,7 +23,7 @@ mod workload;
 pub use address::{AddressEntry, HOST, SpoofKey4, SpoofKey6, Stamped};
 pub use arena::{
     Action, BLOCK_ONES, Block, CHUNK_RULES, MAX_CHUNKS, MAX_RULES, NODE_BLOCKS, NODE_ENTRIES, NodeRef, RuleEntry,
-    TableHeader, VEC_ANY, VectorHeader,
+    TableHeader, VEC_ANY, VEC_NONE, VectorHeader,
 };
 pub use conn::{
     ACCOUNT_HOST, ACCOUNT_TOTAL, CONN_VERSION, Conn, ConnEnd, ConnKey4, ConnKey6, Family, NO_RULE, NO_SLOT, OpenerKind,
@@ -36,7 +36,7 @@ pub use flow::{FlowKey, FlowRecord};
 pub use fragment::FragmentKey;
 pub use log::{Allowance, LogRecord};
 pub use mark::MARK_UNTRANSLATED;
-pub use nets::{INDEX_CHILDREN, LEAF_CLASSES, LEAF_CLASSES_HIGH, LEAF_INTERVALS, NetRef};
+pub use nets::{FILTER_CHILDREN, INDEX_CHILDREN, LEAF_CLASSES, LEAF_CLASSES_HIGH, LEAF_INTERVALS, NetRef};
 pub use root::{ANSWER_MARK, Interface, MAX_UPLINKS, Root, Settings, Timeouts, host_action, role, settings_flags};
 pub use text::{INFO_BYTES, InfoText, LOAD_BYTES, LoadText, RULE_BYTES, RuleText, WORKLOAD_BYTES, WorkloadText};
 pub use workload::{PolicyRef, Workload, workload_flags};

@@ -2,10 +2,16 @@
 //!
 //! The address space is a list of intervals with one class each. The first two bytes of an address lead through two radix
 //! nodes (as those of the rule tables, of 256 [`NetRef`]s each); an entry is the class of everything below, the next node, or
-//! a *chunk*: a search tree over the lower 16 bits of the addresses. A chunk is one run of blocks: up to two levels of index
-//! blocks of up to 31 children, then leaf blocks of up to 13 intervals.
+//! a *chunk*: a search tree over the lower 16 bits of the addresses. A chunk is one run of blocks: a leaf block of up to 13
+//! intervals; or a filter block and up to 15 leaf blocks; or two levels of index blocks of up to 31 children and leaf blocks.
+//!
+//! The filter block is for addresses of which nothing is known, among many of which something is: it answers for all /24s
+//! that have the class that most of them have, and nothing else.
 //!
 //! ```text
+//! filter block: 256 bits  by third byte: whether there is any other class than the common one
+//!                1 x u32  the common class
+//!               14 x u16  last address of each leaf block but the last; 0xffff where there is none. They follow this block
 //! index block:  30 x u16  last address of each child but the last; 0xffff where there is none
 //!                1 x u32  place of the first child, counted from the chunk's first block; the others follow it
 //! leaf block:   12 x u16  last address of each interval but the last; 0xffff where there is none
@@ -13,9 +19,10 @@
 //!               13 x u8   classes, upper 8 bits
 //! ```
 //!
-//! A chunk that needs more room than two levels of index blocks have is a third radix node instead, over chunks with the
-//! same third byte.
+//! Where that is not enough, there is a third radix node instead, over chunks with the same third byte.
 
+/// Most leaf blocks behind a filter block.
+pub const FILTER_CHILDREN: usize = 15;
 /// Most children of an index block.
 pub const INDEX_CHILDREN: usize = 31;
 /// Most intervals of a leaf block.
@@ -46,7 +53,7 @@ impl NetRef {
         Self(block)
     }
 
-    /// A chunk of 1 to 3 levels, its leaf blocks included, and its first block.
+    /// A chunk and its first block: of a leaf block (1), with a filter block (2), with index blocks (3).
     #[must_use]
     pub const fn chunk(block: u32, height: u32) -> Self {
         Self(block | height << Self::HEIGHT_SHIFT)

@@ -10,7 +10,7 @@ use std::{
 };
 
 use calico_ebpf_common::{
-    abi::{BLOCK_ONES, Block, MAX_CHUNKS, NODE_BLOCKS, NODE_ENTRIES, NodeRef, VEC_ANY},
+    abi::{BLOCK_ONES, Block, MAX_CHUNKS, NODE_BLOCKS, NODE_ENTRIES, NodeRef, VEC_ANY, VEC_NONE},
     judge,
 };
 
@@ -18,7 +18,7 @@ use super::write::{LimitError, Write};
 
 /// Blocks of one page of the image: what is copied to change one block.
 const PAGE: usize = 256;
-/// The first block that is given out: block 0 is never used, then come the fixed ones.
+/// The first block that is given out: block 0 is never written, then come the fixed ones.
 const FIRST_FREE: u32 = BLOCK_ONES + 1;
 
 /// Contents of the arena; pages are shared between copies.
@@ -354,22 +354,30 @@ impl Walk<'_> {
         }
         self.note(table, Kind::Table, 1)?;
         self.note(header.u32_at(2), Kind::Entries, rules.div_ceil(8))?;
-        (4..8).try_for_each(|field| self.node(NodeRef(header.u32_at(field)), 0))
+        (8..12).try_for_each(|field| self.vector(header.u32_at(field)))?;
+        (4..8).try_for_each(|field| self.node(NodeRef(header.u32_at(field)), 0, rules))
     }
 
-    fn node(&mut self, node: NodeRef, depth: u32) -> Option<()> {
-        let first = node.block();
-        if node.is_vector() {
-            if first == VEC_ANY {
-                return Some(());
-            }
-            let header = self.block(first)?;
-            let chunks = header.words[0].count_ones() + header.words[1].count_ones();
-            if header.u32_at(4) != first + 1 || header.u32_at(5) != 1 {
-                return None;
-            }
-            self.note(first, Kind::Vector, 1 + chunks)?;
+    fn vector(&mut self, first: u32) -> Option<()> {
+        if matches!(first, VEC_NONE | VEC_ANY) {
             return Some(());
+        }
+        let header = self.block(first)?;
+        let chunks = header.words[0].count_ones() + header.words[1].count_ones();
+        if header.u32_at(4) != first + 1 || header.u32_at(5) != 1 {
+            return None;
+        }
+        self.note(first, Kind::Vector, 1 + chunks)?;
+        Some(())
+    }
+
+    fn node(&mut self, node: NodeRef, depth: u32, rules: u32) -> Option<()> {
+        let first = node.place();
+        if node.is_vector() && node.is_rule() {
+            return (first < rules).then_some(());
+        }
+        if node.is_vector() {
+            return self.vector(first);
         }
         if depth == 3 {
             return None;
@@ -377,7 +385,7 @@ impl Walk<'_> {
         if self.note(first, Kind::Node, NODE_BLOCKS)? {
             for entry in 0..NODE_ENTRIES {
                 let child = self.block(first + entry / 16)?.u32_at(entry);
-                self.node(NodeRef(child), depth + 1)?;
+                self.node(NodeRef(child), depth + 1, rules)?;
             }
         }
         Some(())

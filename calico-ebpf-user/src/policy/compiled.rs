@@ -117,6 +117,14 @@ pub struct AddressMatch {
     pub family: Option<u8>,
 }
 
+impl AddressMatch {
+    /// Whether any address will do.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.all_of.is_empty() && self.none_of.is_empty() && self.family.is_none()
+    }
+}
+
 /// Identity of a rule, in what people and `explain` see.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub struct RuleName {

@@ -6,11 +6,11 @@ use std::{
     sync::Arc,
 };
 
-use calico_ebpf_common::abi::{Block, CHUNK_RULES, NODE_BLOCKS, NODE_ENTRIES, NodeRef, RuleEntry, VEC_ANY};
+use calico_ebpf_common::abi::{Block, CHUNK_RULES, NODE_BLOCKS, NODE_ENTRIES, NodeRef, RuleEntry, VEC_ANY, VEC_NONE};
 
 use super::{
     arena::{Arena, Kind},
-    compiled::{AddressMatch, RuleMatch, RuleName, Table},
+    compiled::{AddressMatch, RuleMatch, RuleName, Table, TableRule},
     write::LimitError,
 };
 
@@ -47,15 +47,23 @@ pub(super) struct Built {
     pub(super) number: u32,
     own: ClassField,
     peer: ClassField,
-    destination_port: NodeRef,
-    source_port: NodeRef,
+    destination_port: Field,
+    source_port: Field,
     entries: u32,
     /// Objects of the fields that do not depend on classes, and the entries.
     fixed: Arc<[u32]>,
 }
 
+/// A field in the arena.
+#[derive(Clone, Copy, Debug)]
+struct Field {
+    root: NodeRef,
+    /// The vector of the rules that do not look at it.
+    indifferent: NodeRef,
+}
+
 /// A field whose value is a class.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 struct ClassField {
     /// Conditions that any rule asks about.
     relevant: Arc<BTreeSet<u32>>,
@@ -65,7 +73,7 @@ struct ClassField {
     vectors: HashMap<(bool, Vec<u32>), NodeRef>,
     /// Classes whose vector is not that of class 0, which all keys have that are no class.
     leaves: BTreeMap<u32, NodeRef>,
-    root: Option<NodeRef>,
+    field: Field,
     objects: Vec<u32>,
 }
 
@@ -116,15 +124,16 @@ impl Built {
         let entries = intern_entries(arena, table, counters)?;
         fixed.insert(entries);
         let ports = |of: fn(&RuleMatch) -> &[(u32, u32)], arena: &mut Arena, fixed: &mut BTreeSet<u32>| {
-            let runs = port_runs(arena, table, of, fixed)?;
-            tree(arena, &runs, fixed)
+            let (runs, indifferent) = port_runs(arena, table, of)?;
+            fixed.extend(runs.iter().map(|run| run.1).chain([indifferent]).filter_map(stored));
+            Ok(Field { root: tree(arena, &runs, fixed)?, indifferent })
         };
         let destination_port = ports(|matches| &matches.destination_ports, arena, &mut fixed)?;
         let source_port = ports(|matches| &matches.source_ports, arena, &mut fixed)?;
         let everything = Classes { removed: true, ..*classes };
-        let mut own = ClassField::new(table, |matches| &matches.own);
+        let mut own = ClassField::new(arena, table, |matches| &matches.own)?;
         own.update(arena, table, |matches| &matches.own, &everything)?;
-        let mut peer = ClassField::new(table, |matches| &matches.peer);
+        let mut peer = ClassField::new(arena, table, |matches| &matches.peer)?;
         peer.update(arena, table, |matches| &matches.peer, &everything)?;
         let mut built = Self {
             header: 0,
@@ -161,20 +170,13 @@ impl Built {
     /// Writes the header.
     fn finish(&mut self, arena: &mut Arena, table: &Table) -> Result<(), LimitError> {
         let rules = table.rules.len() as u32;
-        let any = NodeRef::vector(VEC_ANY);
         let mut header = Block::default();
-        let fields = [
-            rules,
-            rules.div_ceil(CHUNK_RULES),
-            self.entries,
-            self.number,
-            self.own.root.unwrap_or(any).0,
-            self.peer.root.unwrap_or(any).0,
-            self.destination_port.0,
-            self.source_port.0,
-        ];
-        for (index, field) in (0..).zip(fields) {
-            header.set_u32(index, field);
+        let words = [rules, rules.div_ceil(CHUNK_RULES), self.entries, self.number];
+        let fields = [self.own.field, self.peer.field, self.destination_port, self.source_port];
+        let roots = fields.map(|field| field.root.0);
+        let indifferent = fields.map(|field| field.indifferent.place());
+        for (index, word) in (0..).zip(words.into_iter().chain(roots).chain(indifferent)) {
+            header.set_u32(index, word);
         }
         self.header = arena.intern(Kind::Table, &[header])?;
         let mut objects: BTreeSet<u32> = self.fixed.iter().copied().collect();
@@ -185,7 +187,8 @@ impl Built {
 }
 
 impl ClassField {
-    fn new(table: &Table, of: fn(&RuleMatch) -> &AddressMatch) -> Self {
+    /// Without a tree yet.
+    fn new(arena: &mut Arena, table: &Table, of: fn(&RuleMatch) -> &AddressMatch) -> Result<Self, LimitError> {
         let mut relevant = BTreeSet::new();
         let mut by_family = false;
         for rule in &table.rules {
@@ -193,7 +196,15 @@ impl ClassField {
             relevant.extend(address.all_of.iter().flatten().chain(&address.none_of));
             by_family |= address.family.is_some();
         }
-        Self { relevant: Arc::new(relevant), by_family, ..Self::default() }
+        let indifferent = Vectors::new(table, |matches| of(matches).is_empty()).intern_indifferent(arena)?;
+        Ok(Self {
+            relevant: Arc::new(relevant),
+            by_family,
+            vectors: HashMap::new(),
+            leaves: BTreeMap::new(),
+            field: Field { root: indifferent, indifferent },
+            objects: Vec::new(),
+        })
     }
 
     /// What of a class matters here.
@@ -245,11 +256,12 @@ impl ClassField {
             runs.push((class + 1, filler));
         }
         let mut objects = BTreeSet::new();
-        self.root = Some(tree(arena, &runs, &mut objects)?);
-        let used: BTreeSet<u32> = self.leaves.values().chain([&filler]).map(|vector| vector.block()).collect();
+        self.field.root = tree(arena, &runs, &mut objects)?;
+        let used: BTreeSet<u32> =
+            self.leaves.values().copied().chain([filler, self.field.indifferent]).filter_map(stored).collect();
         // A vector that no class leads to any more may go with the last table that still uses it.
-        self.vectors.retain(|_, vector| used.contains(&vector.block()));
-        objects.extend(used.into_iter().filter(|&vector| vector != VEC_ANY));
+        self.vectors.retain(|_, vector| stored(*vector).is_none_or(|vector| used.contains(&vector)));
+        objects.extend(used);
         self.objects = objects.into_iter().collect();
         Ok(())
     }
@@ -266,7 +278,7 @@ impl ClassField {
             return Ok(vector);
         }
         let rules = rules.get_or_insert_with(|| ByCondition::new(table, of));
-        let vector = intern_vector(arena, &rules.vector(signature.0, &signature.1), table.rules.len())?;
+        let vector = rules.vectors.intern(arena, &rules.vector(signature.0, &signature.1))?;
         self.vectors.insert(signature, vector);
         Ok(vector)
     }
@@ -274,6 +286,7 @@ impl ClassField {
 
 /// Rules by the conditions that they ask one address about.
 struct ByCondition<'t> {
+    vectors: Vectors,
     matches: Vec<&'t AddressMatch>,
     rules: HashMap<u32, Vec<u32>>,
     /// The rules that hold where no condition does, for IPv4 and for IPv6.
@@ -282,9 +295,10 @@ struct ByCondition<'t> {
 
 impl<'t> ByCondition<'t> {
     fn new(table: &'t Table, of: fn(&RuleMatch) -> &AddressMatch) -> Self {
-        let matches: Vec<&AddressMatch> = table.rules.iter().map(|rule| of(&rule.matches)).collect();
+        let vectors = Vectors::new(table, |matches| of(matches).is_empty());
+        let matches: Vec<&AddressMatch> = in_vectors(table).iter().map(|rule| of(&rule.matches)).collect();
         let mut rules = HashMap::<u32, Vec<u32>>::new();
-        let mut without = [false, true].map(|_| bits(table.rules.len()));
+        let mut without = [false, true].map(|_| bits(matches.len()));
         for (rule, matches) in (0..).zip(&matches) {
             for &condition in matches.all_of.iter().flatten().chain(&matches.none_of) {
                 let rules = rules.entry(condition).or_default();
@@ -298,7 +312,7 @@ impl<'t> ByCondition<'t> {
                 }
             }
         }
-        Self { matches, rules, without }
+        Self { vectors, matches, rules, without }
     }
 
     /// The rules that are content with an address of which these conditions hold.
@@ -321,22 +335,19 @@ pub(super) fn holds(matches: &AddressMatch, v6: bool, conditions: &[u32]) -> boo
         && !matches.none_of.iter().any(holds)
 }
 
-/// For each stretch of keys, from its first one on, the vector of the rules whose ranges cover it.
+/// For each stretch of keys, from its first one on, the vector of the rules whose ranges cover it; and the vector of the rules
+/// that have no ranges.
 fn port_runs(
     arena: &mut Arena,
     table: &Table,
     of: fn(&RuleMatch) -> &[(u32, u32)],
-    objects: &mut BTreeSet<u32>,
-) -> Result<Vec<(u32, NodeRef)>, LimitError> {
-    let mut vector = bits(table.rules.len());
+) -> Result<(Vec<(u32, NodeRef)>, NodeRef), LimitError> {
+    let vectors = Vectors::new(table, |matches| of(matches).is_empty());
+    let mut vector = vectors.indifferent.clone();
     let mut changes = BTreeMap::<u32, Vec<(u32, bool)>>::new();
     changes.insert(0, Vec::new());
-    for (number, rule) in (0..).zip(&table.rules) {
-        let ranges = of(&rule.matches);
-        if ranges.is_empty() {
-            set(&mut vector, number, true);
-        }
-        for &(first, last) in ranges {
+    for (number, rule) in (0..).zip(in_vectors(table)) {
+        for &(first, last) in of(&rule.matches) {
             changes.entry(first).or_default().push((number, true));
             changes.entry(last + 1).or_default().push((number, false));
         }
@@ -348,14 +359,10 @@ fn port_runs(
             set(&mut vector, rule, on);
         }
         if start < KEYS {
-            let vector = intern_vector(arena, &vector, table.rules.len())?;
-            if vector.block() != VEC_ANY {
-                objects.insert(vector.block());
-            }
-            runs.push((start, vector));
+            runs.push((start, vectors.intern(arena, &vector)?));
         }
     }
-    Ok(runs)
+    Ok((runs, vectors.intern_indifferent(arena)?))
 }
 
 /// Builds the radix tree for runs of keys that have one vector each; the first one starts at 0.
@@ -410,23 +417,68 @@ fn intern_entries(
     arena.intern(Kind::Entries, &blocks)
 }
 
-/// The vector's place: only chunks that are not empty are stored, and the vector of all rules is always there.
-fn intern_vector(arena: &mut Arena, vector: &[u64], rules: usize) -> Result<NodeRef, LimitError> {
-    let all = vector.iter().map(|word| word.count_ones() as usize).sum::<usize>() == rules;
-    if all {
-        return Ok(NodeRef::vector(VEC_ANY));
+/// The rules that are in vectors: the last one matches everything and is in none.
+fn in_vectors(table: &Table) -> &[TableRule] {
+    table.rules.split_last().map_or(&[], |(_, rules)| rules)
+}
+
+/// Stores the vectors of one field.
+struct Vectors {
+    rules: usize,
+    /// The rules that do not look at the field.
+    indifferent: Vec<u64>,
+}
+
+impl Vectors {
+    fn new(table: &Table, is_indifferent: impl Fn(&RuleMatch) -> bool) -> Self {
+        let rules = in_vectors(table);
+        let mut indifferent = bits(rules.len());
+        for (number, rule) in (0..).zip(rules) {
+            set(&mut indifferent, number, is_indifferent(&rule.matches));
+        }
+        Self { rules: rules.len(), indifferent }
     }
-    let mut blocks = vec![Block::default()];
-    for (chunk, words) in vector.chunks(8).enumerate() {
-        if words.iter().any(|&word| word != 0) {
-            blocks[0].words[chunk / 64] |= 1 << (chunk % 64);
-            let mut block = Block::default();
-            block.words[..words.len()].copy_from_slice(words);
-            blocks.push(block);
+
+    fn intern_indifferent(&self, arena: &mut Arena) -> Result<NodeRef, LimitError> {
+        self.store(arena, &self.indifferent)
+    }
+
+    /// What leads to this vector, which has at least the indifferent rules.
+    fn intern(&self, arena: &mut Arena, vector: &[u64]) -> Result<NodeRef, LimitError> {
+        let mut others =
+            vector.iter().zip(&self.indifferent).enumerate().filter(|(_, (word, indifferent))| word != indifferent);
+        match (others.next(), others.next()) {
+            (Some((number, (word, indifferent))), None) if (word ^ indifferent).is_power_of_two() => {
+                Ok(NodeRef::rule(number as u32 * 64 + (word ^ indifferent).trailing_zeros()))
+            }
+            _ => self.store(arena, vector),
         }
     }
-    blocks[0].set_u32(5, 1);
-    arena.intern(Kind::Vector, &blocks).map(NodeRef::vector)
+
+    /// Only chunks that are not empty are stored; the vectors of all rules and of none are always there.
+    fn store(&self, arena: &mut Arena, vector: &[u64]) -> Result<NodeRef, LimitError> {
+        match vector.iter().map(|word| word.count_ones() as usize).sum::<usize>() {
+            count if count == self.rules => return Ok(NodeRef::vector(VEC_ANY)),
+            0 => return Ok(NodeRef::vector(VEC_NONE)),
+            _ => {}
+        }
+        let mut blocks = vec![Block::default()];
+        for (chunk, words) in vector.chunks(8).enumerate() {
+            if words.iter().any(|&word| word != 0) {
+                blocks[0].words[chunk / 64] |= 1 << (chunk % 64);
+                let mut block = Block::default();
+                block.words[..words.len()].copy_from_slice(words);
+                blocks.push(block);
+            }
+        }
+        blocks[0].set_u32(5, 1);
+        arena.intern(Kind::Vector, &blocks).map(NodeRef::vector)
+    }
+}
+
+/// The object that a leaf of a tree leads to.
+fn stored(leaf: NodeRef) -> Option<u32> {
+    (!leaf.is_rule() && !matches!(leaf.place(), VEC_NONE | VEC_ANY)).then(|| leaf.place())
 }
 
 fn bits(rules: usize) -> Vec<u64> {

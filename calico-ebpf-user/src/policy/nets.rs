@@ -5,7 +5,10 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use calico_ebpf_common::{
-    abi::{Block, INDEX_CHILDREN, LEAF_CLASSES, LEAF_CLASSES_HIGH, LEAF_INTERVALS, NODE_BLOCKS, NODE_ENTRIES, NetRef},
+    abi::{
+        Block, FILTER_CHILDREN, INDEX_CHILDREN, LEAF_CLASSES, LEAF_CLASSES_HIGH, LEAF_INTERVALS, NODE_BLOCKS,
+        NODE_ENTRIES, NetRef,
+    },
     judge::Arena as _,
 };
 
@@ -19,6 +22,8 @@ pub(super) type Run = (u32, u32);
 /// Intervals that fit into one chunk.
 const CHUNK_INTERVALS: usize = INDEX_CHILDREN * INDEX_CHILDREN * LEAF_INTERVALS;
 const NODE: usize = NODE_ENTRIES as usize;
+/// Where the leaf blocks' last addresses begin in a filter block, counted in 16 bits.
+const FILTER_LANES: usize = 18;
 
 /// The classes of all addresses: runs in ascending order, each of another class than the one before; the first one starts at
 /// address 0.
@@ -179,26 +184,48 @@ fn chunk(arena: &mut Arena, runs: &[Run]) -> Result<u32, LimitError> {
         return Ok(NetRef::class(class).0);
     }
     let leaves: Vec<&[Run]> = runs.chunks(LEAF_INTERVALS).collect();
-    let indices = leaves.len().div_ceil(INDEX_CHILDREN);
+    let mut blocks = Vec::with_capacity(1 + leaves.len() + leaves.len().div_ceil(INDEX_CHILDREN));
     let height = if leaves.len() == 1 {
         1
-    } else if indices == 1 {
+    } else if leaves.len() <= FILTER_CHILDREN {
+        blocks.push(filter(runs, &leaves));
         2
     } else {
-        3
-    };
-    let mut blocks = Vec::with_capacity(1 + indices + leaves.len());
-    if height == 3 {
-        blocks.push(index(&leaves.chunks(INDEX_CHILDREN).map(|leaves| leaves[0]).collect::<Vec<_>>(), 1));
-    }
-    if height >= 2 {
-        let first_leaf = blocks.len() + indices;
-        for (number, leaves) in leaves.chunks(INDEX_CHILDREN).enumerate() {
+        let indices = leaves.chunks(INDEX_CHILDREN);
+        let first_leaf = 1 + indices.len();
+        blocks.push(index(&indices.clone().map(|leaves| leaves[0]).collect::<Vec<_>>(), 1));
+        for (number, leaves) in indices.enumerate() {
             blocks.push(index(leaves, first_leaf + number * INDEX_CHILDREN));
         }
-    }
+        3
+    };
     blocks.extend(leaves.into_iter().map(leaf));
     Ok(NetRef::chunk(arena.intern(Kind::Chunk, &blocks)?, height).0)
+}
+
+/// A filter block for these runs, which are in leaf blocks as given.
+fn filter(runs: &[Run], leaves: &[&[Run]]) -> Block {
+    // By third byte, the class if there is but one.
+    let mut only: [Option<u32>; 256] = [None; 256];
+    for (number, &(start, class)) in runs.iter().enumerate() {
+        let end = runs.get(number + 1).map_or(1 << 16, |next| next.0 & 0xffff);
+        let whole = ((start & 0xffff).div_ceil(256) as usize)..(end / 256) as usize;
+        only.get_mut(whole).unwrap_or_default().fill(Some(class));
+    }
+    let mut count = BTreeMap::<u32, u32>::new();
+    only.iter().flatten().for_each(|class| *count.entry(*class).or_default() += 1);
+    let common = count.into_iter().max_by_key(|(_, count)| *count).map_or(0, |(class, _)| class);
+    let mut lanes = [u16::MAX; 32];
+    for (lane, next) in lanes[FILTER_LANES..].iter_mut().zip(&leaves[1..]) {
+        *lane = last_before(next[0].0);
+    }
+    let mut block = from_lanes(&lanes);
+    block.words[..4].fill(0);
+    for (third, _) in only.iter().enumerate().filter(|(_, class)| **class != Some(common)) {
+        block.words[third / 64] |= 1 << (third % 64);
+    }
+    block.set_u32(8, common);
+    block
 }
 
 /// An index block over children that begin with these runs, the first of them at `place`.
@@ -338,7 +365,12 @@ impl Walk<'_> {
         if at.is_class() {
             self.run(start, at.place());
         } else if at.height() != 0 {
-            let blocks = self.chunk(at.place(), 0, at.height(), start)?;
+            let level = match at.height() {
+                1 => Level::Leaf,
+                2 => Level::Filter,
+                _ => Level::Top,
+            };
+            let blocks = self.chunk(at.place(), 0, level, start)?;
             self.objects.push((at.place(), Kind::Chunk, blocks));
         } else if may_be_node {
             let entries = self.node(at.place())?;
@@ -352,29 +384,51 @@ impl Walk<'_> {
     }
 
     /// The part of a chunk below the block at `place`; returns how many blocks the chunk has at least.
-    fn chunk(&mut self, first: u32, place: u32, height: u32, start: u32) -> Option<u32> {
+    fn chunk(&mut self, first: u32, place: u32, level: Level, start: u32) -> Option<u32> {
         let block = *self.block(first.checked_add(place)?)?;
         let lane = |number: usize| (block.words[number / 4] >> (number % 4 * 16)) as u16;
-        let most = if height == 1 { LEAF_INTERVALS } else { INDEX_CHILDREN };
-        let parts = 1 + (0..most - 1).take_while(|&number| lane(number) != u16::MAX).count();
+        let (lanes, most) = match level {
+            Level::Leaf => (0, LEAF_INTERVALS),
+            Level::Filter => (FILTER_LANES, FILTER_CHILDREN),
+            Level::Index | Level::Top => (0, INDEX_CHILDREN),
+        };
+        let parts = 1 + (0..most - 1).take_while(|&number| lane(lanes + number) != u16::MAX).count();
         let (mut from, mut blocks) = (start, place + 1);
         for part in 0..parts {
-            if height == 1 {
-                let byte = LEAF_CLASSES_HIGH as usize + part;
-                let high = (block.words[byte / 8] >> (byte % 8 * 8)) as u8;
-                self.run(from, u32::from(lane(LEAF_CLASSES as usize + part)) | u32::from(high) << 16);
-            } else {
-                let child = block.u32_at(15).checked_add(part as u32)?;
+            let (first_child, below) = match level {
+                Level::Leaf => {
+                    let byte = LEAF_CLASSES_HIGH as usize + part;
+                    let high = (block.words[byte / 8] >> (byte % 8 * 8)) as u8;
+                    self.run(from, u32::from(lane(LEAF_CLASSES as usize + part)) | u32::from(high) << 16);
+                    (0, Level::Leaf)
+                }
+                Level::Filter => (1, Level::Leaf),
+                Level::Index => (block.u32_at(15), Level::Leaf),
+                Level::Top => (block.u32_at(15), Level::Index),
+            };
+            if level != Level::Leaf {
+                let child = first_child.checked_add(part as u32)?;
                 // Children come after their parents: no turning in circles.
                 let child = Some(child).filter(|child| *child > place)?;
-                blocks = blocks.max(self.chunk(first, child, height - 1, from)?);
+                blocks = blocks.max(self.chunk(first, child, below, from)?);
             }
             if part + 1 < parts {
-                from = (start & 0xffff_0000) | (u32::from(lane(part)) + 1);
+                from = (start & 0xffff_0000) | (u32::from(lane(lanes + part)) + 1);
             }
         }
         Some(blocks)
     }
+}
+
+/// What a block of a chunk is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Level {
+    Leaf,
+    Filter,
+    /// Over leaf blocks.
+    Index,
+    /// Over index blocks.
+    Top,
 }
 
 #[cfg(test)]

@@ -805,8 +805,9 @@ impl Planner<'_> {
         };
         let (own, peer) = (4, 5);
         let whoever = *compared.entry((from, to)).or_insert_with(|| {
-            // Number of rules, entries, and the roots of both port fields.
-            let other_rules = [0, 1, 2, 6, 7].into_iter().any(|field| old.u32_at(field) != new.u32_at(field));
+            // Number of rules, entries, the roots of both port fields, and the rules that are indifferent to a field.
+            let other_rules =
+                [0, 1, 2, 6, 7, 8, 9, 10, 11].into_iter().any(|field| old.u32_at(field) != new.u32_at(field));
             other_rules || meets_other(peer, if from == to { &moves.moved } else { &moves.all })
         });
         whoever
@@ -955,8 +956,8 @@ fn room(prefix: &IpNet) -> usize {
 /// What they are for, and how much there is.
 fn rooms(limits: &Limits) -> [(&'static str, u32); ROOMS] {
     [
-        ("IPv4 addresses of this host and its workloads, old and new ones", limits.addresses),
-        ("single IPv6 addresses, old and new ones", limits.addresses),
+        ("IPv4 addresses of this host and its workloads, old and new ones", limits.addresses4),
+        ("single IPv6 addresses, old and new ones", limits.addresses6),
         ("IPv4 networks, old and new ones", limits.nets),
         ("IPv6 networks, old and new ones", limits.nets),
     ]

@@ -495,7 +495,8 @@ fn blocks() -> Vec<(u32, Block)> {
             peer: root,
             destination_port: root,
             source_port: root,
-            reserved: [0; 8],
+            indifferent: [VEC_ANY; 4],
+            reserved: [0; 4],
         };
         let mut entries = Block::default();
         entries.words[0] = RuleEntry { action, next: 0, counter }.encode();
