@@ -50,7 +50,16 @@ fn plan(generation: u32, workloads: &[DesiredWorkload]) -> Plan {
             prepare.push(Write::Address { prefix: (*address).into(), entry });
         }
     }
-    let limits = Limits { blocks: 16, slots: 16, counters: 16, addresses: 16, nets: 16, spoof: 16, classes: 16 };
+    let limits = Limits {
+        blocks: 16,
+        slots: 16,
+        counters: 16,
+        addresses4: 16,
+        addresses6: 16,
+        nets: 16,
+        spoof: 16,
+        classes: 16,
+    };
     Plan { prepare, generation, retire: Vec::new(), next: Store::empty(limits), changes: Changes::default() }
 }
 

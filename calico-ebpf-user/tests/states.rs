@@ -20,8 +20,16 @@ use cases::{Probe, REFUSED, Topology, data, flow, read, resources_of};
 use serde_json::json;
 
 const NODE: &str = "node1";
-const LIMITS: Limits =
-    Limits { blocks: 1 << 16, slots: 64, counters: 4096, addresses: 4096, nets: 4096, spoof: 64, classes: 4096 };
+const LIMITS: Limits = Limits {
+    blocks: 1 << 16,
+    slots: 64,
+    counters: 4096,
+    addresses4: 4096,
+    addresses6: 4096,
+    nets: 4096,
+    spoof: 64,
+    classes: 4096,
+};
 
 /// What the files say at one time, and what that means.
 struct State {

@@ -17,7 +17,10 @@ const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 
 const SLOTS: usize = 4096;
 const ACCOUNTS: usize = 2 * SLOTS + 2;
-const ADDRESSES: usize = 1 << 20;
+/// What local workloads and the host have of IPv4: few, so that the table of buckets stays in the processor's cache.
+const ADDRESSES4_MAX: usize = 1 << 15;
+const ADDRESSES6_MAX: usize = 1 << 19;
+const NETS6_MAX: usize = 1 << 20;
 const CONNS: usize = 1 << 19;
 const COUNTERS: usize = 1 << 16;
 
@@ -31,11 +34,11 @@ pub(crate) static WORKLOADS: Array<Workload, SLOTS, MMAPABLE> = Array::new();
 pub(crate) static INTERFACES: HashMap<u32, Interface, 16384, NO_PREALLOC> = HashMap::new();
 
 #[btf_map(pin_by_name, name = "cali_addr4")]
-pub(crate) static ADDRESSES4: HashMap<[u8; 4], AddressEntry, ADDRESSES, NO_PREALLOC> = HashMap::new();
+pub(crate) static ADDRESSES4: HashMap<[u8; 4], AddressEntry, ADDRESSES4_MAX, NO_PREALLOC> = HashMap::new();
 #[btf_map(pin_by_name, name = "cali_addr6")]
-pub(crate) static ADDRESSES6: HashMap<[u8; 16], AddressEntry, ADDRESSES, NO_PREALLOC> = HashMap::new();
+pub(crate) static ADDRESSES6: HashMap<[u8; 16], AddressEntry, ADDRESSES6_MAX, NO_PREALLOC> = HashMap::new();
 #[btf_map(pin_by_name, name = "cali_net6")]
-pub(crate) static NETS6: LpmTrie<[u8; 16], AddressEntry, ADDRESSES> = LpmTrie::new();
+pub(crate) static NETS6: LpmTrie<[u8; 16], AddressEntry, NETS6_MAX> = LpmTrie::new();
 #[btf_map(pin_by_name, name = "cali_spoof4")]
 pub(crate) static SPOOF4: LpmTrie<SpoofKey4, u32, 65536> = LpmTrie::new();
 #[btf_map(pin_by_name, name = "cali_spoof6")]

@@ -66,8 +66,16 @@ pub(crate) fn compiler(bytes: &[u8]) {
     if loaded.has_errors() {
         return;
     }
-    let limits =
-        Limits { blocks: 1 << 16, slots: 64, counters: 4096, addresses: 4096, nets: 4096, spoof: 64, classes: 4096 };
+    let limits = Limits {
+        blocks: 1 << 16,
+        slots: 64,
+        counters: 4096,
+        addresses4: 4096,
+        addresses6: 4096,
+        nets: 4096,
+        spoof: 64,
+        classes: 4096,
+    };
     let Ok(plan) = Store::empty(limits).plan(&compile(&loaded.set, "n"), &BTreeSet::new()) else { return };
     let mut maps = Maps::default();
     maps.execute(&plan);

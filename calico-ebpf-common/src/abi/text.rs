@@ -2,8 +2,8 @@
 
 /// Bytes of a [`RuleText`].
 pub const RULE_BYTES: usize = 1024;
-/// Bytes of a [`WorkloadText`].
-pub const WORKLOAD_BYTES: usize = 1024;
+/// Bytes of a [`WorkloadText`]: with what the kernel adds, an entry has 512.
+pub const WORKLOAD_BYTES: usize = 448;
 /// Bytes of an [`InfoText`].
 pub const INFO_BYTES: usize = 4096;
 /// Bytes of a [`LoadText`].

@@ -37,8 +37,9 @@ pub struct Info {
     pub nat_table: Option<String>,
 }
 
-/// A sysctl that was set.
+/// A sysctl that was set. As JSON it is a list of the three: room is short in `cali_wl_name`.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(from = "[String; 3]", into = "[String; 3]")]
 pub struct SavedSysctl {
     /// Path below `/proc/sys`.
     pub path: String,
@@ -46,6 +47,18 @@ pub struct SavedSysctl {
     pub old: String,
     /// Value that was set.
     pub new: String,
+}
+
+impl From<[String; 3]> for SavedSysctl {
+    fn from([path, old, new]: [String; 3]) -> Self {
+        Self { path, old, new }
+    }
+}
+
+impl From<SavedSysctl> for [String; 3] {
+    fn from(SavedSysctl { path, old, new }: SavedSysctl) -> Self {
+        [path, old, new]
+    }
 }
 
 impl Info {

@@ -86,7 +86,8 @@ impl Tables {
             blocks: entries(&rules),
             slots: entries(&workloads),
             counters: rule_names.capacity().min(hits.capacity()),
-            addresses: addresses4.capacity().min(addresses6.capacity()),
+            addresses4: addresses4.capacity(),
+            addresses6: addresses6.capacity(),
             nets: nets6.capacity(),
             spoof: spoof4.capacity().min(spoof6.capacity()),
             classes: CLASSES,
@@ -262,9 +263,12 @@ impl Tables {
             return Ok(());
         }
         let text = |owner: &Owner| serde_json::to_string(owner).unwrap_or_default();
-        // The longest names leave no room for more than the endpoint, which alone matters to a takeover.
-        let short = Owner { pod: None, sysctls: Vec::new(), ..owner.clone() };
+        // Long names leave no room for the rest: first the pod goes, and last what only `purge` asks for. The endpoint alone
+        // matters to a takeover.
+        let shorter = Owner { pod: None, ..owner.clone() };
+        let short = Owner { sysctls: Vec::new(), ..shorter.clone() };
         let value = text_value(&text(&owner))
+            .or_else(|| text_value(&text(&shorter)))
             .or_else(|| text_value(&text(&short)))
             .ok_or_else(|| too_long(names::WORKLOAD_NAMES, &text(&short)))?;
         self.workload_names.insert(&slot, &value)?;
@@ -515,6 +519,29 @@ mod tests {
         assert_eq!(spoof_net(&spoof_key4(300, v4)), Some((300, v4.into())));
         assert_eq!(spoof_net(&spoof_key6(300, v6)), Some((300, v6.into())));
         assert_eq!(spoof_key4(258, v4)[..8], [48, 0, 0, 0, 0, 0, 1, 2]);
+    }
+
+    #[test]
+    fn an_owner_fits() {
+        let interface = "cali0123456789a".to_owned();
+        let settings = super::super::sysctl::workload(&interface, true, true).into_iter();
+        let saved = |setting: super::super::sysctl::Setting| SavedSysctl {
+            path: setting.path,
+            old: "1".to_owned(),
+            new: "0".to_owned(),
+        };
+        let usual = Owner {
+            endpoint: format!("{}/{}", "n".repeat(20), "e".repeat(60)),
+            pod: None,
+            interface: interface.clone(),
+            sysctls: settings.map(saved).collect(),
+        };
+        let longest =
+            Owner { endpoint: format!("{}/{}", "n".repeat(63), "e".repeat(253)), interface, ..Owner::default() };
+        for owner in [usual, longest] {
+            let text = text_value::<WORKLOAD_BYTES>(&serde_json::to_string(&owner).expect("as JSON")).expect("fits");
+            assert_eq!(parse_owner(&text), Some(owner));
+        }
     }
 
     #[test]

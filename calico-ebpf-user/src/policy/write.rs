@@ -20,9 +20,11 @@ pub struct Limits {
     pub slots: u32,
     /// Hit counters.
     pub counters: u32,
-    /// Single addresses, each family.
-    pub addresses: u32,
-    /// Prefixes that are no single addresses, each family.
+    /// IPv4 addresses of local workloads and of the host.
+    pub addresses4: u32,
+    /// Single IPv6 addresses.
+    pub addresses6: u32,
+    /// IPv6 prefixes that are no single addresses.
     pub nets: u32,
     /// Prefixes that workloads may spoof, each family.
     pub spoof: u32,

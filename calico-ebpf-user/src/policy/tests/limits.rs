@@ -44,7 +44,7 @@ fn each_map_has_its_limit() {
     assert_eq!(what_is_too_much(&set, Limits { slots: 1, ..LIMITS }), "workloads on this node");
     assert_eq!(what_is_too_much(&set, Limits { counters: 10, ..LIMITS }), "rules with a counter");
     assert_eq!(what_is_too_much(&set, Limits { classes: 11, ..LIMITS }), "classes of addresses");
-    assert!(what_is_too_much(&set, Limits { addresses: 2, ..LIMITS }).starts_with("IPv4 addresses"));
+    assert!(what_is_too_much(&set, Limits { addresses4: 2, ..LIMITS }).starts_with("IPv4 addresses"));
     let mut v6 = set.clone();
     v6.policies[0].ingress[0].source.nets = vec!["fd00:1::/64".parse().unwrap(), "fd00:2::/64".parse().unwrap()];
     assert!(what_is_too_much(&v6, Limits { nets: 1, ..LIMITS }).starts_with("IPv6 networks"));

@@ -237,3 +237,29 @@ fn unique_labels() {
 fn policies_of_everything() {
     run("all policies select everything", cluster(|_| "all()".to_owned(), false), 1 + 2 * LOCAL as usize);
 }
+
+/// Blocks that a node's tables take where the first `local` workloads are its own.
+fn blocks(mut set: ResourceSet, local: u32) -> u32 {
+    for (number, workload) in (0..).zip(&mut set.workloads) {
+        workload.node = if number < local { NODE } else { "n2" }.to_owned();
+    }
+    let compiled = Compiler::default().compile(&set, NODE);
+    let plan = Store::empty(Limits { blocks: 1 << 19, ..LIMITS }).plan(&compiled, &host()).unwrap();
+    plan.next.used_blocks()
+}
+
+#[test]
+fn a_workload_more_takes_no_table() {
+    let cluster = |local| blocks(cluster(|_| "all()".to_owned(), false), local);
+    // All workloads have the same policies, and each application's are alike: the classes are there already.
+    assert_eq!(cluster(APPS + 250), cluster(APPS));
+}
+
+#[test]
+fn many_policies_over_the_same_peers_do_not_explode() {
+    // 200 local applications with five policies of their own each; each of their rules is about fifty peers.
+    let used = blocks(cluster(|policy| format!("app == 'app{}'", policy % APPS), false), LOCAL);
+    let bytes = u64::from(used) * 64;
+    eprintln!("  {} KiB", bytes / 1024);
+    assert!(bytes < 4 << 20, "{bytes} bytes");
+}
