@@ -16,3 +16,8 @@ pub static BENCH_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_D
 #[doc(hidden)]
 pub static BENCH_POLICY_OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/calico-ebpf-bench-policy"));
+
+/// Likewise.
+#[doc(hidden)]
+pub static BENCH_CALIBRATE_OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/calico-ebpf-bench-calibrate"));

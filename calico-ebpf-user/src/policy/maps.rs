@@ -35,7 +35,7 @@ pub struct Maps {
 
 /// Room in maps that do not exist: what the object says.
 pub const ROOM: Limits = Limits {
-    blocks: 262_144,
+    blocks: 1 << 19,
     slots: 4096,
     counters: 65_536,
     addresses4: 1 << 15,

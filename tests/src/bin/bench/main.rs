@@ -3,9 +3,11 @@
 //! Everything that is compared runs interleaved in this one process, each variant in a laboratory of its own; what counts
 //! are the ratios. A packet counts only when it reached the sink: a run that lost some is an error, not a figure.
 
+mod calibrate;
 mod cluster;
 mod cpu;
 mod kernel;
+mod memory;
 mod packets;
 mod policy;
 mod program;
@@ -22,7 +24,7 @@ use report::Report;
 
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let known = ["packets", "program", "tcp", "reload", "policy", "cluster"];
+    let known = ["packets", "program", "tcp", "reload", "policy", "rules", "sets", "theirs", "memory", "cluster"];
     if let Some(unknown) = arguments.iter().find(|argument| !known.contains(&argument.as_str())) {
         anyhow::bail!("there is no section {unknown}; there are: {}", known.join(", "));
     }
@@ -43,9 +45,9 @@ fn main() -> anyhow::Result<()> {
     if wants("reload") {
         reload::run(&mut report).context("reload")?;
     }
-    if wants("policy") {
-        policy::run(&mut report).context("policy")?;
-    }
+    // Policy, whole or in parts.
+    let parts = ["rules", "sets", "theirs", "memory"];
+    policy::run(&mut report, |part| wants("policy") || parts.contains(&part) && wants(part)).context("policy")?;
     if wants("cluster") {
         cluster::run(&mut report).context("a cluster")?;
     }

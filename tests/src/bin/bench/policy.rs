@@ -12,14 +12,18 @@ use std::{
 use anyhow::{Context as _, ensure};
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, HashMap, MapData},
+    maps::{Array, HashMap, MapData, ProgramArray},
     programs::{SchedClassifier, TestRun as _, TestRunOptions},
 };
 use calico_ebpf_common::abi::{LAYOUT_VERSION, names};
-use xtask::lab::{Lab, UPLINK};
+use etherparse::PacketBuilder;
+use xtask::lab::{Lab, OUTSIDE4, UPLINK};
 
 use crate::{
+    calibrate::Calibration,
     cpu,
+    kernel::{ifindex, mac},
+    memory,
     random::Random,
     report::{Report, interleave},
     theirs,
@@ -28,18 +32,33 @@ use crate::{
 
 const ROUNDS: usize = 9;
 const REPEAT: u32 = 400_000;
+/// Connections that are opened in one go. All rounds together stay below what the workload may hold unanswered.
+const OPENINGS: u32 = 400;
+/// Of whoever is beyond the uplink.
+const OUTSIDE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 /// Subjects that are drawn from: so many that the processor cannot learn them by heart.
 const SUBJECTS: u32 = 1 << 16;
 
-pub(crate) fn run(report: &mut Report) -> anyhow::Result<()> {
+pub(crate) fn run(report: &mut Report, wants: impl Fn(&str) -> bool) -> anyhow::Result<()> {
     cpu::pin(1)?;
-    rules(report).context("rules")?;
-    sets(report).context("sets")?;
-    theirs::run(report).context("the kernel's own filters")
+    if wants("rules") {
+        rules(report).context("rules")?;
+    }
+    if wants("sets") {
+        sets(report).context("sets")?;
+    }
+    if wants("theirs") {
+        theirs::run(report).context("the kernel's own filters")?;
+    }
+    if wants("memory") {
+        memory::run(report).context("memory")?;
+    }
+    Ok(())
 }
 
 /// A workload under a policy of `count` rules, each about a network and a port.
 fn rules(report: &mut Report) -> anyhow::Result<()> {
+    let calibration = Calibration::load()?;
     let mut instances = Vec::new();
     for count in [10, 100, 1_000, 10_000, 60_000_u32] {
         let rule = |number: u32| {
@@ -66,9 +85,16 @@ fn rules(report: &mut Report) -> anyhow::Result<()> {
         instance.subjects(&subjects)?;
         instances.push(instance);
     }
+    calibration.run(report)?;
     let name = |instance: &Instance| instance.name.clone();
     let judged = interleave(ROUNDS, &mut instances, name, |instance| instance.cost("bench_new"))?;
     report.section("class of the peer and judging it, random hits and misses", "ns", judged);
+    for instance in &mut instances {
+        let hits: Vec<[u32; 2]> = instance.subjects.iter().copied().step_by(2).collect();
+        instance.subjects(&hits)?;
+    }
+    let opened = interleave(ROUNDS, &mut instances, name, Instance::opening)?;
+    report.section("the first packet of a connection, all of the program: allowed, from the uplink", "ns", opened);
     for instance in &mut instances {
         instance.classes_for_addresses()?;
     }
@@ -150,6 +176,8 @@ struct Instance {
     /// What the workload receives is judged by.
     table: u32,
     own_class: u32,
+    /// The first packet of a connection that somebody beyond the uplink opens.
+    opener: Vec<u8>,
     took: Duration,
     peak: u64,
     subjects: Vec<[u32; 2]>,
@@ -183,10 +211,21 @@ impl Instance {
         let directory = pinned(&lab, "");
         let mut ebpf =
             EbpfLoader::new().default_map_pin_directory(&directory).load(calico_ebpf_user::BENCH_POLICY_OBJECT)?;
-        for program in ["bench_draw", "bench_class", "bench_judge", "bench_new"] {
+        for program in ["bench_draw", "bench_class", "bench_judge", "bench_new", "bench_opened", "bench_open"] {
             let program: &mut SchedClassifier = ebpf.program_mut(program).context("no such program")?.try_into()?;
             program.load()?;
         }
+        let from_uplink = SchedClassifier::from_pin(directory.join(format!("prog_{}", names::PROG_FROM_UPLINK)))?;
+        let mut programs = ProgramArray::try_from(ebpf.map_mut("BENCH_PROGRAM").context("no BENCH_PROGRAM")?)?;
+        programs.set(0, from_uplink.fd()?, 0)?;
+        let mut opener = Vec::new();
+        PacketBuilder::ethernet2(OUTSIDE_MAC, mac(&lab.host, UPLINK)?)
+            .ipv4(OUTSIDE4.octets(), own, 64)
+            .tcp(1, 2, 0, 64_000)
+            .syn()
+            .write(&mut opener, &[])?;
+        let headers: [u8; 54] = opener.as_slice().try_into()?;
+        Array::<_, [u8; 54]>::try_from(ebpf.map_mut("BENCH_FRAME").context("no BENCH_FRAME")?)?.set(0, &headers, 0)?;
         let addresses = map(&pinned(&lab, names::ADDRESSES4))?;
         let addresses = HashMap::<_, [u8; 4], [u32; 6]>::try_from(aya::maps::Map::HashMap(addresses))?;
         let [_, own_class, ..] = addresses.get(&own, 0)?;
@@ -194,7 +233,7 @@ impl Instance {
         let workloads = Array::<_, [u32; 16]>::try_from(aya::maps::Map::Array(workloads))?;
         // The first generation is odd; the second half of `Workload` has both sides' tables, egress before ingress.
         let table = workloads.get(&0, 0)?[13];
-        Ok(Self { name, lab, ebpf, table, own_class, took, peak, subjects: Vec::new() })
+        Ok(Self { name, lab, ebpf, table, own_class, opener, took, peak, subjects: Vec::new() })
     }
 
     /// Peers' addresses and destination ports to draw from.
@@ -250,6 +289,28 @@ impl Instance {
         Ok(run(program)? - draw)
     }
 
+    /// Nanoseconds of the data path's program for the first packet of a connection that enters by the uplink.
+    fn opening(&mut self) -> anyhow::Result<f64> {
+        let uplink = ifindex(&self.lab.host, UPLINK)?;
+        // struct __sk_buff up to its field `ingress_ifindex`, the tenth word; `ifindex` is the eleventh.
+        let mut context = [0_u8; 192];
+        context[40..44].copy_from_slice(&uplink.to_ne_bytes());
+        let run = |name: &str| -> anyhow::Result<f64> {
+            let program: &SchedClassifier = self.ebpf.program(name).context("no such program")?.try_into()?;
+            let options = TestRunOptions {
+                data_in: Some(&self.opener),
+                ctx_in: Some(&context),
+                repeat: OPENINGS,
+                ..TestRunOptions::default()
+            };
+            let result = self.lab.host.enter(|| program.test_run(options))??;
+            // TC_ACT_REDIRECT: anything else is another path than the one to be measured.
+            ensure!(result.return_value == 7, "{name} returned {}", result.return_value as i32);
+            Ok(result.duration.as_nanos() as f64)
+        };
+        Ok(run("bench_open")? - run("bench_opened")?)
+    }
+
     /// Bytes of the maps about addresses and rules.
     fn memory(&self) -> anyhow::Result<u64> {
         let maps = [names::RULES, names::ADDRESSES4, names::ADDRESSES6, names::NETS6];
@@ -282,7 +343,7 @@ pub(crate) fn map(path: &Path) -> anyhow::Result<MapData> {
 }
 
 /// Bytes that the kernel says a map occupies.
-fn locked(path: &Path) -> anyhow::Result<u64> {
+pub(crate) fn locked(path: &Path) -> anyhow::Result<u64> {
     let map = map(path)?;
     let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", std::os::fd::AsFd::as_fd(map.fd()).as_raw_fd()))?;
     let line = info.lines().find_map(|line| line.strip_prefix("memlock:")).context("no memlock")?;
