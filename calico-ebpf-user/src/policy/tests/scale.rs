@@ -240,7 +240,7 @@ fn policies_of_everything() {
 
 /// Blocks that a node's tables take where the first `local` workloads are its own.
 fn blocks(mut set: ResourceSet, local: u32) -> u32 {
-    for (number, workload) in (0..).zip(&mut set.workloads) {
+    for (number, workload) in (0..).zip(set.workloads.iter_mut()) {
         workload.node = if number < local { NODE } else { "n2" }.to_owned();
     }
     let compiled = Compiler::default().compile(&set, NODE);
