@@ -106,7 +106,9 @@ fn the_path_mtu_is_found_both_ways() {
             }
             let server = Server::start(if down { &a.namespace } else { &far }, 80).expect("a server");
             // Forgotten, so that TCP finds it out itself.
-            from.ip_batch("route flush cache\n-6 route flush cache").expect("flushes");
+            for command in ["route flush cache", "-6 route flush cache"] {
+                from.ip(command).expect("flushes");
+            }
             let to = SocketAddr::new(to, 80);
             let received = from.enter(|| transfer(to, BYTES)).expect("enters");
             assert_eq!(received, BYTES, "{to}\n{}", world.describe());

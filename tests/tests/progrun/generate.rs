@@ -47,8 +47,12 @@ pub(crate) fn hook(random: &mut Random) -> Hook {
 }
 
 /// A frame: half of them whole, the others damaged. Those that quote, quote one of `recent`.
-pub(crate) fn frame(random: &mut Random, recent: &[Vec<u8>]) -> Vec<u8> {
+pub(crate) fn frame(random: &mut Random, hook: Hook, recent: &[Vec<u8>]) -> Vec<u8> {
     let mut frame = whole(random, recent);
+    // Mostly the MAC address of who sends it.
+    if random.below(12) != 0 {
+        frame[6..12].copy_from_slice(if hook == Hook::FromB { &B.mac } else { &A.mac });
+    }
     if random.below(2) == 0 {
         for _ in 0..=random.below(3) {
             damage(random, &mut frame);

@@ -168,8 +168,8 @@ impl Model {
             _ => {}
         }
         Some(match hook {
-            Hook::FromA => self.from_workload(Who::A, &packet, for_host, frame.len()),
-            Hook::FromB => self.from_workload(Who::B, &packet, for_host, frame.len()),
+            Hook::FromA => self.from_workload(Who::A, &packet, frame),
+            Hook::FromB => self.from_workload(Who::B, &packet, frame),
             Hook::ToA { own } => {
                 let verdict = self.to_workload(&packet, own);
                 if own { Ok(Way::Stack) } else { verdict }
@@ -179,10 +179,14 @@ impl Model {
         })
     }
 
-    fn from_workload(&mut self, sender: Who, packet: &Packet, for_host: bool, length: usize) -> Verdict {
+    fn from_workload(&mut self, sender: Who, packet: &Packet, frame: &[u8]) -> Verdict {
+        let (for_host, length) = (frame[..6] == HOST_MAC, frame.len());
+        let mac = if sender == Who::A { A.mac } else { B.mac };
+        let check_mac = || if frame[6..12] == mac { Ok(()) } else { Err(DropReason::SpoofedMac) };
         let on = if sender == Who::A { On::A } else { On::B };
         let fast = for_host && !packet.slow && packet.ttl > 1 && length <= 14 + 1500;
         if let Some(from_opener) = self.known(packet, |source, _| source == sender)? {
+            check_mac()?;
             let conn = &self.conns[&packet.key()];
             let (way_stack, opened_by_workload) = (conn.via_stack, conn.ends[0] != Who::Other);
             let destination = conn.ends[usize::from(from_opener)];
@@ -200,6 +204,7 @@ impl Model {
                 Way::Stack
             });
         }
+        check_mac()?;
         if who(&packet.source) != sender {
             return Err(DropReason::SpoofedSource);
         }

@@ -75,7 +75,7 @@ mount -t tmpfs tmpfs /run
 mount -t tmpfs tmpfs /tmp
 mount -t bpf bpf /sys/fs/bpf
 # What some kernels do not load by themselves.
-for module in veth sch_ingress cls_bpf act_bpf nf_tables nft_chain_nat; do modprobe $module; done
+for module in veth tun sch_ingress cls_bpf act_bpf nf_tables nft_chain_nat; do modprobe $module; done
 /e2e --nocapture --test-threads=1 {}
 echo '{EXIT}' $?
 poweroff -f
