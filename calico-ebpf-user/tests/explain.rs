@@ -31,7 +31,7 @@ fn code(arguments: &str) -> Option<i32> {
 fn each_line_has_its_answer() {
     let good = r#"{"from":"shop/web","to":"shop/api","protocol":"TCP","port":8080}"#;
     let by_number = r#"{"from":"10.65.0.10","to":"shop/api","protocol":6,"port":8080,"sourcePort":1}"#;
-    let ping = r#"{"from":"shop/web","to":"host","protocol":"icmp","icmpType":8,"icmpCode":0}"#;
+    let ping = r#"{"from":"shop/web","to":"host","protocol":"ICMP","icmpType":8,"icmpCode":0}"#;
     let lines: [&[u8]; 8] = [
         good.as_bytes(),
         b"",

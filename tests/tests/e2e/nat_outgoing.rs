@@ -318,7 +318,7 @@ fn without_nft_only_what_needs_it_is_refused() {
     assert!(said.contains("natOutgoing") && said.contains("install the package nftables"), "{answer:?}");
     assert_eq!(world.status()["lastLoad"]["ok"], false);
     // What was in force goes on without a fault.
-    world.lab.host.ip("link add other type dummy").expect("something to look at");
+    world.lab.host.ip("link add other type veth peer name another").expect("something to look at");
     eventually("no faults", Duration::from_secs(8), || world.status()["faults"].as_array().is_some_and(Vec::is_empty));
     sees(&world, "a", "outside", world.addresses("a"));
     world.terminate();

@@ -22,7 +22,7 @@ fn ours_comes_before_those_of_others() {
         return;
     }
     world.start();
-    let tcx = world.command(&["status"]).stdout.lines().any(|line| line.contains("calia") && line.ends_with("tcx"));
+    let tcx = world.command(&["status"]).stdout.lines().any(|line| line.contains("calia") && line.contains(" tcx "));
     if tcx {
         world.allowed("a", "b", Tcp(80));
     } else {

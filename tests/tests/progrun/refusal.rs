@@ -1,6 +1,6 @@
 //! Answers to what policy rejects, byte by byte against frames that others built.
 
-use calico_ebpf_common::abi::{DropReason, names};
+use calico_ebpf_common::abi::{DropReason, names, settings_flags};
 use etherparse::PacketBuilder;
 
 use crate::{
@@ -44,6 +44,8 @@ fn answered(outcome: &Outcome, expected: &[u8]) {
 #[test]
 fn a_segment_is_answered_with_a_reset() {
     let mut world = rejecting(REJECT, ALLOW);
+    // Of all kinds of segments, those as well that would be dropped before policy sees them.
+    world.set_root(|root| root.settings[1].flags = settings_flags::JUDGE_INVALID);
     let ends = (A.v4, 1000, B.v4, 80);
     let macs = [HOST_MAC, A.mac];
     let send = |world: &mut World, tcp: Tcp| world.from_a(&tcp4(A.v4, 1000, B.v4, 80, tcp));
