@@ -15,7 +15,7 @@ use bytemuck::Pod;
 
 use crate::work::buffer;
 use calico_ebpf_common::{
-    abi::ANSWER_MARK,
+    abi::MARK_ANSWER,
     packet::{Cursor, ETHERNET_BYTES, EthernetHeader, IPV4_BYTES, IPV6_BYTES, TRANSPORT_BYTES, ether_type},
 };
 
@@ -215,12 +215,12 @@ impl Skb {
     /// An answer of our own to what policy rejected.
     #[inline(always)]
     pub(crate) fn is_answer(&self) -> bool {
-        self.raw().mark == ANSWER_MARK
+        self.raw().mark == MARK_ANSWER
     }
 
     #[inline(always)]
     pub(crate) fn mark_as_answer(&self) {
-        self.set_mark(ANSWER_MARK);
+        self.set_mark(MARK_ANSWER);
     }
 
     /// Like [`Self::is_answer`], where it leaves.
@@ -235,8 +235,8 @@ impl Skb {
 
     #[inline(always)]
     fn set_mark(&self, mark: u32) {
-        // SAFETY: the context is valid as long as the program runs.
-        unsafe { (*self.0).mark = mark };
+        // SAFETY: the context is valid. Volatile, as above.
+        unsafe { ptr::write_volatile(&raw mut (*self.0).mark, mark) };
     }
 
     /// Tells the kernel that the sum over the packet changed by this much (where it keeps one).

@@ -35,9 +35,9 @@ pub use explain::{Explained, ExplainedEnd, explained};
 pub use flow::{FlowKey, FlowRecord};
 pub use fragment::FragmentKey;
 pub use log::{Allowance, LogRecord};
-pub use mark::MARK_UNTRANSLATED;
+pub use mark::{MARK_ANSWER, MARK_UNTRANSLATED};
 pub use nets::{FILTER_CHILDREN, INDEX_CHILDREN, LEAF_CLASSES, LEAF_CLASSES_HIGH, LEAF_INTERVALS, NetRef};
-pub use root::{ANSWER_MARK, Interface, MAX_UPLINKS, Root, Settings, Timeouts, host_action, role, settings_flags};
+pub use root::{Interface, MAX_UPLINKS, Root, Settings, Timeouts, host_action, role, settings_flags};
 pub use text::{INFO_BYTES, InfoText, LOAD_BYTES, LoadText, RULE_BYTES, RuleText, WORKLOAD_BYTES, WorkloadText};
 pub use workload::{PolicyRef, Workload, workload_flags};
 

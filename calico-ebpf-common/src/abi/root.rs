@@ -5,10 +5,6 @@ use bytemuck::{Pod, Zeroable};
 /// Uplinks that the fast path knows.
 pub const MAX_UPLINKS: usize = 8;
 
-/// `skb->mark` of answers to what policy rejected, which are judged by nobody. Only the host can set it: it does not pass
-/// from one network namespace to another. Without a bit that kube-proxy or Calico give a meaning.
-pub const ANSWER_MARK: u32 = 0x2035;
-
 /// Values of [`Settings::host_action`], Calico's `defaultEndpointToHostAction`.
 pub mod host_action {
     /// Drop what a workload sends to its own host.

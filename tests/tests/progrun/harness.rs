@@ -14,8 +14,8 @@ use aya::{
 };
 use bytemuck::Pod;
 use calico_ebpf_common::abi::{
-    ANSWER_MARK, Action, AddressEntry, BLOCK_ONES, Block, CHUNK_RULES, Conn, ConnKey4, ConnKey6, DropReason, Event,
-    Interface, NO_SLOT, NodeRef, PolicyRef, Quota, Root, RuleEntry, Settings, Stamped, TableHeader, Timeouts, VEC_ANY,
+    Action, AddressEntry, BLOCK_ONES, Block, CHUNK_RULES, Conn, ConnKey4, ConnKey6, DropReason, Event, Interface,
+    MARK_ANSWER, NO_SLOT, NodeRef, PolicyRef, Quota, Root, RuleEntry, Settings, Stamped, TableHeader, Timeouts, VEC_ANY,
     VectorHeader, Workload, names, role, workload_flags,
 };
 use calico_ebpf_tests::lab::{self, Namespace};
@@ -237,7 +237,7 @@ impl World {
     /// Puts an answer of our own through a program.
     pub(crate) fn run_marked(&mut self, program: &'static str, interface: &str, frame: &[u8]) -> Outcome {
         let ifindex = self.ifindex(interface);
-        self.run_in_context(program, [ifindex, ifindex, 0, ANSWER_MARK], frame)
+        self.run_in_context(program, [ifindex, ifindex, 0, MARK_ANSWER], frame)
     }
 
     fn run_in_context(
