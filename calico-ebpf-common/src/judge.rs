@@ -10,16 +10,16 @@ pub trait Arena {
     /// Block number `index`; `None` beyond the end.
     fn block(&self, index: u32) -> Option<&Block>;
 
-    /// [`visit`].
+    /// [`single_rules`].
     #[inline(always)]
-    fn visit(&self, fields: [NodeRef; 4], table: u32, first: u32) -> Visit {
-        visit(self, fields, table, first)
+    fn single_rules(&self, fields: [NodeRef; 4], table: u32) -> u64 {
+        single_rules(self, fields, table)
     }
 
-    /// [`search`].
+    /// [`visit`].
     #[inline(always)]
-    fn search(&self, vectors: [u32; 4], first: u32) -> Search {
-        search(self, vectors, first)
+    fn visit(&self, fields: [NodeRef; 4], singles: u64, table: u32, first: u32) -> Visit {
+        visit(self, fields, singles, table, first)
     }
 
     /// [`has`].
@@ -87,19 +87,6 @@ pub enum Visit {
     Nothing,
 }
 
-/// What one look at the vectors of all four fields came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Search {
-    /// The first rule that is in all of them.
-    Found(u32),
-    /// There is none before this one.
-    Next(u32),
-    /// There is none.
-    Nothing,
-    /// The table is broken.
-    Broken,
-}
-
 /// Visits of chunks and rules in one judgement. The compiler of the tables guarantees that no packet needs more:
 /// each chunk is visited at most once, and once more for each `Pass` and `Log` on the way.
 pub const VISITS: u32 = crate::abi::MAX_CHUNKS + 64;
@@ -118,9 +105,11 @@ pub fn judge<A: Arena + ?Sized>(arena: &A, table: u32, subject: &Subject) -> Opt
         walk(arena, header.u32_at(6), protocol | u32::from(subject.destination_port))?,
         walk(arena, header.u32_at(7), protocol | u32::from(subject.source_port))?,
     ];
+    let by_rule = fields.into_iter().any(NodeRef::is_rule);
+    let singles = if by_rule { arena.single_rules(fields, table) } else { NO_SINGLES };
     let mut first = 0;
     for _ in 0..VISITS {
-        match arena.visit(fields, table, first) {
+        match arena.visit(fields, singles, table, first) {
             Visit::Decided(decision) => return Some(decision),
             Visit::Next(next) => first = next,
             Visit::Logged { counter, next } => {
@@ -133,57 +122,35 @@ pub fn judge<A: Arena + ?Sized>(arena: &A, table: u32, subject: &Subject) -> Opt
     None
 }
 
-/// Looks for the first rule from number `first` on that is in the vectors of all four fields, but in no more than one chunk.
-#[inline(always)]
-pub fn visit<A: Arena + ?Sized>(arena: &A, fields: [NodeRef; 4], table: u32, first: u32) -> Visit {
-    try_visit(arena, fields, table, first).unwrap_or(Visit::Nothing)
-}
+/// Four times 16 bits, each without a rule: no search gets beyond the last rule that can have this number.
+const NO_SINGLES: u64 = u64::MAX;
 
+/// Of the rules that stand for a field's vector those that are in the vectors of all four fields, as in [`NO_SINGLES`].
 #[inline(always)]
-fn try_visit<A: Arena + ?Sized>(arena: &A, fields: [NodeRef; 4], table: u32, first: u32) -> Option<Visit> {
-    let header = arena.block(table)?;
-    let [own, peer, to, from] = fields;
-    // What is stored of the vector: where one rule stands for it, the rest.
-    let stored = |field: NodeRef, number: u32| if field.is_rule() { header.u32_at(8 + number) } else { field.place() };
-    let vectors = [stored(own, 0), stored(peer, 1), stored(to, 2), stored(from, 3)];
-    // The last rule decides where no other does.
-    let mut rule = header.u32_at(0).wrapping_sub(1);
+pub fn single_rules<A: Arena + ?Sized>(arena: &A, fields: [NodeRef; 4], table: u32) -> u64 {
+    let Some(header) = arena.block(table) else { return NO_SINGLES };
+    let mut singles = NO_SINGLES;
     for field in fields {
-        let candidate = field.place();
-        let in_all = || fields.into_iter().zip(vectors).all(|(field, stored)| is_in(arena, field, stored, candidate));
-        if field.is_rule() && candidate >= first && candidate < rule && in_all() {
-            rule = candidate;
+        let rule = field.place();
+        let in_vector = |(other, number): (NodeRef, u32)| {
+            other == field
+                || match stored(header, other, number) {
+                    VEC_ANY => true,
+                    VEC_NONE => false,
+                    vector => arena.has(vector, rule),
+                }
+        };
+        if field.is_rule() && fields.into_iter().zip(0..).all(in_vector) {
+            singles = singles << 16 | u64::from(rule & 0xffff);
         }
     }
-    if vectors.into_iter().all(|vector| vector != VEC_NONE) {
-        match arena.search(vectors, first) {
-            Search::Found(found) if found < rule => rule = found,
-            Search::Next(next) if next <= rule => return Some(Visit::Next(next)),
-            Search::Broken => return None,
-            Search::Found(_) | Search::Next(_) | Search::Nothing => {}
-        }
-    }
-    let entry = RuleEntry::decode(arena.block(header.u32_at(2).wrapping_add(rule / 8))?.words[rule as usize & 7]);
-    let decided = |allow, reject| Visit::Decided(Decision { allow, reject, counter: entry.counter, rule });
-    Some(match entry.action {
-        Action::Allow => decided(true, false),
-        Action::Deny => decided(false, false),
-        Action::Reject => decided(false, true),
-        // A rule passes on to a later one: a broken table does not turn in circles for long, see `VISITS`.
-        Action::Pass => Visit::Next(u32::from(entry.next)),
-        Action::Log => Visit::Logged { counter: entry.counter, next: rule + 1 },
-    })
+    singles
 }
 
-/// Whether a rule is in the vector of a field; `stored` is what of it has blocks.
+/// What is stored of a field's vector: where one rule stands for it, the rest.
 #[inline(always)]
-fn is_in<A: Arena + ?Sized>(arena: &A, field: NodeRef, stored: u32, rule: u32) -> bool {
-    field == NodeRef::rule(rule)
-        || match stored {
-            VEC_ANY => true,
-            VEC_NONE => false,
-            vector => arena.has(vector, rule),
-        }
+fn stored(header: &Block, field: NodeRef, number: u32) -> u32 {
+    if field.is_rule() { header.u32_at(8 + number) } else { field.place() }
 }
 
 /// Whether a rule is in the vector whose header is at block `vector`.
@@ -201,15 +168,59 @@ pub fn has<A: Arena + ?Sized>(arena: &A, vector: u32, rule: u32) -> bool {
     look().unwrap_or(false)
 }
 
-/// Looks for the first rule from number `first` on that is in all four vectors (given by their header blocks), but in no
-/// more than one chunk.
+/// Looks for the first rule from number `first` on that is in the vectors of all four fields, but in no more than one chunk.
+/// `singles` are those of [`single_rules`].
 #[inline(always)]
-pub fn search<A: Arena + ?Sized>(arena: &A, vectors: [u32; 4], first: u32) -> Search {
-    try_search(arena, vectors, first).unwrap_or(Search::Broken)
+pub fn visit<A: Arena + ?Sized>(arena: &A, fields: [NodeRef; 4], singles: u64, table: u32, first: u32) -> Visit {
+    try_visit(arena, fields, singles, table, first).unwrap_or(Visit::Nothing)
 }
 
 #[inline(always)]
-fn try_search<A: Arena + ?Sized>(arena: &A, vectors: [u32; 4], first: u32) -> Option<Search> {
+fn try_visit<A: Arena + ?Sized>(
+    arena: &A,
+    fields: [NodeRef; 4],
+    singles: u64,
+    table: u32,
+    first: u32,
+) -> Option<Visit> {
+    let header = arena.block(table)?;
+    let [own, peer, to, from] = fields;
+    let vectors = [stored(header, own, 0), stored(header, peer, 1), stored(header, to, 2), stored(header, from, 3)];
+    let (found, further) = if vectors.into_iter().any(|vector| vector == VEC_NONE) {
+        (u32::MAX, false)
+    } else {
+        search(arena, vectors, first)?
+    };
+    // The last rule decides where no other does.
+    let mut rule = header.u32_at(0).wrapping_sub(1);
+    for shift in [0, 16, 32, 48] {
+        let single = (singles >> shift) as u32 & 0xffff;
+        if single >= first && single < rule {
+            rule = single;
+        }
+    }
+    if found <= rule {
+        if further {
+            return Some(Visit::Next(found));
+        }
+        rule = found;
+    }
+    let entry = RuleEntry::decode(arena.block(header.u32_at(2).wrapping_add(rule / 8))?.words[rule as usize & 7]);
+    let decided = |allow, reject| Visit::Decided(Decision { allow, reject, counter: entry.counter, rule });
+    Some(match entry.action {
+        Action::Allow => decided(true, false),
+        Action::Deny => decided(false, false),
+        Action::Reject => decided(false, true),
+        // A rule passes on to a later one: a broken table does not turn in circles for long, see `VISITS`.
+        Action::Pass => Visit::Next(u32::from(entry.next)),
+        Action::Log => Visit::Logged { counter: entry.counter, next: rule + 1 },
+    })
+}
+
+/// The first rule from number `first` on that is in all four vectors (given by their header blocks), looked for in no more
+/// than one chunk; or where to look further, and true. `None` where the table is broken.
+#[inline(always)]
+fn search<A: Arena + ?Sized>(arena: &A, vectors: [u32; 4], first: u32) -> Option<(u32, bool)> {
     let (own, peer) = (arena.block(vectors[0])?, arena.block(vectors[1])?);
     let (to, from) = (arena.block(vectors[2])?, arena.block(vectors[3])?);
     // The first chunk, from that of `first` on, in which all four have a rule.
@@ -220,7 +231,7 @@ fn try_search<A: Arena + ?Sized>(arena: &A, vectors: [u32; 4], first: u32) -> Op
     } else if high != 0 {
         64 + high.trailing_zeros()
     } else {
-        return Some(Search::Nothing);
+        return Some((u32::MAX, false));
     };
     let own = arena.block(place(own, chunk))?;
     let peer = arena.block(place(peer, chunk))?;
@@ -235,8 +246,7 @@ fn try_search<A: Arena + ?Sized>(arena: &A, vectors: [u32; 4], first: u32) -> Op
             found = word as u32 * 64 + bits.trailing_zeros();
         }
     }
-    let rule = chunk * CHUNK_RULES + found;
-    Some(if found == CHUNK_RULES { Search::Next(rule) } else { Search::Found(rule) })
+    Some((chunk * CHUNK_RULES + found, found == CHUNK_RULES))
 }
 
 /// Follows a radix tree to the vector of `key` (24 bits).

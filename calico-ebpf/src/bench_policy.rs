@@ -24,7 +24,7 @@ use calico_ebpf_common::{
 use crate::{
     maps::{ADDRESSES4, ROOT, RULE_HITS, RULES},
     nets::cali_class4,
-    visit::visit,
+    visit::{single_rules, visit},
 };
 
 /// Subjects to draw from; a power of two.
@@ -58,8 +58,13 @@ impl Arena for Blocks {
     }
 
     #[inline(always)]
-    fn visit(&self, fields: [NodeRef; 4], table: u32, first: u32) -> Visit {
-        visit(fields, table, first)
+    fn single_rules(&self, fields: [NodeRef; 4], table: u32) -> u64 {
+        single_rules(fields, table)
+    }
+
+    #[inline(always)]
+    fn visit(&self, fields: [NodeRef; 4], singles: u64, table: u32, first: u32) -> Visit {
+        visit(fields, singles, table, first)
     }
 }
 

@@ -11,7 +11,7 @@ use crate::{
     log::cali_record_log,
     maps::{RULE_HITS, RULES},
     tables::Tables,
-    visit::visit,
+    visit::{single_rules, visit},
 };
 
 /// The arena, and what to do about `Log` rules: `V6` is the family of the packet at hand.
@@ -26,8 +26,13 @@ impl<const LOGS: bool> Arena for Blocks<LOGS> {
     }
 
     #[inline(always)]
-    fn visit(&self, fields: [NodeRef; 4], table: u32, first: u32) -> Visit {
-        visit(fields, table, first)
+    fn single_rules(&self, fields: [NodeRef; 4], table: u32) -> u64 {
+        single_rules(fields, table)
+    }
+
+    #[inline(always)]
+    fn visit(&self, fields: [NodeRef; 4], singles: u64, table: u32, first: u32) -> Visit {
+        visit(fields, singles, table, first)
     }
 
     #[inline(always)]

@@ -4,7 +4,7 @@
 
 use calico_ebpf_common::{
     abi::{Block, NodeRef},
-    judge::{self, Arena, Decision, Search, Visit},
+    judge::{self, Arena, Decision, Visit},
 };
 
 use crate::maps::RULES;
@@ -19,21 +19,29 @@ impl Arena for Blocks {
     }
 
     #[inline(always)]
-    fn search(&self, vectors: [u32; 4], first: u32) -> Search {
-        let [own, peer, to, from] = vectors.map(u64::from);
-        let result = cali_search(own << 32 | peer, to << 32 | from, first);
-        match result & !0xffff_ffff {
-            0 => Search::Nothing,
-            FOUND => Search::Found(result as u32),
-            FURTHER => Search::Next(result as u32),
-            _ => Search::Broken,
-        }
-    }
-
-    #[inline(always)]
     fn has(&self, vector: u32, rule: u32) -> bool {
         cali_has(vector, rule) != 0
     }
+}
+
+/// [`judge::single_rules`].
+#[inline(always)]
+pub(crate) fn single_rules(fields: [NodeRef; 4], table: u32) -> u64 {
+    let [own_peer, to_from] = pairs(fields);
+    cali_single_rules(own_peer, to_from, table)
+}
+
+/// Two numbers in each parameter.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn cali_single_rules(own_peer: u64, to_from: u64, table: u32) -> u64 {
+    judge::single_rules(&Blocks, fields(own_peer, to_from), table)
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn cali_has(vector: u32, rule: u32) -> u32 {
+    judge::has(&Blocks, vector, rule).into()
 }
 
 const DECIDED: u64 = 1 << 63;
@@ -44,9 +52,9 @@ const DECIDED_REJECT: u64 = 1 << 59;
 
 /// [`judge::visit`].
 #[inline(always)]
-pub(crate) fn visit(fields: [NodeRef; 4], table: u32, first: u32) -> Visit {
-    let [own, peer, to, from] = fields.map(|field| u64::from(field.0));
-    let visited = cali_visit(own << 32 | peer, to << 32 | from, u64::from(table) << 32 | u64::from(first));
+pub(crate) fn visit(fields: [NodeRef; 4], singles: u64, table: u32, first: u32) -> Visit {
+    let [own_peer, to_from] = pairs(fields);
+    let visited = cali_visit(own_peer, to_from, singles, u64::from(table) << 32 | u64::from(first));
     let rule = (visited >> 32) as u32 & 0xffff;
     if visited & DECIDED != 0 {
         let (allow, reject) = (visited & DECIDED_ALLOW != 0, visited & DECIDED_REJECT != 0);
@@ -63,9 +71,9 @@ pub(crate) fn visit(fields: [NodeRef; 4], table: u32, first: u32) -> Visit {
 /// Two numbers in each parameter.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn cali_visit(own_peer: u64, to_from: u64, table_first: u64) -> u64 {
-    let fields = halves(own_peer, to_from).map(NodeRef);
-    match judge::visit(&Blocks, fields, (table_first >> 32) as u32, table_first as u32) {
+extern "C" fn cali_visit(own_peer: u64, to_from: u64, singles: u64, table_first: u64) -> u64 {
+    let fields = fields(own_peer, to_from);
+    match judge::visit(&Blocks, fields, singles, (table_first >> 32) as u32, table_first as u32) {
         Visit::Decided(decision) => {
             let verdict = if decision.allow {
                 DECIDED_ALLOW
@@ -83,28 +91,13 @@ extern "C" fn cali_visit(own_peer: u64, to_from: u64, table_first: u64) -> u64 {
     }
 }
 
-const FOUND: u64 = 1 << 32;
-const FURTHER: u64 = 2 << 32;
-const BROKEN: u64 = 3 << 32;
-
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn cali_search(own_peer: u64, to_from: u64, first: u32) -> u64 {
-    match judge::search(&Blocks, halves(own_peer, to_from), first) {
-        Search::Nothing => 0,
-        Search::Found(rule) => FOUND | u64::from(rule),
-        Search::Next(rule) => FURTHER | u64::from(rule),
-        Search::Broken => BROKEN,
-    }
-}
-
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn cali_has(vector: u32, rule: u32) -> u32 {
-    judge::has(&Blocks, vector, rule).into()
+#[inline(always)]
+fn pairs(fields: [NodeRef; 4]) -> [u64; 2] {
+    let [own, peer, to, from] = fields.map(|field| u64::from(field.0));
+    [own << 32 | peer, to << 32 | from]
 }
 
 #[inline(always)]
-const fn halves(own_peer: u64, to_from: u64) -> [u32; 4] {
-    [(own_peer >> 32) as u32, own_peer as u32, (to_from >> 32) as u32, to_from as u32]
+fn fields(own_peer: u64, to_from: u64) -> [NodeRef; 4] {
+    [(own_peer >> 32) as u32, own_peer as u32, (to_from >> 32) as u32, to_from as u32].map(NodeRef)
 }

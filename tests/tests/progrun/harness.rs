@@ -15,8 +15,8 @@ use aya::{
 use bytemuck::Pod;
 use calico_ebpf_common::abi::{
     Action, AddressEntry, BLOCK_ONES, Block, CHUNK_RULES, Conn, ConnKey4, ConnKey6, DropReason, Event, Interface,
-    MARK_ANSWER, NO_SLOT, NodeRef, PolicyRef, Quota, Root, RuleEntry, Settings, Stamped, TableHeader, Timeouts, VEC_ANY,
-    VectorHeader, Workload, names, role, workload_flags,
+    MARK_ANSWER, NO_SLOT, NodeRef, PolicyRef, Quota, Root, RuleEntry, Settings, Stamped, TableHeader, Timeouts,
+    VEC_ANY, VectorHeader, Workload, names, role, workload_flags,
 };
 use calico_ebpf_tests::lab::{self, Namespace};
 use calico_ebpf_user::dataplane;
