@@ -1,6 +1,7 @@
 //! The Calico data path in eBPF: loader, policy compiler and command line.
 
 pub mod agent;
+pub mod bgp;
 pub mod cli;
 pub mod dataplane;
 pub mod observe;

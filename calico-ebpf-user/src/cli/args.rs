@@ -74,6 +74,8 @@ pub(super) enum Command {
     Validate(Validate),
     /// Judge a flow offline, without root: what decides at both ends
     Explain(Explain),
+    /// What a routing daemon needs to know
+    Bgp(Bgp),
     /// What is in force, and whether the last files were accepted
     Status,
     /// The local workloads, their interfaces and addresses
@@ -130,6 +132,43 @@ pub(super) struct Validate {
     /// Fail on warnings too
     #[arg(long)]
     pub(super) strict: bool,
+}
+
+/// `bgp`.
+#[derive(Args, Clone, Debug)]
+pub(super) struct Bgp {
+    /// What to do.
+    #[command(subcommand)]
+    pub(super) command: BgpCommand,
+}
+
+/// The commands of `bgp`.
+#[derive(Clone, Debug, Subcommand)]
+pub(super) enum BgpCommand {
+    /// Print a routing daemon's configuration for this node, from BGPConfiguration, BGPPeer, BGPFilter, IPPool and Node
+    Config(BgpConfig),
+}
+
+/// `bgp config`.
+#[derive(Args, Clone, Debug)]
+pub(super) struct BgpConfig {
+    /// Files, or directories with files
+    #[arg(long, value_name = "PATH", required = true, num_args = 1.., action = ArgAction::Append)]
+    pub(super) config: Vec<PathBuf>,
+    /// The routing daemon
+    #[arg(long, value_name = "DAEMON", value_enum, default_value_t)]
+    pub(super) flavour: Flavour,
+    /// After how many seconds without a sign of life a peer is given up
+    #[arg(long, value_name = "SECONDS", default_value_t = 90, value_parser = clap::value_parser!(u16).range(3..))]
+    pub(super) hold_time: u16,
+}
+
+/// A routing daemon.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(super) enum Flavour {
+    /// BIRD 2
+    #[default]
+    Bird,
 }
 
 /// `flows`.

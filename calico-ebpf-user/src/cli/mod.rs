@@ -1,6 +1,7 @@
 //! The command line: one file a command.
 
 mod args;
+mod bgp;
 mod confirm;
 mod conntrack;
 mod context;
@@ -53,11 +54,14 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
     {
         return explain::run(explain, cli.common.node.as_deref(), cli.common.output);
     }
+    if let Command::Bgp(bgp) = &cli.command {
+        return bgp::run(&bgp.command, &context::node_name(cli.common.node.as_deref()), cli.common.output);
+    }
     let context = Context::new(cli.common)?;
     match cli.command {
         Command::Run(run) => run::run(&context, run),
         Command::Explain(explain) => explain::run_live(&context, &explain),
-        Command::Validate(_) => unreachable!("done above"),
+        Command::Validate(_) | Command::Bgp(_) => unreachable!("done above"),
         Command::Status => status::run(&context),
         Command::Workloads => workloads::run(&context),
         Command::Rules(rules) => rules::run(&context, &rules),

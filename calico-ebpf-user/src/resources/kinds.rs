@@ -1,6 +1,7 @@
 //! Documents to resources: which kinds there are, who reads them, what all of them have in common.
 
 use super::{
+    bgp,
     decode::{Decoder, FieldPath, Fields, Table, Use, did_you_mean},
     felix, host_endpoint, kubernetes,
     metadata::{self, Metadata},
@@ -113,9 +114,9 @@ static KINDS: [Kind; 26] = [
     calico("IPPool", false, Reader::Reads(WITH_SPEC, pool::pool)),
     calico("Node", false, Reader::Reads(WITH_SPEC, node::node)),
     calico("HostEndpoint", false, Reader::Reads(WITH_SPEC, host_endpoint::host_endpoint)),
-    calico("BGPConfiguration", false, Reader::NotYet),
-    calico("BGPPeer", false, Reader::NotYet),
-    calico("BGPFilter", false, Reader::NotYet),
+    calico("BGPConfiguration", false, Reader::Reads(WITH_SPEC, bgp::configuration)),
+    calico("BGPPeer", false, Reader::Reads(WITH_SPEC, bgp::peer)),
+    calico("BGPFilter", false, Reader::Reads(WITH_SPEC, bgp::filter)),
     calico("IPReservation", false, Reader::NotYet),
     calico("IPAMConfiguration", false, Reader::NotYet),
     calico("BlockAffinity", false, Reader::NotYet),

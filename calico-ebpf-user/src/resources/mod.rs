@@ -6,6 +6,7 @@
 //! with `values`; `relations` checks what concerns several resources.
 
 mod annotations;
+mod bgp;
 mod decode;
 mod diagnostic;
 mod felix;

@@ -58,7 +58,7 @@ pub(super) fn node(decoder: &mut Decoder<'_>, document: &Document<'_>) -> Option
 }
 
 /// A number, or a text of one, or of two 16-bit halves like `64.512`.
-fn as_number(decoder: &mut Decoder<'_>, node: &yaml::Node, path: &FieldPath<'_>) -> Option<u32> {
+pub(super) fn as_number(decoder: &mut Decoder<'_>, node: &yaml::Node, path: &FieldPath<'_>) -> Option<u32> {
     if let yaml::Value::Scalar(scalar) = &node.value {
         let halves = scalar.text.split_once('.').and_then(|(high, low)| {
             Some(u32::from(high.parse::<u16>().ok()?) << 16 | u32::from(low.parse::<u16>().ok()?))

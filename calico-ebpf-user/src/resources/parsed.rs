@@ -2,7 +2,8 @@
 
 use super::{
     model::{
-        FelixConfiguration, IpPool, Namespace, NetworkSet, Node, Policy, Profile, StagedAction, Tier, WorkloadEndpoint,
+        BgpConfiguration, BgpFilter, BgpPeer, FelixConfiguration, IpPool, Namespace, NetworkSet, Node, Policy, Profile,
+        StagedAction, Tier, WorkloadEndpoint,
     },
     shared::Shared,
     source::Position,
@@ -71,6 +72,10 @@ pub(super) enum Body {
     Pool(Box<IpPool>),
     Node(Box<Node>),
     Felix(Box<FelixConfiguration>),
+    BgpConfiguration(Box<BgpConfiguration>),
+    /// And where its filters are named.
+    BgpPeer(Box<BgpPeer>, Vec<Position>),
+    BgpFilter(Box<BgpFilter>),
 }
 
 /// A policy and the place that checks across files point to.

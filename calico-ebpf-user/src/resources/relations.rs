@@ -116,6 +116,7 @@ pub(super) fn check(files: &[Arc<ParsedFile>], claims: &Claims, complete: bool) 
     // Where something is there twice, each resource has to be looked at.
     let mut workloads = Vec::new();
     let mut policies = Vec::new();
+    let mut bgp_peers = Vec::new();
     let mut profiles: BTreeMap<String, Profile> = BTreeMap::new();
     let mut implied = Vec::new();
     for file in files {
@@ -151,6 +152,16 @@ pub(super) fn check(files: &[Arc<ParsedFile>], claims: &Claims, complete: bool) 
                 Some(Body::Node(node)) => {
                     set.node_resources.insert(name(), (**node).clone());
                 }
+                Some(Body::BgpConfiguration(configuration)) => {
+                    set.bgp.insert(name(), (**configuration).clone());
+                }
+                Some(Body::BgpPeer(peer, filters_at)) => {
+                    bgp_peers.push((place, &**peer, filters_at));
+                    set.bgp_peers.insert(name(), (**peer).clone());
+                }
+                Some(Body::BgpFilter(filter)) => {
+                    set.bgp_filters.insert(name(), (**filter).clone());
+                }
                 Some(Body::Felix(configuration)) => {
                     set.felix.insert(name(), (**configuration).clone());
                 }
@@ -159,12 +170,21 @@ pub(super) fn check(files: &[Arc<ParsedFile>], claims: &Claims, complete: bool) 
     }
     for (place, ParsedPolicy { policy, staged, tier_at }) in policies {
         // A tier with an error in it is there all the same.
-        if set.tier(&policy.tier).is_none() && !has_tier(files, &policy.tier) {
+        if set.tier(&policy.tier).is_none() && !is_written(files, "Tier", &policy.tier) {
             findings.push(place.finding(Severity::Error, *tier_at, "spec.tier", &missing_tier(&set, &policy.tier)));
         }
         match staged {
             None => set.policies.push(policy.clone()),
             Some(action) => set.staged.push(StagedPolicy { action: *action, policy: policy.clone() }),
+        }
+    }
+    for (place, peer, filters_at) in bgp_peers {
+        for (name, at) in peer.filters.iter().zip(filters_at) {
+            if !is_written(files, "BGPFilter", name) {
+                let known = did_you_mean(name, set.bgp_filters.keys().map(String::as_str));
+                let message = format!("the BGPFilter \"{name}\" does not exist{known}");
+                findings.push(place.finding(Severity::Error, *at, "spec.filters", &message));
+            }
         }
     }
     implied.push(profile::default_allow());
@@ -214,9 +234,10 @@ impl<'a> Names<'a> {
     }
 }
 
-fn has_tier(files: &[Arc<ParsedFile>], name: &str) -> bool {
+/// Whether there is such a resource, even if something is wrong with it.
+fn is_written(files: &[Arc<ParsedFile>], kind: &str, name: &str) -> bool {
     let mut identities = files.iter().flat_map(|file| &file.resources).map(|parsed| &parsed.identity);
-    identities.any(|identity| identity.kind == "Tier" && identity.name == name)
+    identities.any(|identity| identity.kind == kind && identity.name == name)
 }
 
 fn missing_tier(set: &ResourceSet, name: &str) -> String {
