@@ -6,10 +6,13 @@
 
 pub mod bench;
 pub mod cargo;
+pub mod cluster;
 pub mod command;
 pub mod demo;
 pub mod dependencies;
 pub mod lab;
+pub mod matrix;
+pub mod program;
 pub mod project;
 pub mod setup;
 pub mod vm;

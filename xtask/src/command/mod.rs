@@ -17,7 +17,9 @@ usage: cargo xtask COMMAND
   build                the program: target/release/calico-ebpf
   test [FILTER]        all tests, or those whose name contains FILTER
   lint                 formatting, clippy, documentation, licences
-  lab                  a lab to play with, until Ctrl-C
+  lab                  a lab of one host to play with, until Ctrl-C
+  lab up|status|exec|down
+                       a cluster of hosts with BGP between them; `lab help` says more
   vm [KERNEL...]       the end-to-end tests under other kernels
   bench                how fast it is
 
@@ -36,7 +38,7 @@ pub fn dispatch(arguments: &[String]) -> anyhow::Result<()> {
         "run" => run::run(rest),
         "test" => test::run(rest),
         "lint" => lint::run(),
-        "lab" => lab::run(),
+        "lab" => lab::run(rest),
         "bench" => bench::run(rest),
         "vm" => machines(rest),
         "help" | "-h" | "--help" => {

@@ -1,9 +1,7 @@
 //! `cargo xtask run`: the data path at work in a laboratory, under `examples/demo/`.
 
-mod matrix;
-mod program;
-
 use std::{
+    net::IpAddr,
     path::Path,
     sync::{
         Arc,
@@ -15,9 +13,15 @@ use std::{
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 
-use crate::lab::{self, Lab, Server};
-use matrix::Matrix;
-use program::Program;
+use crate::{
+    cargo,
+    lab::{self, HOST4, HOST6, Lab, OUTSIDE4, OUTSIDE6, Server, UPLINK},
+    matrix::{Matrix, Party},
+    program::{Instance, Program},
+};
+
+/// The node that the files of the demo speak of.
+const NODE: &str = "demo";
 
 /// The workloads of `examples/demo/workloads.yaml`, with the port that each serves.
 const WORKLOADS: [(&str, u16); 3] = [("web", 80), ("api", 8080), ("db", 5432)];
@@ -44,8 +48,16 @@ pub fn run(config: &Path) -> anyhow::Result<()> {
         servers.push(Server::start(&workload.namespace, port)?);
     }
     say("starting the data path:");
-    let mut program = Program::start(&lab, config)?;
-    show(&lab, &program)?;
+    let instance = Instance {
+        node: NODE.to_owned(),
+        netns: lab.host.name().to_owned(),
+        pin_dir: lab.pin_dir(),
+        config: config.to_owned(),
+        uplink: UPLINK.to_owned(),
+    };
+    println!("  {}", cargo::describe(&Program::command(&instance)));
+    let mut program = Program::start(instance, &[], None)?;
+    show(&lab, &program.instance)?;
     say(&format!("edit {}: the matrix follows. Ctrl-C removes everything.", config.join("policy.yaml").display()));
     let watched = watch(&lab, &mut program, &interrupted);
     say("removing everything");
@@ -54,7 +66,7 @@ pub fn run(config: &Path) -> anyhow::Result<()> {
     watched
 }
 
-fn show(lab: &Lab, program: &Program) -> anyhow::Result<()> {
+fn show(lab: &Lab, program: &Instance) -> anyhow::Result<()> {
     say("the workloads:");
     print!("{}", program.query(&["workloads"])?);
     say("the routes in the host's main table, for BIRD and the like to export:");
@@ -81,11 +93,11 @@ fn watch(lab: &Lab, program: &mut Program, interrupted: &AtomicBool) -> anyhow::
     while !interrupted.load(Ordering::Relaxed) {
         program.alive()?;
         // While it reads the files it may be busy for a moment.
-        if let Ok(load) = program.last_load()
+        if let Ok(load) = program.instance.last_load()
             && seen.as_ref() != Some(&load)
         {
             if load.errors.is_empty() {
-                let matrix = Matrix::measure(lab, program)?;
+                let matrix = Matrix::measure(&parties(lab, &program.instance))?;
                 say(&format!("generation {}: who reaches whom, and what the policy says", load.generation));
                 print!("{matrix}");
             } else {
@@ -97,6 +109,29 @@ fn watch(lab: &Lab, program: &mut Program, interrupted: &AtomicBool) -> anyhow::
         thread::sleep(PERIOD);
     }
     Ok(())
+}
+
+fn parties<'a>(lab: &'a Lab, node: &'a Instance) -> Vec<Party<'a>> {
+    let party = |name, namespace, addresses: [IpAddr; 2], port, is_host| Party {
+        name,
+        namespace,
+        addresses: addresses.to_vec(),
+        port,
+        node,
+        is_host,
+    };
+    let mut all: Vec<Party<'a>> = lab
+        .workloads
+        .iter()
+        .zip(WORKLOADS)
+        .map(|(workload, (_, port))| {
+            party(&*workload.name, &workload.namespace, workload.addresses(), Some(port), false)
+        })
+        .collect();
+    let outside = [OUTSIDE4.into(), OUTSIDE6.into()];
+    all.push(party("outside", &lab.outside, outside, Some(OUTSIDE_PORT), false));
+    all.push(party("host", &lab.host, [HOST4.into(), HOST6.into()], None, true));
+    all
 }
 
 fn say(text: &str) {

@@ -23,7 +23,7 @@ use std::{
 use anyhow::Context as _;
 
 pub use namespace::Namespace;
-pub use owner::{pin_dir, reap, unique_name};
+pub use owner::{is_kept, pin_dir, reap, unique_name};
 pub use traffic::{Server, ping, tcp, udp};
 
 /// The uplink's name in the host's namespace.
@@ -135,14 +135,8 @@ impl Lab {
         v4: Ipv4Addr,
         v6: Ipv6Addr,
     ) -> anyhow::Result<&Workload> {
-        let workload = Workload {
-            name: name.to_owned(),
-            namespace: Namespace::create(format!("{}-w-{name}", self.name))?,
-            interface: interface.to_owned(),
-            v4,
-            v6,
-            host: self.host.name().to_owned(),
-        };
+        let namespace = Namespace::create(format!("{}-w-{name}", self.name))?;
+        let workload = Workload::new(name, namespace, interface, v4, v6, &self.host);
         workload.connect()?;
         self.workloads.push(workload);
         self.workloads.last().context("just pushed")
@@ -169,6 +163,20 @@ impl Lab {
 }
 
 impl Workload {
+    /// A workload of `host`, not connected yet.
+    #[must_use]
+    pub fn new(
+        name: &str,
+        namespace: Namespace,
+        interface: &str,
+        v4: Ipv4Addr,
+        v6: Ipv6Addr,
+        host: &Namespace,
+    ) -> Self {
+        let (name, interface, host) = (name.to_owned(), interface.to_owned(), host.name().to_owned());
+        Self { name, namespace, interface, v4, v6, host }
+    }
+
     /// Makes its veth, as Calico's CNI plugin does.
     ///
     /// # Errors

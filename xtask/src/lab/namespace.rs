@@ -16,10 +16,11 @@ use nix::{
 
 use crate::cargo;
 
-/// A named network namespace. Dropping it removes the name; it ends with its last process and socket.
+/// A named network namespace. Dropping what made it removes the name; it ends with its last process and socket.
 #[derive(Debug)]
 pub struct Namespace {
     name: String,
+    made: bool,
 }
 
 impl Namespace {
@@ -29,9 +30,15 @@ impl Namespace {
     /// Not root, or the name is taken.
     pub fn create(name: String) -> anyhow::Result<Self> {
         cargo::output(Command::new("ip").args(["netns", "add", &name]))?;
-        let namespace = Self { name };
+        let namespace = Self { name, made: true };
         namespace.ip_batch("link set lo up")?;
         Ok(namespace)
+    }
+
+    /// One that somebody else made, and removes.
+    #[must_use]
+    pub const fn of_others(name: String) -> Self {
+        Self { name, made: false }
     }
 
     /// Its name, as `ip netns` takes it.
@@ -75,6 +82,14 @@ impl Namespace {
         enter(&self.name, work)
     }
 
+    /// Writes `value` to a file under `/proc/sys`, as the namespace sees it.
+    ///
+    /// # Errors
+    /// There is no such file, or the kernel refuses the value.
+    pub fn sysctl(&self, file: &str, value: &str) -> anyhow::Result<()> {
+        write(&self.name, &format!("/proc/sys/{file}"), value)
+    }
+
     /// Ends all processes that live in it.
     pub fn kill_processes(&self) {
         kill_processes(&self.name);
@@ -83,6 +98,9 @@ impl Namespace {
 
 impl Drop for Namespace {
     fn drop(&mut self) {
+        if !self.made {
+            return;
+        }
         let _already_gone = Command::new("ip").args(["netns", "del", &self.name]).stderr(Stdio::null()).status();
     }
 }

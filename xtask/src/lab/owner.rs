@@ -61,6 +61,12 @@ pub fn reap() {
     }
 }
 
+/// Whether the process that gave out this name with [`unique_name`] lives.
+#[must_use]
+pub fn is_kept(name: &str) -> bool {
+    name.starts_with(PREFIX) && !is_orphan(name)
+}
+
 fn names(directory: &Path) -> impl Iterator<Item = String> {
     fs::read_dir(directory)
         .into_iter()

@@ -33,6 +33,8 @@ pub enum Purpose {
     Build,
     /// Run the demo or a lab besides.
     Lab,
+    /// Run a lab of many hosts besides.
+    Cluster,
     /// Run the tests besides.
     Test,
     /// Run the benchmarks besides.
@@ -44,6 +46,7 @@ impl Purpose {
         match self {
             Self::Build => "build",
             Self::Lab => "lab",
+            Self::Cluster => "cluster",
             Self::Test => "test",
             Self::Bench => "bench",
         }

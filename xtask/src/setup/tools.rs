@@ -27,13 +27,14 @@ const TOOLS: &[Tool] = &[
         from: Purpose::Lab,
     },
     Tool { program: "bpftool", package: "bpftool", why: "shows the maps", from: Purpose::Lab },
+    Tool { program: "nsenter", package: "util-linux", why: "runs commands in a lab", from: Purpose::Cluster },
     Tool { program: "sysctl", package: "procps", why: "reads and sets what tests look at", from: Purpose::Test },
     Tool { program: "tc", package: "iproute2", why: "looks at filters", from: Purpose::Test },
     Tool {
         program: "bird",
         package: "bird2",
-        why: "takes our routes and tells others, in a test",
-        from: Purpose::Test,
+        why: "takes our routes and tells others, in a lab of many hosts",
+        from: Purpose::Cluster,
     },
     Tool { program: "qemu-system-x86_64", package: "qemu-system-x86", why: "boots other kernels", from: Purpose::Test },
     Tool {
