@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 pub mod frames;
+pub mod hosts;
 pub mod mirror;
 pub mod resources;
 pub mod stream;

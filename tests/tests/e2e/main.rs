@@ -1,12 +1,15 @@
 //! The real program, real packets: as root, with `calico-ebpf` built.
 
 mod agent;
+mod bgp;
 mod bird;
 mod churn;
 mod closed;
+mod cluster;
 mod commands;
 mod conformance;
 mod demo;
+mod faults;
 mod flood;
 mod flows;
 mod instances;
