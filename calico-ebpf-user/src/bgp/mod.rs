@@ -116,7 +116,7 @@ impl NodeBgp {
 #[must_use]
 pub fn blocks(set: &ResourceSet) -> BTreeMap<IpNet, &str> {
     let mut counts: BTreeMap<IpNet, BTreeMap<&str, usize>> = BTreeMap::new();
-    for workload in &set.workloads {
+    for workload in set.workloads.iter() {
         for address in &workload.addresses {
             let pools = set.ip_pools.values().filter(|pool| pool.cidr.contains(address));
             let Some(pool) = pools.max_by_key(|pool| pool.cidr.prefix_len()) else { continue };
