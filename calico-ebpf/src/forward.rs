@@ -75,7 +75,8 @@ struct Fib {
     length: u16,
     /// Of the interface that the packet came in by; behind the lookup of the one that it leaves by.
     ifindex: u32,
-    tos: u32,
+    /// Of IPv4 the type of service, of IPv6 traffic class and flow label.
+    flow_info: u32,
     source: [u64; 2],
     /// Behind the lookup the next hop, of the family that `family` says then: IPv4 routes may have one of IPv6.
     destination: [u64; 2],
@@ -107,7 +108,8 @@ fn past_stack<F: Tables>(env: &Env, skb: &Skb, packet: &Packet<F>) -> Result<Cod
         destination_port: packet.transport.destination_port.to_be(),
         length: segment_length(skb, packet).min(0xffff) as u16,
         ifindex: env.ifindex,
-        tos: 0,
+        // All packets of a flow go the way that the stack chose for the first one.
+        flow_info: F::flow_info(skb).ok_or(DropReason::Malformed)?,
         source: F::to_words(&packet.source),
         destination: F::to_words(&packet.destination),
         rest: [opaque_zero(); 2],

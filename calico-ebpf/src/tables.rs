@@ -52,6 +52,8 @@ pub(crate) trait Tables: Ip {
     fn may_spoof(slot: u32, address: &Self::Addr) -> bool;
     /// One router further.
     fn decrement_ttl(skb: &Skb) -> Option<()>;
+    /// What the kernel chooses by among equal ways, besides addresses and ports: the flow label. Big-endian.
+    fn flow_info(skb: &Skb) -> Option<u32>;
     /// The address as plain numbers, its bytes in order, and back.
     fn to_words(address: &Self::Addr) -> [u64; 2];
     fn from_words(words: [u64; 2]) -> Self::Addr;
@@ -100,6 +102,10 @@ impl Tables for V4 {
         let header: &Ipv4Header = skb.near(ETHERNET_BYTES)?;
         let (ttl, [c0, c1]) = ttl_decremented(header.ttl, header.checksum);
         skb.put(ETHERNET_BYTES + 8, u32::from_ne_bytes([ttl, header.protocol, c0, c1]))
+    }
+    #[inline(always)]
+    fn flow_info(_: &Skb) -> Option<u32> {
+        Some(0)
     }
     #[inline(always)]
     fn to_words(address: &Self::Addr) -> [u64; 2] {
@@ -159,6 +165,12 @@ impl Tables for V6 {
         // IPv6 has no checksum of its own that would make up for it. One less in the second byte of a word.
         skb.sum_changed(!u32::from(u16::from_ne_bytes([0, 1])));
         Some(())
+    }
+    #[inline(always)]
+    fn flow_info(skb: &Skb) -> Option<u32> {
+        // The first four bits are the version.
+        let word: &[u8; 4] = skb.near(ETHERNET_BYTES)?;
+        Some(u32::from_ne_bytes(*word) & u32::from_ne_bytes([0x0f, 0xff, 0xff, 0xff]))
     }
     #[inline(always)]
     fn to_words(address: &Self::Addr) -> [u64; 2] {
