@@ -200,7 +200,6 @@ pub(super) fn peer(decoder: &mut Decoder<'_>, document: &Document<'_>) -> Option
     let peer = BgpPeer {
         node: node.map(str::to_owned),
         node_selector,
-        at: at?,
         next_hop: mode.unwrap_or(if keep { BgpNextHop::Keep } else { BgpNextHop::Auto }),
         from_node_address: word(decoder, &spec, &path, "sourceAddress", &sources).unwrap_or(true),
         restart_time: duration(decoder, &spec, &path, "maxRestartTime"),
@@ -212,6 +211,8 @@ pub(super) fn peer(decoder: &mut Decoder<'_>, document: &Document<'_>) -> Option
             .get("ttlSecurity")
             .and_then(|node| decoder.integer(node, &path.field("ttlSecurity"), 1..=u8::MAX)),
         filters,
+        // Last, so that all that is wrong is told.
+        at: at?,
     };
     Some(Body::BgpPeer(Box::new(peer), filters_at))
 }

@@ -93,10 +93,13 @@ fn broken_files_leave_the_last_good_policy_in_force() {
         assert_eq!(status["generation"], generation, "{status}");
         world.denied("a", "b", Tcp(80));
     }
-    // An emptied directory removes nothing either.
+    // An emptied directory removes nothing either. What is on the way there is refused, too: it is followed at once.
+    world.write("broken.yaml", "kind: [");
+    assert_eq!(world.command(&["reload"]).code, 1);
     world.remove("policy.yaml");
     let kept = std::fs::read_to_string(world.config().join("workloads.yaml")).expect("reads");
     world.remove("workloads.yaml");
+    world.remove("broken.yaml");
     assert_eq!(world.command(&["reload"]).code, 1);
     world.denied("a", "b", Tcp(80));
     world.write("workloads.yaml", &kept);

@@ -8,9 +8,9 @@ use crate::harness::World;
 /// reported.
 const BUDGETS: [(&str, u32); 8] = [
     (names::PROG_FROM_WORKLOAD, 150_000),
-    (names::PROG_TO_WORKLOAD, 120_000),
-    (names::PROG_FROM_UPLINK, 100_000),
-    (names::PROG_TO_UPLINK, 100_000),
+    (names::PROG_TO_WORKLOAD, 130_000),
+    (names::PROG_FROM_UPLINK, 120_000),
+    (names::PROG_TO_UPLINK, 120_000),
     (names::PROG_SWEEP, 5_000),
     (names::PROG_DROP, 100),
     (names::PROG_CLOCK, 100),
