@@ -14,7 +14,7 @@ const BUDGETS: [(&str, u32); 8] = [
     (names::PROG_SWEEP, 5_000),
     (names::PROG_DROP, 100),
     (names::PROG_CLOCK, 100),
-    (names::PROG_EXPLAIN, 30_000),
+    (names::PROG_EXPLAIN, 45_000),
 ];
 
 #[test]
