@@ -141,7 +141,7 @@ impl Netlink {
                     AddressAttribute::Local(address) => drop(addresses.insert(*address)),
                     AddressAttribute::Broadcast(address) => drop(addresses.insert((*address).into())),
                     AddressAttribute::Address(address) => {
-                        network = IpNet::new(*address, message.header.prefix_len).ok()
+                        network = IpNet::new(*address, message.header.prefix_len).ok();
                     }
                     _ => {}
                 }
