@@ -125,7 +125,8 @@ pub fn judge<A: Arena + ?Sized>(arena: &A, table: u32, subject: &Subject) -> Opt
 /// Four times 16 bits, each without a rule: no search gets beyond the last rule that can have this number.
 const NO_SINGLES: u64 = u64::MAX;
 
-/// Of the rules that stand for a field's vector those that are in the vectors of all four fields, as in [`NO_SINGLES`].
+/// Of the rules that stand for a field's vector those that are in the vectors of all four fields: four times 16 bits, each the
+/// number of one, or all ones.
 #[inline(always)]
 pub fn single_rules<A: Arena + ?Sized>(arena: &A, fields: [NodeRef; 4], table: u32) -> u64 {
     let Some(header) = arena.block(table) else { return NO_SINGLES };

@@ -397,7 +397,7 @@ spec:
         assert!(world.reaches("b", address, Tcp(80), ARRIVES), "{address}\n{}", world.describe());
     }
     assert!(!world.reaches("b", second, Tcp(80), SILENCE), "the other interface has its own policy");
-    assert!(world.reaches("b", second, Icmp, SILENCE) == false && world.reaches("b", second, Udp(80), ARRIVES));
+    assert!(!world.reaches("b", second, Icmp, SILENCE) && world.reaches("b", second, Udp(80), ARRIVES));
     // Not by the other's interface.
     let wire = Wire::open(&world.lab.workload("a").namespace, "eth0");
     let receiver = Wire::open(world.namespace("b"), "eth0");

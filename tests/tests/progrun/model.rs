@@ -90,13 +90,16 @@ pub(crate) struct Expected {
     pub(crate) reason: Option<DropReason>,
 }
 
+/// The pieces of one packet: where it came in, its addresses, and what they have in common.
+type Fragments = (On, [u8; 16], [u8; 16], [u8; 4]);
+
 /// All of it.
 #[derive(Debug)]
 pub(crate) struct Model {
     pub(crate) policies: [Policy; 2],
     pub(crate) host_accepts: bool,
     pub(crate) conns: HashMap<Key, Conn>,
-    pub(crate) fragments: HashSet<(On, [u8; 16], [u8; 16], [u8; 4])>,
+    pub(crate) fragments: HashSet<Fragments>,
     pub(crate) midstream: u64,
 }
 
@@ -168,18 +171,18 @@ impl Model {
             _ => {}
         }
         Some(match hook {
-            Hook::FromA => self.from_workload(Who::A, &packet, frame),
-            Hook::FromB => self.from_workload(Who::B, &packet, frame),
+            Hook::FromA => self.at_from_workload(Who::A, &packet, frame),
+            Hook::FromB => self.at_from_workload(Who::B, &packet, frame),
             Hook::ToA { own } => {
-                let verdict = self.to_workload(&packet, own);
+                let verdict = self.at_to_workload(&packet, own);
                 if own { Ok(Way::Stack) } else { verdict }
             }
-            Hook::FromUplink => self.from_uplink(&packet, frame.len()),
-            Hook::ToUplink { .. } => self.to_uplink(&packet),
+            Hook::FromUplink => self.at_from_uplink(&packet, frame.len()),
+            Hook::ToUplink { .. } => self.at_to_uplink(&packet),
         })
     }
 
-    fn from_workload(&mut self, sender: Who, packet: &Packet, frame: &[u8]) -> Verdict {
+    fn at_from_workload(&mut self, sender: Who, packet: &Packet, frame: &[u8]) -> Verdict {
         let (for_host, length) = (frame[..6] == HOST_MAC, frame.len());
         let mac = if sender == Who::A { A.mac } else { B.mac };
         let check_mac = || if frame[6..12] == mac { Ok(()) } else { Err(DropReason::SpoofedMac) };
@@ -234,7 +237,7 @@ impl Model {
         Ok(if destination != Who::Other && fast { Way::ToWorkload(destination) } else { Way::Stack })
     }
 
-    fn to_workload(&mut self, packet: &Packet, own: bool) -> Verdict {
+    fn at_to_workload(&mut self, packet: &Packet, own: bool) -> Verdict {
         if let Some(from_opener) = self.known(packet, |_, destination| destination == Who::A)? {
             if !from_opener {
                 // The answer comes through the stack, too.
@@ -266,7 +269,7 @@ impl Model {
         Ok(Way::Stack)
     }
 
-    fn from_uplink(&mut self, packet: &Packet, length: usize) -> Verdict {
+    fn at_from_uplink(&mut self, packet: &Packet, length: usize) -> Verdict {
         let fast = !packet.slow && packet.ttl > 1 && length <= 14 + 1500;
         let deliver = |to| if fast { Way::ToWorkload(to) } else { Way::Stack };
         if packet.kind == Kind::Flow
@@ -302,7 +305,7 @@ impl Model {
         Ok(deliver(destination))
     }
 
-    fn to_uplink(&mut self, packet: &Packet) -> Verdict {
+    fn at_to_uplink(&mut self, packet: &Packet) -> Verdict {
         if packet.kind == Kind::Later && who(&packet.source) != Who::Other {
             return self.later_fragment(On::Uplink, packet);
         }
