@@ -45,6 +45,10 @@ static BENCH_FRAME: Array<[u8; FRAME], 1> = Array::new();
 #[btf_map]
 static BENCH_PROGRAM: ProgramArray<1> = ProgramArray::new();
 
+/// Connections that were opened in turn.
+#[btf_map]
+static BENCH_TURN: Array<u32, 1> = Array::new();
+
 /// Bytes of Ethernet, IPv4 and TCP headers.
 const FRAME: usize = 54;
 
@@ -107,12 +111,30 @@ fn class(address: u32) -> u32 {
     }
 }
 
-/// Makes the packet the first one of a connection that a random subject opens: new in every run but a few in millions.
+/// A random subject and port: a connection that is new in every run but a few in millions.
 #[inline(always)]
-fn open(ctx: &TcContext) -> Option<()> {
+fn any() -> Option<(&'static [u32; 4], u16)> {
     let (_, subject) = draw()?;
     // SAFETY: a helper without pointers.
-    let port = unsafe { bpf_get_prandom_u32() } as u16;
+    Some((subject, unsafe { bpf_get_prandom_u32() } as u16))
+}
+
+/// One subject after the other: the connections of the last time again.
+#[inline(always)]
+fn next() -> Option<(&'static [u32; 4], u16)> {
+    let turn = BENCH_TURN.get_ptr_mut(0)?;
+    // SAFETY: the value is in the map; one processor runs this.
+    let number = unsafe {
+        *turn = (*turn).wrapping_add(1);
+        *turn
+    };
+    Some((BENCH_SUBJECTS.get(number & (SUBJECTS - 1))?, number as u16))
+}
+
+/// Makes the packet the first one of a connection that the subject opens from the port.
+#[inline(always)]
+fn open(ctx: &TcContext, from: Option<(&[u32; 4], u16)>) -> Option<()> {
+    let (subject, port) = from?;
     let (start, end) = (ctx.data(), ctx.data_end());
     if start + FRAME > end {
         return None;
@@ -127,18 +149,39 @@ fn open(ctx: &TcContext) -> Option<()> {
     Some(())
 }
 
-/// Only makes the packet.
-#[classifier]
-fn bench_opened(ctx: TcContext) -> i32 {
-    open(&ctx).map_or(-1, |()| 7)
+/// Hands the packet to the data path.
+#[inline(always)]
+fn hand_over(ctx: &TcContext) {
+    // SAFETY: the context is that of this program.
+    unsafe { BENCH_PROGRAM.tail_call(ctx, 0) };
 }
 
-/// Makes the packet, and hands it to the data path.
+/// Only makes a packet of a new connection.
+#[classifier]
+fn bench_opened(ctx: TcContext) -> i32 {
+    open(&ctx, any()).map_or(-1, |()| 7)
+}
+
+/// Makes it, and hands it to the data path.
 #[classifier]
 fn bench_open(ctx: TcContext) -> i32 {
-    if open(&ctx).is_some() {
-        // SAFETY: the context is that of this program.
-        unsafe { BENCH_PROGRAM.tail_call(&ctx, 0) };
+    if open(&ctx, any()).is_some() {
+        hand_over(&ctx);
+    }
+    -1
+}
+
+/// Only makes a packet of one of the connections that are opened each time.
+#[classifier]
+fn bench_reopened(ctx: TcContext) -> i32 {
+    open(&ctx, next()).map_or(-1, |()| 7)
+}
+
+/// Makes it, and hands it to the data path.
+#[classifier]
+fn bench_reopen(ctx: TcContext) -> i32 {
+    if open(&ctx, next()).is_some() {
+        hand_over(&ctx);
     }
     -1
 }

@@ -14,7 +14,8 @@ use crate::{
     tables::Tables,
 };
 
-/// Keys that the clock hand looks at for each new connection: more than one, so that it gains on what comes in.
+/// Keys that the clock hand looks at for each connection that comes when room is short, or goes ahead of its time: more
+/// than one, so that it gains on them.
 const HAND_STEPS: u32 = 3;
 /// Candidates for eviction that are tried before a connection is refused.
 const EVICTION_TRIES: u32 = 8;
@@ -29,14 +30,16 @@ pub(crate) const FULL: u32 = 2;
 #[inline(never)]
 pub(crate) fn open<F: Tables>(key: &F::Key, conn: &Conn, now: u32) -> u32 {
     let Some(root) = ROOT.get(0) else { return FULL };
-    turn::<F>(now, HAND_STEPS);
+    if is_short(root, conn.account) {
+        turn::<F>(now, HAND_STEPS);
+    }
     let Some(place) = make_room(root, conn.account) else { return QUOTA };
     match F::insert_conn(key, conn) {
         Ok(()) => {}
         Err(EEXIST) => return OPENED,
         Err(_) => return FULL,
     }
-    if !F::ring_push(key) {
+    if !F::ring_push(key, conn.created) {
         // Without a place in the ring it would never expire.
         F::remove_conn(key);
         return FULL;
@@ -49,9 +52,24 @@ pub(crate) fn open<F: Tables>(key: &F::Key, conn: &Conn, now: u32) -> u32 {
     OPENED
 }
 
+/// Whether connections that have expired take room that others may need soon. Before that they harm nobody, and looking
+/// for them would make each new connection dearer by half.
+#[inline(always)]
+fn is_short(root: &Root, account: u32) -> bool {
+    let (Some(quota), Some(total)) = (QUOTAS.get(account), QUOTAS.get(ACCOUNT_TOTAL)) else { return true };
+    total.held as i64 >= i64::from(root.conn_limit / 4) || quota.unassured as i64 >= i64::from(root.conn_unassured / 2)
+}
+
+/// Removes a connection ahead of its time. Its key stays in the ring: the hand turns, so that such keys do not fill it.
+#[inline(always)]
+pub(crate) fn close_early<F: Tables>(key: &F::Key, account: u32, flags: u8, now: u32) {
+    close::<F>(key, account, flags);
+    turn::<F>(now, HAND_STEPS);
+}
+
 /// Removes a connection; its account pays back.
 #[inline(always)]
-pub(crate) fn close<F: Tables>(key: &F::Key, account: u32, flags: u8) -> bool {
+fn close<F: Tables>(key: &F::Key, account: u32, flags: u8) -> bool {
     let removed = F::remove_conn(key);
     if removed {
         charge(account, -1, if flags & conn_flags::ASSURED == 0 { -1 } else { 0 });
@@ -87,14 +105,19 @@ extern "C" fn cali_turn6(now: u32) -> u32 {
 #[inline(always)]
 fn turn_once<F: Tables>(now: u32) -> u32 {
     let Some(root) = ROOT.get(0) else { return 0 };
-    let Some(key) = F::ring_pop() else { return 0 };
-    let Some(conn) = F::conn(&key) else { return 0 };
+    let Some(popped) = F::ring_pop() else { return 0 };
+    let key = &popped.key;
+    let Some(conn) = F::conn(key) else { return 0 };
     // SAFETY: the entry stays readable as long as the program runs.
     let conn = unsafe { &*conn };
-    if track::is_expired(conn, F::key_protocol(&key), now, &root.timeouts) {
-        u32::from(close::<F>(&key, conn.account, conn.flags))
+    if !popped.is_of(conn.created) {
+        // Of a later connection between the same ends, which is in the ring itself.
+        return 0;
+    }
+    if track::is_expired(conn, F::key_protocol(key), now, &root.timeouts) {
+        u32::from(close::<F>(key, conn.account, conn.flags))
     } else {
-        F::ring_push(&key);
+        F::ring_push(key, conn.created);
         0
     }
 }

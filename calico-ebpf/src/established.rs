@@ -170,7 +170,7 @@ fn try_again<F: Tables>() -> Result<Code, DropReason> {
         over,
         track::is_expired(conn, packet.protocol, env.now, &env.root.timeouts),
     ) else {
-        conns::close::<F>(&work.key, conn.account, conn.flags);
+        conns::close_early::<F>(&work.key, conn.account, conn.flags, env.now);
         return Ok(MISS);
     };
     // The addresses may have other owners now.
@@ -179,7 +179,7 @@ fn try_again<F: Tables>() -> Result<Code, DropReason> {
     // What the stack delivered by a route of somebody else's has no owner by address.
     let responder_stays = responder_at.slot == responder_slot || responder_at.slot == NO_SLOT;
     if !opener_stays || !responder_stays {
-        conns::close::<F>(&work.key, conn.account, conn.flags);
+        conns::close_early::<F>(&work.key, conn.account, conn.flags, env.now);
         return Ok(MISS);
     }
     let mut ports = packet.transport.rule_ports(packet.protocol);

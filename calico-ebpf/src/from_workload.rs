@@ -123,7 +123,7 @@ fn try_first<F: Sender>(skb: &Skb, missed: Code) -> Result<Code, DropReason> {
     }
     if missed == FOREIGN {
         // The address was another's when the entry was made.
-        opening::forget(work);
+        opening::forget(&env, work);
     }
     let packet = &work.packet;
     if is_encapsulated(packet) {

@@ -44,10 +44,11 @@ pub(crate) static SPOOF4: LpmTrie<SpoofKey4, u32, 65536> = LpmTrie::new();
 #[btf_map(pin_by_name, name = "cali_spoof6")]
 pub(crate) static SPOOF6: LpmTrie<SpoofKey6, u32, 65536> = LpmTrie::new();
 
+// Preallocated: an entry whose memory has to be found costs several times as much, and in a burst there may be none.
 #[btf_map(pin_by_name, name = "cali_ct4")]
-pub(crate) static CONNS4: HashMap<ConnKey4, Conn, CONNS, NO_PREALLOC> = HashMap::new();
+pub(crate) static CONNS4: HashMap<ConnKey4, Conn, CONNS> = HashMap::new();
 #[btf_map(pin_by_name, name = "cali_ct6")]
-pub(crate) static CONNS6: HashMap<ConnKey6, Conn, CONNS, NO_PREALLOC> = HashMap::new();
+pub(crate) static CONNS6: HashMap<ConnKey6, Conn, CONNS> = HashMap::new();
 #[btf_map(pin_by_name, name = "cali_ring4")]
 pub(crate) static RING4: Queue<ConnKey4, CONNS> = Queue::new();
 #[btf_map(pin_by_name, name = "cali_ring6")]

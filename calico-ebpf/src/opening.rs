@@ -157,10 +157,10 @@ fn end(env: &Env, slot: u32, rule: u32, ingress: bool) -> ConnEnd {
 
 /// Removes the entry of the packet's connection, which belongs to somebody who has the address no more.
 #[inline(always)]
-pub(crate) fn forget<F: Tables>(work: &Work<F>) {
+pub(crate) fn forget<F: Tables>(env: &Env, work: &Work<F>) {
     if let Some(conn) = F::conn(&work.key) {
         // SAFETY: the entry stays readable as long as the program runs.
         let (account, flags) = unsafe { ((*conn).account, (*conn).flags) };
-        conns::close::<F>(&work.key, account, flags);
+        conns::close_early::<F>(&work.key, account, flags, env.now);
     }
 }

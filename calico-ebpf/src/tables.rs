@@ -4,7 +4,10 @@ use core::{arch::asm, ptr};
 
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use calico_ebpf_common::{
-    abi::{AddressEntry, Conn, DropReason, HOST, NO_SLOT, SpoofKey4, SpoofKey6, Workload, role, workload_flags},
+    abi::{
+        AddressEntry, Conn, DropReason, HOST, NO_SLOT, SpoofKey4, SpoofKey6, Workload, ring_key, ring_stamp, role,
+        workload_flags,
+    },
     packet::{Cursor as _, ETHERNET_BYTES, IPV4_BYTES, Ip, Ipv4Header, V4, V6, ttl_decremented},
 };
 
@@ -34,6 +37,21 @@ fn trie_key<K>(key: Key<K>) -> Option<&'static Key<K>> {
     }
 }
 
+/// A key from the ring.
+pub(crate) struct Stamped<K> {
+    pub key: K,
+    /// Its last eight bytes, with the stamp.
+    last: u64,
+}
+
+impl<K> Stamped<K> {
+    /// Whether it stands for the connection that was made then, and not for an earlier one between the same ends.
+    #[inline(always)]
+    pub(crate) fn is_of(&self, created: u32) -> bool {
+        ring_stamp(self.last, created) == self.last
+    }
+}
+
 /// An IP version with its maps.
 pub(crate) trait Tables: Ip {
     /// For `bpf_fib_lookup`.
@@ -44,8 +62,10 @@ pub(crate) trait Tables: Ip {
     fn insert_conn(key: &Self::Key, conn: &Conn) -> Result<(), i32>;
     /// Whether there was one, and this call removed it.
     fn remove_conn(key: &Self::Key) -> bool;
-    fn ring_push(key: &Self::Key) -> bool;
-    fn ring_pop() -> Option<Self::Key>;
+    /// Puts the connection's key, and when it was made, behind all others.
+    fn ring_push(key: &Self::Key, created: u32) -> bool;
+    /// Takes the foremost key with its [`ring_stamp`].
+    fn ring_pop() -> Option<Stamped<Self::Key>>;
     fn address(address: &Self::Addr) -> Option<&'static AddressEntry>;
     /// Class of an address that has no entry of its own.
     fn class(address: &Self::Addr, generation: u32) -> u32;
@@ -75,12 +95,17 @@ impl Tables for V4 {
         CONNS4.remove(key).is_ok()
     }
     #[inline(always)]
-    fn ring_push(key: &Self::Key) -> bool {
-        RING4.push(key, 0).is_ok()
+    fn ring_push(key: &Self::Key, created: u32) -> bool {
+        let mut words: [u64; 2] = bytemuck::must_cast(*key);
+        words[1] = ring_stamp(words[1], created);
+        RING4.push(&bytemuck::must_cast(words), 0).is_ok()
     }
     #[inline(always)]
-    fn ring_pop() -> Option<Self::Key> {
-        RING4.pop().ok().flatten()
+    fn ring_pop() -> Option<Stamped<Self::Key>> {
+        let mut words: [u64; 2] = bytemuck::must_cast(RING4.pop().ok().flatten()?);
+        let last = words[1];
+        words[1] = ring_key(last);
+        Some(Stamped { key: bytemuck::must_cast(words), last })
     }
     #[inline(always)]
     fn address(address: &Self::Addr) -> Option<&'static AddressEntry> {
@@ -135,12 +160,17 @@ impl Tables for V6 {
         CONNS6.remove(key).is_ok()
     }
     #[inline(always)]
-    fn ring_push(key: &Self::Key) -> bool {
-        RING6.push(key, 0).is_ok()
+    fn ring_push(key: &Self::Key, created: u32) -> bool {
+        let mut words: [u64; 5] = bytemuck::must_cast(*key);
+        words[4] = ring_stamp(words[4], created);
+        RING6.push(&bytemuck::must_cast(words), 0).is_ok()
     }
     #[inline(always)]
-    fn ring_pop() -> Option<Self::Key> {
-        RING6.pop().ok().flatten()
+    fn ring_pop() -> Option<Stamped<Self::Key>> {
+        let mut words: [u64; 5] = bytemuck::must_cast(RING6.pop().ok().flatten()?);
+        let last = words[4];
+        words[4] = ring_key(last);
+        Some(Stamped { key: bytemuck::must_cast(words), last })
     }
     #[inline(always)]
     fn address(address: &Self::Addr) -> Option<&'static AddressEntry> {

@@ -75,7 +75,7 @@ fn try_first<F: Receiver>(skb: &Skb, missed: Code) -> Result<Code, DropReason> {
         Err(reason) => return Err(reason),
     };
     if missed == FOREIGN {
-        opening::forget(work);
+        opening::forget(&env, work);
     }
     let packet = &work.packet;
     let has_entry = matches!(packet.kind, Kind::Flow) && !F::is_multicast(&packet.destination);

@@ -43,6 +43,24 @@ pub struct ConnKey4 {
     pub reserved: [u8; 3],
 }
 
+/// The last eight bytes of a key as they stand in the ring: the reserved ones say when its connection was made, so that
+/// the key is not taken for that of a later one between the same ends, which would have it twice, for ever.
+#[inline(always)]
+#[must_use]
+pub const fn ring_stamp(key: u64, created: u32) -> u64 {
+    (u64::from_le(key) & KEY_BITS | (created as u64) << KEY_BITS.count_ones()).to_le()
+}
+
+/// The last eight bytes of the key again, without the stamp.
+#[inline(always)]
+#[must_use]
+pub const fn ring_key(stamped: u64) -> u64 {
+    ring_stamp(stamped, 0)
+}
+
+/// All but the reserved bytes.
+const KEY_BITS: u64 = (1 << 40) - 1;
+
 /// Key of an IPv6 connection; see [`ConnKey4`].
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]

@@ -27,7 +27,7 @@ pub use arena::{
 };
 pub use conn::{
     ACCOUNT_HOST, ACCOUNT_TOTAL, CONN_VERSION, Conn, ConnEnd, ConnKey4, ConnKey6, Family, NO_RULE, NO_SLOT, OpenerKind,
-    Quota, VICTIMS, account_opened_by, account_opened_to, conn_flags, tcp_state,
+    Quota, VICTIMS, account_opened_by, account_opened_to, conn_flags, ring_key, ring_stamp, tcp_state,
 };
 pub use drop_reason::{DROP_REASONS, DropReason};
 pub use event::{EVENTS, Event};

@@ -4,7 +4,7 @@ use calico_ebpf_common::abi::{DropReason, conn_flags, names, tcp_state};
 
 use crate::{
     frames::{ACK, SYN, SYN_ACK, Tcp, tcp4, udp4},
-    harness::{A, ALLOW, B, DENY, DROP, OUTSIDE4, REDIRECT, STACK, UPLINK, World},
+    harness::{A, ALLOW, B, CONNS, DENY, DROP, OUTSIDE4, REDIRECT, STACK, UPLINK, World},
 };
 
 const FIN: Tcp = Tcp { flags: "FA", sequence: 101, acknowledgement: 501 };
@@ -78,12 +78,26 @@ fn the_sweep_closes_what_has_expired_and_nothing_else() {
     assert_eq!(world.conns4().len(), 1);
     world.set_conn4(|conn| conn.seen = [now.wrapping_sub(61_000); 2]);
     world.from_a(&udp4(A.v4, 1001, OUTSIDE4, 53));
-    assert_eq!(world.call(names::PROG_SWEEP), 0, "the new connection has turned the hand already");
-    assert_eq!(world.conns4().len(), 1);
-    world.set_conn4(|conn| conn.seen = [now.wrapping_sub(61_000); 2]);
-    assert_eq!(world.call(names::PROG_SWEEP), 1);
+    assert_eq!(world.conns4().len(), 2, "there is room: nobody looks");
+    world.set_root(|root| root.conn_limit = 8);
+    world.from_a(&udp4(A.v4, 1002, OUTSIDE4, 53));
+    assert_eq!(world.conns4().len(), 2, "there is less room: the new connection turns the hand");
+    world.age_all(now.wrapping_sub(61_000));
+    assert_eq!(world.call(names::PROG_SWEEP), 2);
     assert!(world.conns4().is_empty());
     assert_eq!((world.quota(1).held, world.quota(1).unassured), (0, 0));
+}
+
+#[test]
+fn ports_used_again_and_again_do_not_fill_the_ring() {
+    let mut world = World::new();
+    for time in 0..2 * CONNS {
+        let opened = world.from_a(&tcp4(A.v4, 1000, B.v4, 80, SYN));
+        assert_eq!(opened.action, REDIRECT, "time {time}");
+        world.from_b(&tcp4(B.v4, 80, A.v4, 1000, RST));
+    }
+    assert_eq!(world.drops(DropReason::TableFull), 0);
+    assert_eq!(world.conns4().len(), 1);
 }
 
 #[test]

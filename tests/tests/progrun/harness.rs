@@ -41,7 +41,7 @@ pub(crate) const HOST_MAC: [u8; 6] = [0xee; 6];
 pub(crate) const NEXT_MAC: [u8; 6] = [2, 0, 0, 0, 9, 9];
 /// Jiffies in a second, as the tables claim.
 const HZ: u32 = 1000;
-const CONNS: u32 = 1024;
+pub(crate) const CONNS: u32 = 1024;
 
 pub(crate) const A: Name =
     Name { slot: 1, interface: "cali-a", mac: [2, 0, 0, 0, 0, 0xa], v4: [10, 65, 0, 1], v6: address6(1) };
