@@ -1,13 +1,15 @@
 //! `FelixConfiguration`: the parameters that mean something here, and the names of all others.
 
+use calico_ebpf_common::packet::protocol;
+
 use super::{
     annotations::deny_action,
     decode::{Decoder, FieldPath, Fields, Table, Use},
     diagnostic::Severity,
     kinds::Document,
-    model::{DenyAction, EndpointToHostAction, FelixConfiguration, NatOutgoingExclusions, PortMatch},
+    model::{DenyAction, EndpointToHostAction, FailsafePort, FelixConfiguration, NatOutgoingExclusions, PortMatch},
     parsed::Body,
-    values,
+    rules, values,
     yaml::{Meaning, Node, Value},
 };
 
@@ -37,6 +39,12 @@ pub(super) fn configuration(decoder: &mut Decoder<'_>, document: &Document<'_>) 
     let ipv6_normal_route_priority = priority("ipv6NormalRoutePriority");
     let ipv4_elevated_route_priority = priority("ipv4ElevatedRoutePriority");
     let ipv6_elevated_route_priority = priority("ipv6ElevatedRoutePriority");
+    let mut failsafes = |name: &str| {
+        let node = spec.get(name)?;
+        failsafe_ports(decoder, node, &path.field(name))
+    };
+    let failsafe_inbound_host_ports = failsafes("failsafeInboundHostPorts");
+    let failsafe_outbound_host_ports = failsafes("failsafeOutboundHostPorts");
     let get = |name| spec.get(name).map(|node| (node, path.field(name)));
     Some(Body::Felix(Box::new(FelixConfiguration {
         interface_prefixes: get("interfacePrefix").and_then(|(node, path)| prefixes(decoder, node, &path)),
@@ -44,6 +52,8 @@ pub(super) fn configuration(decoder: &mut Decoder<'_>, document: &Document<'_>) 
             .and_then(|(node, path)| endpoint_to_host_action(decoder, node, &path)),
         disable_conntrack_invalid_check: get("disableConntrackInvalidCheck")
             .and_then(|(node, path)| decoder.boolean(node, &path)),
+        failsafe_inbound_host_ports,
+        failsafe_outbound_host_ports,
         device_route_protocol: get("deviceRouteProtocol")
             .and_then(|(node, path)| decoder.integer(node, &path, 1..=255)),
         device_route_source_address: get("deviceRouteSourceAddress")
@@ -80,6 +90,80 @@ fn prefixes(decoder: &mut Decoder<'_>, node: &Node, path: &FieldPath<'_>) -> Opt
         prefixes.push(prefix.to_owned());
     }
     Some(prefixes)
+}
+
+const FAILSAFE_PORT: Table = &[("protocol", Use::Read), ("port", Use::Read), ("net", Use::Read)];
+/// What may stand before the port, in Felix's parameter as in the API.
+const FAILSAFE_PROTOCOLS: [(&str, u8); 3] = [("tcp", protocol::TCP), ("udp", protocol::UDP), ("sctp", protocol::SCTP)];
+
+/// A list of ports as the API has it (`ProtoPort`), each of them possibly in the short form of Felix's parameter, or all of
+/// them in one text of that form: `tcp:22,udp:10.0.0.0/8:53`, `none`.
+fn failsafe_ports(decoder: &mut Decoder<'_>, node: &Node, path: &FieldPath<'_>) -> Option<Vec<FailsafePort>> {
+    let short = |decoder: &mut Decoder<'_>, node: &Node, path: &FieldPath<'_>, text: &str| {
+        failsafe_port(text).map_err(|message| decoder.error(node, path, message)).ok()
+    };
+    if let Value::Scalar(_) = &node.value {
+        let text = decoder.text(node, path).filter(|text| !text.is_empty())?;
+        let items = text.split(',').filter(|_| text != "none");
+        return items.map(|item| short(decoder, node, path, item)).collect();
+    }
+    let items = decoder.list(node, path).iter().enumerate();
+    let ports: Vec<_> = items
+        .map(|(i, item)| {
+            let path = path.index(i);
+            match &item.value {
+                Value::Scalar(_) => {
+                    let text = decoder.text(item, &path)?;
+                    short(decoder, item, &path, text)
+                }
+                _ => failsafe_item(decoder, item, &path),
+            }
+        })
+        .collect();
+    ports.into_iter().collect()
+}
+
+fn failsafe_item(decoder: &mut Decoder<'_>, node: &Node, path: &FieldPath<'_>) -> Option<FailsafePort> {
+    let fields = decoder.fields(node, path, FAILSAFE_PORT)?;
+    let mut required = |name: &str| {
+        let node = fields.get(name);
+        if node.is_none() {
+            decoder.missing(fields.at, &path.field(name), "missing: a failsafe port has a protocol and a port");
+        }
+        node
+    };
+    let (protocol, port) = (required("protocol"), required("port"));
+    let protocol = protocol.and_then(|node| {
+        let path = path.field("protocol");
+        let text = decoder.text(node, &path)?;
+        failsafe_protocol(text).map_err(|message| decoder.error(node, &path, message)).ok()
+    });
+    let port = port.and_then(|node| decoder.integer(node, &path.field("port"), 0..=65535));
+    let net = match fields.get("net").filter(|node| !rules::is_empty_text(node)) {
+        None => None,
+        Some(node) => {
+            let path = path.field("net");
+            let text = decoder.text(node, &path)?;
+            Some(values::any_network(text).map_err(|message| decoder.error(node, &path, message)).ok()?.1.trunc())
+        }
+    };
+    Some(FailsafePort { protocol: protocol?, net, port: port? })
+}
+
+fn failsafe_protocol(text: &str) -> Result<u8, String> {
+    let known = FAILSAFE_PROTOCOLS.into_iter().find(|(name, _)| text.eq_ignore_ascii_case(name));
+    known.map(|(_, number)| number).ok_or_else(|| format!("\"{text}\" is not possible: expected tcp, udp or sctp"))
+}
+
+/// `PROTOCOL:NET:PORT`, `PROTOCOL:PORT`, or for TCP `PORT`; IPv6 networks in brackets: `tcp:[fd00::]/64:22`.
+fn failsafe_port(text: &str) -> Result<FailsafePort, String> {
+    let (rest, port) = text.trim().rsplit_once(':').unwrap_or(("tcp", text.trim()));
+    let (protocol, net) = rest.split_once(':').map_or((rest, None), |(protocol, net)| (protocol, Some(net)));
+    let net = net.map(|net| values::any_network(&net.replace(['[', ']'], ""))).transpose()?;
+    let port = port.parse().map_err(|_| {
+        format!("\"{text}\" is not a failsafe port: write PROTOCOL:PORT or PROTOCOL:NET:PORT, like tcp:22 or tcp:10.0.0.0/8:22")
+    })?;
+    Ok(FailsafePort { protocol: failsafe_protocol(protocol)?, net: net.map(|(_, net)| net.trunc()), port })
 }
 
 /// In any case of letters: the API writes `Drop`, Calico's manifests `ACCEPT`.
@@ -177,6 +261,8 @@ const PARAMETERS: Table = &[
     ("interfacePrefix", Use::Read),
     ("defaultEndpointToHostAction", Use::Read),
     ("disableConntrackInvalidCheck", Use::Read),
+    ("failsafeInboundHostPorts", Use::Read),
+    ("failsafeOutboundHostPorts", Use::Read),
     ("deviceRouteProtocol", Use::Read),
     ("deviceRouteSourceAddress", Use::Read),
     ("deviceRouteSourceAddressIPv6", Use::Read),
@@ -252,8 +338,6 @@ const PARAMETERS: Table = &[
     ("endpointReportingEnabled", Use::NoEffect),
     ("endpointStatusPathPrefix", Use::NoEffect),
     ("externalNodesList", Use::NoEffect),
-    ("failsafeInboundHostPorts", Use::NoEffect),
-    ("failsafeOutboundHostPorts", Use::NoEffect),
     ("featureDetectOverride", Use::NoEffect),
     ("featureGates", Use::NoEffect),
     ("floatingIPs", Use::NoEffect),
@@ -355,3 +439,23 @@ const PARAMETERS: Table = &[
     ("xdpEnabled", Use::NoEffect),
     ("xdpRefreshInterval", Use::NoEffect),
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failsafe_ports_in_their_short_form() {
+        let port = |protocol, net: Option<&str>, port| {
+            Ok(FailsafePort { protocol, net: net.map(|net| net.parse().unwrap()), port })
+        };
+        assert_eq!(failsafe_port("tcp:22"), port(6, None, 22));
+        assert_eq!(failsafe_port("22"), port(6, None, 22));
+        assert_eq!(failsafe_port("udp:10.1.2.3/8:53"), port(17, Some("10.0.0.0/8"), 53));
+        assert_eq!(failsafe_port("tcp:[fd00::1]/64:22"), port(6, Some("fd00::/64"), 22));
+        assert_eq!(failsafe_port("tcp:192.0.2.1:22"), port(6, Some("192.0.2.1/32"), 22));
+        for text in ["", "tcp", "tcp:", "icmp:1", "tcp:10.0.0.0/8", "tcp:22:22", "tcp:65536"] {
+            assert!(failsafe_port(text).is_err(), "{text}");
+        }
+    }
+}

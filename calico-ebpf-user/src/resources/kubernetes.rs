@@ -84,7 +84,12 @@ fn read(decoder: &mut Decoder<'_>, document: &Document<'_>, kind: PolicyKind, ta
         hook: PolicyHook::Normal,
         origin: decoder.origin(document.metadata.name_at),
     };
-    Some(Body::Policy(Box::new(ParsedPolicy { policy: policy.into(), staged, tier_at: document.metadata.name_at })))
+    Some(Body::Policy(Box::new(ParsedPolicy {
+        policy: policy.into(),
+        staged,
+        tier_at: document.metadata.name_at,
+        hook_at: None,
+    })))
 }
 
 /// Whether ingress and egress are in `policyTypes`; `None` for an empty list, which is like none.

@@ -2,7 +2,7 @@
 //!
 //! [`load`] (or [`Reader::load`], again and again) reads paths, and gives the [`model::ResourceSet`] with all findings.
 //! The way there: `files` reads bytes; `yaml` makes trees that know their places; `kinds` finds the reader of a resource;
-//! `metadata`, `policy`, `rules`, `profile`, `workload` and `felix` read fields through `decode` and turn texts into values
+//! `metadata`, `policy`, `rules`, `profile`, `workload`, `host_endpoint` and `felix` read fields through `decode` and turn texts into values
 //! with `values`; `relations` checks what concerns several resources.
 
 mod annotations;
@@ -12,6 +12,7 @@ mod diagnostic;
 mod felix;
 mod files;
 mod host_endpoint;
+mod host_interfaces;
 mod kinds;
 mod kubernetes;
 mod metadata;
@@ -36,6 +37,7 @@ mod workload;
 mod yaml;
 
 pub use diagnostic::{Diagnostic, Severity, SourceLine};
+pub use host_interfaces::host_endpoint_of;
 pub use reader::{FileStamp, Loaded, Reader, load, load_content};
 pub use remark::Remark;
 pub use report::Report;

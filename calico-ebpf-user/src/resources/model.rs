@@ -9,7 +9,9 @@ use std::{
     sync::Arc,
 };
 
+use calico_ebpf_common::packet::protocol::{TCP, UDP};
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 use super::{selector::Selector, shared::Shared};
 
@@ -43,6 +45,8 @@ pub struct Origin {
 pub struct ResourceSet {
     /// Workloads of all nodes: the remote ones are peers that selectors find.
     pub workloads: Shared<Vec<Shared<WorkloadEndpoint>>>,
+    /// Host endpoints of all nodes, by name.
+    pub host_endpoints: BTreeMap<String, Shared<HostEndpoint>>,
     /// Tiers that are written down, by name. [`ResourceSet::tier`] knows those, too, that exist always.
     pub tiers: BTreeMap<String, Tier>,
     /// Policies that are enforced.
@@ -98,6 +102,39 @@ pub struct WorkloadEndpoint {
     pub labels: Labels,
     /// Where it was written.
     pub origin: Origin,
+}
+
+/// A `HostEndpoint`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HostEndpoint {
+    /// Name.
+    pub name: String,
+    /// `spec.node`.
+    pub node: String,
+    /// Which interfaces of the node it is.
+    pub interface: HostInterface,
+    /// `spec.expectedIPs`: what selectors of rules find it by, and the interface where no name is given.
+    pub expected_ips: Vec<IpAddr>,
+    /// Profiles, in order.
+    pub profiles: Vec<String>,
+    /// Named ports.
+    pub ports: Vec<NamedPort>,
+    /// Its own labels; without what profiles add.
+    pub labels: Labels,
+    /// Where it was written.
+    pub origin: Origin,
+}
+
+/// Which interfaces a host endpoint is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HostInterface {
+    /// The one of this name.
+    Named(String),
+    /// Whichever carries one of these addresses.
+    Carrying(Vec<IpAddr>),
+    /// `*`: all but those of workloads and loopback that no other host endpoint is.
+    All,
 }
 
 /// An entry of `spec.ports`.
@@ -223,6 +260,12 @@ pub enum PolicyHook {
 }
 
 impl Policy {
+    /// Whether it selects a host endpoint: one with a namespace does not.
+    #[must_use]
+    pub fn selects_host_endpoint(&self, set: &ResourceSet, endpoint: &HostEndpoint) -> bool {
+        self.namespace.is_none() && self.selector.matches(&set.labels(&endpoint.labels, &endpoint.profiles))
+    }
+
     /// Whether it has a say about workloads: policies before connection tracking and before DNAT are about host
     /// endpoints only (`tierInfoToProtoTierInfo` of Felix).
     #[must_use]
@@ -568,6 +611,10 @@ pub struct FelixConfiguration {
     pub default_endpoint_to_host_action: Option<EndpointToHostAction>,
     /// `disableConntrackInvalidCheck`.
     pub disable_conntrack_invalid_check: Option<bool>,
+    /// `failsafeInboundHostPorts`: see [`FelixConfiguration::failsafes`].
+    pub failsafe_inbound_host_ports: Option<Vec<FailsafePort>>,
+    /// `failsafeOutboundHostPorts`, likewise.
+    pub failsafe_outbound_host_ports: Option<Vec<FailsafePort>>,
     /// `deviceRouteProtocol`.
     pub device_route_protocol: Option<u8>,
     /// `deviceRouteSourceAddress` and `deviceRouteSourceAddressIPv6`.
@@ -599,6 +646,22 @@ pub struct FelixConfiguration {
 }
 
 impl FelixConfiguration {
+    /// The ports that host endpoints always let pass, inbound and outbound: Calico's unless given.
+    #[must_use]
+    pub fn failsafes(&self) -> [Vec<FailsafePort>; 2] {
+        let port = |protocol: u8| move |port: u16| FailsafePort { protocol, net: None, port };
+        let (tcp, udp) = (port(TCP), port(UDP));
+        // BGP, etcd, Typha, the API server of Kubernetes.
+        let both = [179, 2379, 2380, 5473, 6443, 6666, 6667].map(tcp);
+        let given = |given: &Option<Vec<FailsafePort>>, first: [FailsafePort; 2]| {
+            given.clone().unwrap_or_else(|| first.into_iter().chain(both).collect())
+        };
+        [
+            given(&self.failsafe_inbound_host_ports, [tcp(22), udp(68)]),
+            given(&self.failsafe_outbound_host_ports, [udp(53), udp(67)]),
+        ]
+    }
+
     /// What becomes of denied packets where neither rule nor policy says anything: `dropActionOverride` is about all data
     /// paths; of the others, that one is meant which is not the default.
     #[must_use]
@@ -607,6 +670,17 @@ impl FelixConfiguration {
         let rejects = filter.contains(&Some(DenyAction::Reject));
         self.drop_action_override.unwrap_or(if rejects { DenyAction::Reject } else { DenyAction::Drop })
     }
+}
+
+/// What a host endpoint always lets pass to or from the host itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FailsafePort {
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Addresses at the other end; all without it.
+    pub net: Option<IpNet>,
+    /// Destination port.
+    pub port: u16,
 }
 
 /// `natOutgoingExclusions`: what workloads of pools with `natOutgoing` reach untranslated.
@@ -632,10 +706,29 @@ pub enum EndpointToHostAction {
 }
 
 impl ResourceSet {
-    /// The nodes that workloads name.
+    /// The labels of an endpoint with these labels and profiles: its own win, then the earlier profile.
+    #[must_use]
+    pub fn labels(&self, own: &Labels, profiles: &[String]) -> Labels {
+        let mut labels = own.clone();
+        let named = |name: &String| self.profiles.iter().find(|profile| profile.name == *name);
+        for profile in profiles.iter().filter_map(named) {
+            for (key, value) in &profile.labels_to_apply {
+                labels.entry(key.clone()).or_insert_with(|| value.clone());
+            }
+        }
+        labels
+    }
+
+    /// The host endpoints of a node, by name.
+    pub fn host_endpoints_of<'a>(&'a self, node: &'a str) -> impl Iterator<Item = &'a Shared<HostEndpoint>> + 'a {
+        self.host_endpoints.values().filter(move |endpoint| endpoint.node == node)
+    }
+
+    /// The nodes that workloads and host endpoints name.
     #[must_use]
     pub fn nodes(&self) -> BTreeSet<&str> {
-        self.workloads.iter().map(|workload| workload.node.as_str()).collect()
+        let host_endpoints = self.host_endpoints.values().map(|endpoint| endpoint.node.as_str());
+        self.workloads.iter().map(|workload| workload.node.as_str()).chain(host_endpoints).collect()
     }
 
     /// The tier of this name, if there is one.
@@ -674,11 +767,8 @@ impl ResourceSet {
     /// What to say of a node that no workload names: a misspelt `--node` looks like a host without workloads.
     #[must_use]
     pub fn unknown_node(&self, node: &str) -> Option<String> {
-        if self.workloads.iter().any(|workload| workload.node == node) {
-            return None;
-        }
-        let nodes: BTreeSet<&str> = self.workloads.iter().map(|workload| workload.node.as_str()).collect();
-        if nodes.is_empty() {
+        let nodes = self.nodes();
+        if nodes.is_empty() || nodes.contains(node) {
             return None;
         }
         let shown: Vec<&str> = nodes.iter().copied().take(10).collect();
@@ -702,6 +792,8 @@ impl ResourceSet {
             disable_conntrack_invalid_check: own
                 .disable_conntrack_invalid_check
                 .or(default.disable_conntrack_invalid_check),
+            failsafe_inbound_host_ports: own.failsafe_inbound_host_ports.or(default.failsafe_inbound_host_ports),
+            failsafe_outbound_host_ports: own.failsafe_outbound_host_ports.or(default.failsafe_outbound_host_ports),
             device_route_protocol: own.device_route_protocol.or(default.device_route_protocol),
             device_route_source_address: own.device_route_source_address.or(default.device_route_source_address),
             device_route_source_address_v6: own

@@ -2,8 +2,8 @@
 
 use super::{
     model::{
-        BgpConfiguration, BgpFilter, BgpPeer, FelixConfiguration, IpPool, Namespace, NetworkSet, Node, Policy, Profile,
-        StagedAction, Tier, WorkloadEndpoint,
+        BgpConfiguration, BgpFilter, BgpPeer, FelixConfiguration, HostEndpoint, IpPool, Namespace, NetworkSet, Node,
+        Policy, Profile, StagedAction, Tier, WorkloadEndpoint,
     },
     shared::Shared,
     source::Position,
@@ -27,6 +27,7 @@ impl Parsed {
         }
         match (&mut self.body, &before.body) {
             (Some(Body::Workload(is)), Some(Body::Workload(was))) => stay(&mut is.endpoint, &was.endpoint),
+            (Some(Body::HostEndpoint(is)), Some(Body::HostEndpoint(was))) => stay(&mut is.endpoint, &was.endpoint),
             (Some(Body::Policy(is)), Some(Body::Policy(was))) => stay(&mut is.policy, &was.policy),
             (Some(Body::NetworkSet(is)), Some(Body::NetworkSet(was))) => stay(is, was),
             _ => {}
@@ -62,6 +63,7 @@ impl Identity {
 #[derive(Clone, Debug)]
 pub(super) enum Body {
     Workload(Box<ParsedWorkload>),
+    HostEndpoint(Box<ParsedHostEndpoint>),
     Policy(Box<ParsedPolicy>),
     Tier(Tier),
     Profile(Profile),
@@ -86,6 +88,8 @@ pub(super) struct ParsedPolicy {
     pub(super) staged: Option<StagedAction>,
     /// Where the tier is named.
     pub(super) tier_at: Position,
+    /// Where it says what it judges: `doNotTrack` or `preDNAT`, and the name of that field.
+    pub(super) hook_at: Option<(&'static str, Position)>,
 }
 
 /// A workload and the places that checks across files point to.
@@ -95,6 +99,14 @@ pub(super) struct ParsedWorkload {
     pub(super) interface_at: Position,
     /// One for each address.
     pub(super) addresses_at: Vec<Position>,
+    /// One for each profile.
+    pub(super) profiles_at: Vec<Position>,
+}
+
+/// A host endpoint and the places that checks across files point to.
+#[derive(Clone, Debug)]
+pub(super) struct ParsedHostEndpoint {
+    pub(super) endpoint: Shared<HostEndpoint>,
     /// One for each profile.
     pub(super) profiles_at: Vec<Position>,
 }

@@ -2,7 +2,6 @@
 
 use super::{
     decode::{Decoder, FieldPath, Fields, Table, Use, did_you_mean},
-    diagnostic::Severity,
     kinds::Document,
     model::{
         NAMESPACE_LABEL, NAMESPACE_PREFIX, Policy, PolicyHook, PolicyKind, SERVICE_ACCOUNT_LABEL,
@@ -98,9 +97,9 @@ fn read(decoder: &mut Decoder<'_>, document: &Document<'_>, kind: PolicyKind, ta
     let types = spec.get("types").and_then(|node| types(decoder, node, &path.field("types")));
     let ingress = rules::rules(decoder, spec.get("ingress"), &path.field("ingress"), document.metadata.deny_action);
     let egress = rules::rules(decoder, spec.get("egress"), &path.field("egress"), document.metadata.deny_action);
-    let hook = match kind.enforced() {
+    let (hook, hook_at) = match kind.enforced() {
         PolicyKind::Global => hook(decoder, &spec, &path, types),
-        _ => PolicyHook::Normal,
+        _ => (PolicyHook::Normal, None),
     };
 
     // Without `types`: what there are rules for, and ingress where there are none at all.
@@ -120,7 +119,7 @@ fn read(decoder: &mut Decoder<'_>, document: &Document<'_>, kind: PolicyKind, ta
         hook,
         origin: decoder.origin(document.metadata.name_at),
     };
-    Some(Body::Policy(Box::new(ParsedPolicy { policy: policy.into(), staged, tier_at })))
+    Some(Body::Policy(Box::new(ParsedPolicy { policy: policy.into(), staged, tier_at, hook_at })))
 }
 
 /// Reads `stagedAction`. A policy that is to be deleted says nothing but which one: `which` are the fields for that.
@@ -187,15 +186,23 @@ fn selector(decoder: &mut Decoder<'_>, spec: &Fields<'_>, path: &FieldPath<'_>) 
     Some(selector.unwrap_or_else(Selector::all))
 }
 
+/// A field that says what a policy judges, and where it stands.
+type HookAt = Option<(&'static str, Position)>;
+
 /// What the policy judges.
-fn hook(decoder: &mut Decoder<'_>, spec: &Fields<'_>, path: &FieldPath<'_>, types: Option<(bool, bool)>) -> PolicyHook {
+fn hook(
+    decoder: &mut Decoder<'_>,
+    spec: &Fields<'_>,
+    path: &FieldPath<'_>,
+    types: Option<(bool, bool)>,
+) -> (PolicyHook, HookAt) {
     let mut set = |name: &'static str| {
         let node = spec.get(name)?;
         decoder.boolean(node, &path.field(name)).filter(|set| *set).map(|_| (name, node))
     };
     let (untracked, pre_dnat, forward) = (set("doNotTrack"), set("preDNAT"), set("applyOnForward"));
     let Some((name, node)) = pre_dnat.or(untracked) else {
-        return if forward.is_some() { PolicyHook::Forward } else { PolicyHook::Normal };
+        return (if forward.is_some() { PolicyHook::Forward } else { PolicyHook::Normal }, None);
     };
     if pre_dnat.is_some() && untracked.is_some() {
         decoder.error(node, &path.field(name), "doNotTrack and preDNAT exclude each other: remove one of them");
@@ -211,10 +218,7 @@ fn hook(decoder: &mut Decoder<'_>, spec: &Fields<'_>, path: &FieldPath<'_>, type
             decoder.missing(node.place(), &path.field("egress"), "a preDNAT policy has no egress rules");
         }
     }
-    let field = path.field(name).to_string();
-    let message = "such a policy judges host endpoints only: it has no effect on workloads";
-    decoder.report(Severity::Warning, node.at, 4, Some(&field), message);
-    if pre_dnat.is_some() { PolicyHook::PreDnat } else { PolicyHook::Untracked }
+    (if pre_dnat.is_some() { PolicyHook::PreDnat } else { PolicyHook::Untracked }, Some((name, node.at)))
 }
 
 /// They have to be right, and change nothing.

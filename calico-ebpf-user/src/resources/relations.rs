@@ -10,8 +10,10 @@ use std::{
 use super::{
     decode::did_you_mean,
     diagnostic::{Diagnostic, Severity},
-    model::{BUILT_IN_TIERS, Profile, ResourceSet, StagedPolicy, WorkloadEndpoint},
-    parsed::{Body, Identity, Parsed, ParsedPolicy, ParsedWorkload},
+    model::{
+        BUILT_IN_TIERS, HostEndpoint, HostInterface, PolicyHook, Profile, ResourceSet, StagedPolicy, WorkloadEndpoint,
+    },
+    parsed::{Body, Identity, Parsed, ParsedHostEndpoint, ParsedPolicy, ParsedWorkload},
     profile,
     reader::ParsedFile,
     shared::Shared,
@@ -32,7 +34,7 @@ pub(super) struct Summary {
     workloads: Vec<Shared<WorkloadEndpoint>>,
     /// Which resources are none.
     others: Vec<usize>,
-    /// Profiles that workloads list.
+    /// Profiles that workloads and host endpoints list.
     profiles: BTreeSet<String>,
     /// Nodes of Kubernetes' workloads.
     kubernetes_nodes: BTreeSet<String>,
@@ -56,6 +58,9 @@ impl Summary {
             let Identity { kind, api_version, namespace, name, in_tier, .. } = identity;
             claims.push(claim(("name", kind, api_version, namespace, name)));
             claims.extend(in_tier.as_ref().map(|in_tier| claim(("in tier", kind, namespace, in_tier))));
+            if let Some(Body::HostEndpoint(host)) = body {
+                host.endpoint.profiles.iter().for_each(|profile| add(&mut summary.profiles, profile));
+            }
             let Some(Body::Workload(workload)) = body else {
                 summary.others.push(index);
                 continue;
@@ -115,6 +120,7 @@ pub(super) fn check(files: &[Arc<ParsedFile>], claims: &Claims, complete: bool) 
     let mut names = Names::default();
     // Where something is there twice, each resource has to be looked at.
     let mut workloads = Vec::new();
+    let mut host_endpoints = Vec::new();
     let mut policies = Vec::new();
     let mut bgp_peers = Vec::new();
     let mut profiles: BTreeMap<String, Profile> = BTreeMap::new();
@@ -133,6 +139,10 @@ pub(super) fn check(files: &[Arc<ParsedFile>], claims: &Claims, complete: bool) 
             match &parsed.body {
                 None => {}
                 Some(Body::Workload(workload)) => workloads.push((place, &**workload)),
+                Some(Body::HostEndpoint(host)) => {
+                    host_endpoints.push((place, &**host));
+                    set.host_endpoints.insert(name(), host.endpoint.clone());
+                }
                 Some(Body::Policy(policy)) => policies.push((place, &**policy)),
                 Some(Body::Tier(tier)) => {
                     set.tiers.insert(name(), tier.clone());
@@ -168,7 +178,7 @@ pub(super) fn check(files: &[Arc<ParsedFile>], claims: &Claims, complete: bool) 
             }
         }
     }
-    for (place, ParsedPolicy { policy, staged, tier_at }) in policies {
+    for (place, ParsedPolicy { policy, staged, tier_at, .. }) in &policies {
         // A tier with an error in it is there all the same.
         if set.tier(&policy.tier).is_none() && !is_written(files, "Tier", &policy.tier) {
             findings.push(place.finding(Severity::Error, *tier_at, "spec.tier", &missing_tier(&set, &policy.tier)));
@@ -198,7 +208,13 @@ pub(super) fn check(files: &[Arc<ParsedFile>], claims: &Claims, complete: bool) 
         check_workloads(&workloads, &mut findings);
         workloads.iter().map(|(_, workload)| workload.endpoint.clone()).collect()
     };
+    findings.extend(check_host_endpoints(&set, &host_endpoints));
     if complete && findings.iter().all(|finding| finding.severity != Severity::Error) {
+        findings.extend(host_endpoints.iter().map(|(place, _)| {
+            let message = "HostEndpoint is not supported yet: what it says would not be enforced";
+            place.finding(Severity::Error, place.identity.name_at, "kind", message)
+        }));
+        findings.extend(check_host_policies(&set, &policies));
         findings.extend(missing_profiles(&set, files));
         findings.extend(endpoint_to_host_notice(&set, files));
     }
@@ -317,6 +333,61 @@ fn check_workloads(workloads: &[(Place<'_>, &ParsedWorkload)], findings: &mut Ve
     }
 }
 
+/// No host endpoint is the interface of a workload. Where several are one interface, the first by name is it
+/// (`resolveHostEndpoints` of Felix).
+fn check_host_endpoints(set: &ResourceSet, endpoints: &[(Place<'_>, &ParsedHostEndpoint)]) -> Vec<Diagnostic> {
+    let mut findings = Vec::new();
+    for (place, host) in endpoints {
+        let HostEndpoint { name, node, interface, .. } = &*host.endpoint;
+        let finding =
+            |severity, message: &str| place.finding(severity, place.identity.name_at, "spec.interfaceName", message);
+        if let HostInterface::Named(interface) = interface
+            && let Some(owner) = set.workloads.iter().find(|w| w.node == *node && w.interface == *interface)
+        {
+            let message = format!(
+                "{interface} of node {node} is the interface of WorkloadEndpoint/{}/{}: a host endpoint has one of the host's",
+                owner.namespace, owner.name
+            );
+            findings.push(finding(Severity::Error, &message));
+        }
+        let first = set.host_endpoints_of(node).find(|other| other.interface == *interface);
+        if let Some(first) = first.filter(|first| first.name != *name) {
+            let message = format!(
+                "the same interface of node {node} is HostEndpoint/{}, which comes first by name: this one has no effect",
+                first.name
+            );
+            findings.push(finding(Severity::Warning, &message));
+        }
+    }
+    findings
+}
+
+/// Policies that judge host endpoints only: those that select none, and those that cannot be enforced.
+fn check_host_policies(set: &ResourceSet, policies: &[(Place<'_>, &ParsedPolicy)]) -> Vec<Diagnostic> {
+    let mut findings = Vec::new();
+    for (place, ParsedPolicy { policy, staged, hook_at, .. }) in policies {
+        let Some((name, at)) = hook_at else { continue };
+        let field = format!("spec.{name}");
+        let mut selected =
+            set.host_endpoints.values().filter(|host| policy.selects_host_endpoint(set, host)).peekable();
+        if selected.peek().is_none() {
+            let message = "such a policy judges host endpoints only, and it selects none: it has no effect";
+            findings.push(place.finding(Severity::Warning, *at, &field, message));
+        }
+        if policy.hook == PolicyHook::Untracked && staged.is_none() {
+            findings.extend(selected.next().map(|host| {
+                let message = format!(
+                    "it selects HostEndpoint/{}, where policy before connection tracking is not supported yet: \
+                     it would not be enforced",
+                    host.name
+                );
+                place.finding(Severity::Error, *at, &field, &message)
+            }));
+        }
+    }
+    findings
+}
+
 fn workloads_of(files: &[Arc<ParsedFile>]) -> impl Iterator<Item = (Place<'_>, &ParsedWorkload)> {
     files.iter().flat_map(|file| {
         file.resources.iter().filter_map(|Parsed { identity, body }| match body {
@@ -326,7 +397,23 @@ fn workloads_of(files: &[Arc<ParsedFile>]) -> impl Iterator<Item = (Place<'_>, &
     })
 }
 
-/// One warning that names all profiles which workloads list and nobody brings.
+/// The profiles that workloads and host endpoints list, and where.
+fn profiles_of(files: &[Arc<ParsedFile>]) -> impl Iterator<Item = (Place<'_>, &[String], &[Position])> {
+    files.iter().flat_map(|file| {
+        file.resources.iter().filter_map(|Parsed { identity, body }| {
+            let place = Place { source: &file.source, identity };
+            match body {
+                Some(Body::Workload(workload)) => {
+                    Some((place, &workload.endpoint.profiles[..], &workload.profiles_at[..]))
+                }
+                Some(Body::HostEndpoint(host)) => Some((place, &host.endpoint.profiles[..], &host.profiles_at[..])),
+                _ => None,
+            }
+        })
+    })
+}
+
+/// One warning that names all profiles which endpoints list and nobody brings.
 fn missing_profiles(set: &ResourceSet, files: &[Arc<ParsedFile>]) -> Option<Diagnostic> {
     let known: HashSet<&str> = set.profiles.iter().map(|profile| profile.name.as_str()).collect();
     if files.iter().flat_map(|file| &file.summary.profiles).all(|name| known.contains(name.as_str())) {
@@ -334,8 +421,8 @@ fn missing_profiles(set: &ResourceSet, files: &[Arc<ParsedFile>]) -> Option<Diag
     }
     let mut missing = BTreeSet::new();
     let mut first = None;
-    for (place, workload) in workloads_of(files) {
-        for (name, at) in workload.endpoint.profiles.iter().zip(&workload.profiles_at) {
+    for (place, profiles, profiles_at) in profiles_of(files) {
+        for (name, at) in profiles.iter().zip(profiles_at) {
             if !known.contains(name.as_str()) {
                 missing.insert(name.as_str());
                 first.get_or_insert((place, *at));
@@ -350,7 +437,7 @@ fn missing_profiles(set: &ResourceSet, files: &[Arc<ParsedFile>]) -> Option<Diag
     }
     let (noun, verb) = if missing.len() == 1 { ("profile", "does") } else { ("profiles", "do") };
     let message = format!(
-        "the {noun} {} {verb} not exist: a workload that lists a missing profile is denied what no policy decides",
+        "the {noun} {} {verb} not exist: an endpoint that lists a missing profile is denied what no policy decides",
         listed.join(", ")
     );
     Some(place.finding(Severity::Warning, at, "spec.profiles", &message))
