@@ -56,13 +56,25 @@ pub struct Subject {
     pub destination_port: u16,
 }
 
+/// What a table says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Verdict {
+    /// The packet may pass.
+    Allow = 1,
+    /// It may not.
+    Deny = 2,
+    /// It may not, and the sender is told.
+    Reject = 4,
+    /// Whatever judges behind this table decides.
+    Leave = 8,
+}
+
 /// The outcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decision {
-    /// Whether the packet may pass.
-    pub allow: bool,
-    /// Whether the sender is told that it may not.
-    pub reject: bool,
+    /// What becomes of the packet.
+    pub verdict: Verdict,
     /// Counter slot of the rule that decided.
     pub counter: u32,
     /// Number of that rule in the table.
@@ -207,11 +219,12 @@ fn try_visit<A: Arena + ?Sized>(
         rule = found;
     }
     let entry = RuleEntry::decode(arena.block(header.u32_at(2).wrapping_add(rule / 8))?.words[rule as usize & 7]);
-    let decided = |allow, reject| Visit::Decided(Decision { allow, reject, counter: entry.counter, rule });
+    let decided = |verdict| Visit::Decided(Decision { verdict, counter: entry.counter, rule });
     Some(match entry.action {
-        Action::Allow => decided(true, false),
-        Action::Deny => decided(false, false),
-        Action::Reject => decided(false, true),
+        Action::Allow => decided(Verdict::Allow),
+        Action::Deny => decided(Verdict::Deny),
+        Action::Reject => decided(Verdict::Reject),
+        Action::Leave => decided(Verdict::Leave),
         // A rule passes on to a later one: a broken table does not turn in circles for long, see `VISITS`.
         Action::Pass => Visit::Next(u32::from(entry.next)),
         Action::Log => Visit::Logged { counter: entry.counter, next: rule + 1 },

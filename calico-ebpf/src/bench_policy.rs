@@ -18,7 +18,7 @@ use aya_ebpf::{
 
 use calico_ebpf_common::{
     abi::{Block, NodeRef},
-    judge::{self, Arena, Subject, Visit},
+    judge::{self, Arena, Subject, Verdict, Visit},
 };
 
 use crate::{
@@ -88,7 +88,7 @@ extern "C" fn bench_decide(table: u32, own_class: u32, peer_class: u32, to: u32,
         // SAFETY: a value of a per-processor map, which only this processor writes.
         unsafe { *counter = (*counter).wrapping_add(1) };
     }
-    u32::from(decision.allow)
+    u32::from(decision.verdict == Verdict::Allow)
 }
 
 /// Table, and a subject.

@@ -16,6 +16,7 @@ mod from_uplink;
 mod from_workload;
 mod log;
 mod maps;
+mod neighbour;
 mod nets;
 mod opening;
 mod policy;
@@ -24,22 +25,31 @@ mod skb;
 mod tables;
 mod to_uplink;
 mod to_workload;
+mod untracked;
 mod visit;
 mod work;
+mod xdp;
 
-use aya_ebpf::{bindings::__sk_buff, macros::classifier, programs::TcContext};
+use core::ptr;
+
+use aya_ebpf::{
+    bindings::{__sk_buff, xdp_action, xdp_md},
+    macros::{classifier, xdp},
+    programs::{TcContext, XdpContext},
+};
 use aya_log_ebpf::debug;
 use calico_ebpf_common::{
-    abi::DropReason,
+    abi::{DropReason, judged, uplink_flags},
     packet::{V4, V6, ether_type},
 };
 
 use crate::{
     established::{Hook, again},
-    forward::{DROP, TO_STACK},
-    maps::DROPS,
+    forward::{DROP, TO_STACK, answer},
+    maps::{DROPS, ROOT},
     skb::Skb,
-    work::{AGAIN, Code, FOREIGN, MISS, dropped, jiffies, reason},
+    work::{AGAIN, ALLOWED, ANSWERED, Code, FOREIGN, LEFT, MISS, dropped, jiffies, reason},
+    xdp::Frame,
 };
 
 /// Keys of each IP version that one run of `cali_sweep` looks at.
@@ -83,6 +93,30 @@ steps! {
     cali_flow6(code) = flows::record::<V6>;
     cali_refuse4() = refuse::refuse::<V4>;
     cali_refuse6() = refuse::refuse::<V6>;
+    cali_fu_arp() = neighbour::arp;
+    cali_fu_nd6() = neighbour::solicitation;
+    cali_fu_raw4() = untracked::received::<V4>;
+    cali_fu_raw6() = untracked::received::<V6>;
+    cali_tu_raw4() = untracked::sent::<V4>;
+    cali_tu_raw6() = untracked::sent::<V6>;
+}
+
+/// The same for steps of the XDP program.
+macro_rules! xdp_steps {
+    ($($name:ident = $function:expr;)*) => {$(
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $name(frame: *mut xdp_md) -> Code {
+            $function(&Frame::of(frame))
+        }
+    )*};
+}
+
+xdp_steps! {
+    cali_xu_arp = neighbour::arp;
+    cali_xu_nd6 = neighbour::solicitation;
+    cali_xu_raw4 = untracked::arriving::<V4>;
+    cali_xu_raw6 = untracked::arriving::<V6>;
 }
 
 /// Like the other steps, but without the packet, which it does not look at.
@@ -185,8 +219,18 @@ fn to_workload_ip(skb: &Skb, known: Step, again: extern "C" fn() -> Code, first:
 #[classifier]
 pub fn cali_from_up(ctx: TcContext) -> i32 {
     let skb = Skb::new(&ctx);
+    if skb.is_tagged() || skb.is_answer() {
+        return TO_STACK as i32;
+    }
+    let flags = uplink_flags();
+    if flags != 0 {
+        let code = before_all(&skb, flags);
+        if code != MISS && code != ALLOWED && code != LEFT {
+            return finish(&ctx, Hook::FromUplink, code);
+        }
+    }
     // Frames for others, broadcasts, multicasts: the stack knows what they are.
-    if !skb.is_for_host_mac() || skb.is_tagged() || skb.is_answer() {
+    if !skb.is_for_host_mac() {
         return TO_STACK as i32;
     }
     let code = match skb.ether_type() {
@@ -195,6 +239,44 @@ pub fn cali_from_up(ctx: TcContext) -> i32 {
         _ => TO_STACK,
     };
     finish(&ctx, Hook::FromUplink, code)
+}
+
+/// What only hosts have that are told so: see [`mod@uplink_flags`].
+#[inline(always)]
+fn uplink_flags() -> u32 {
+    match ROOT.get(0) {
+        // SAFETY: a valid reference. Volatile: the loader changes it.
+        Some(root) => unsafe { ptr::read_volatile(&raw const root.uplink_flags) },
+        None => 0,
+    }
+}
+
+/// What comes before connections and their policy, on the way in by an uplink: answering for workloads, untracked policy.
+#[inline(always)]
+fn before_all(skb: &Skb, flags: u32) -> Code {
+    if skb.is_for_foreign_mac() {
+        return MISS;
+    }
+    let frame = skb.raw_context();
+    let ether_type = skb.ether_type();
+    if flags & uplink_flags::ANSWERS != 0 {
+        let code = match ether_type {
+            ether_type::ARP => cali_fu_arp(frame),
+            ether_type::IPV6 => cali_fu_nd6(frame),
+            _ => MISS,
+        };
+        if code == ANSWERED {
+            return answer(skb);
+        }
+    }
+    if flags & uplink_flags::UNTRACKED == 0 {
+        return MISS;
+    }
+    match ether_type {
+        ether_type::IPV4 => cali_fu_raw4(frame),
+        ether_type::IPV6 => cali_fu_raw6(frame),
+        _ => MISS,
+    }
 }
 
 #[inline(always)]
@@ -206,9 +288,20 @@ fn from_uplink_ip(skb: &Skb, known: Step, again: extern "C" fn() -> Code, first:
 #[classifier]
 pub fn cali_to_up(ctx: TcContext) -> i32 {
     let skb = Skb::new(&ctx);
-    // The host's own is not ours to judge.
-    if skb.was_answer() || to_workload::is_own(&skb) || skb.is_tagged() {
+    if skb.was_answer() || skb.is_tagged() {
         return TO_STACK as i32;
+    }
+    if to_workload::is_own(&skb) {
+        // The host's own is not ours to judge, but for untracked policy.
+        if uplink_flags() & uplink_flags::UNTRACKED == 0 {
+            return TO_STACK as i32;
+        }
+        let code = match skb.ether_type() {
+            ether_type::IPV4 => cali_tu_raw4(skb.raw_context()),
+            ether_type::IPV6 => cali_tu_raw6(skb.raw_context()),
+            _ => LEFT,
+        };
+        return if reason(code).is_some() { finish(&ctx, Hook::ToUplink, code) } else { TO_STACK as i32 };
     }
     let code = match skb.ether_type() {
         ether_type::IPV4 => to_uplink_ip(&skb, cali_tu_known4, cali_again4, cali_tu_first4),
@@ -222,6 +315,50 @@ pub fn cali_to_up(ctx: TcContext) -> i32 {
 fn to_uplink_ip(skb: &Skb, known: Step, again: extern "C" fn() -> Code, first: extern "C" fn() -> Code) -> Code {
     let code = look(skb, known, again);
     if code == MISS || code == FOREIGN { first() } else { code }
+}
+
+#[xdp(frags)]
+pub fn cali_xdp_up(ctx: XdpContext) -> u32 {
+    arriving(&Frame::of(ctx.ctx))
+}
+
+/// The same for kernels that know no frames in several buffers.
+#[xdp]
+pub fn cali_xdp_up1(ctx: XdpContext) -> u32 {
+    arriving(&Frame::of(ctx.ctx))
+}
+
+/// What an uplink receives, before it is a packet of the kernel's: untracked policy, and answering for workloads. What
+/// cannot be told here is for the TC program, which does all of it alone where this one is not attached.
+#[inline(always)]
+fn arriving(frame: &Frame) -> u32 {
+    let context = frame.raw_context();
+    let ether_type = frame.ether_type();
+    if uplink_flags() & uplink_flags::ANSWERS != 0 {
+        let code = match ether_type {
+            ether_type::ARP => cali_xu_arp(context),
+            ether_type::IPV6 => cali_xu_nd6(context),
+            _ => MISS,
+        };
+        if code == ANSWERED {
+            return xdp_action::XDP_TX;
+        }
+    }
+    let code = match ether_type {
+        ether_type::IPV4 => cali_xu_raw4(context),
+        ether_type::IPV6 => cali_xu_raw6(context),
+        _ => MISS,
+    };
+    if let Some(reason) = reason(code) {
+        count(DROPS.get_ptr_mut(reason));
+        return xdp_action::XDP_DROP;
+    }
+    match code {
+        ALLOWED => untracked::leave_word(frame, judged::ALLOWED),
+        LEFT => untracked::leave_word(frame, judged::LEFT),
+        _ => {}
+    }
+    xdp_action::XDP_PASS
 }
 
 /// Looks for a connection; a second time, if the entry had to be judged again.

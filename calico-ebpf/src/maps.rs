@@ -9,7 +9,7 @@ use aya_ebpf::{
 };
 use calico_ebpf_common::abi::{
     AddressEntry, Block, Conn, ConnKey4, ConnKey6, FlowKey, FlowRecord, FragmentKey, InfoText, Interface, LoadText,
-    LogRecord, Quota, Root, RuleText, SpoofKey4, SpoofKey6, VICTIMS, Workload, WorkloadText,
+    LogRecord, Neighbour, NeighbourKey, Quota, Root, RuleText, SpoofKey4, SpoofKey6, VICTIMS, Workload, WorkloadText,
 };
 
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
@@ -43,6 +43,9 @@ pub(crate) static NETS6: LpmTrie<[u8; 16], AddressEntry, NETS6_MAX> = LpmTrie::n
 pub(crate) static SPOOF4: LpmTrie<SpoofKey4, u32, 65536> = LpmTrie::new();
 #[btf_map(pin_by_name, name = "cali_spoof6")]
 pub(crate) static SPOOF6: LpmTrie<SpoofKey6, u32, 65536> = LpmTrie::new();
+
+#[btf_map(pin_by_name, name = "cali_neigh")]
+pub(crate) static NEIGHBOURS: HashMap<NeighbourKey, Neighbour, 16384, NO_PREALLOC> = HashMap::new();
 
 // Preallocated: an entry whose memory has to be found costs several times as much, and in a burst there may be none.
 #[btf_map(pin_by_name, name = "cali_ct4")]

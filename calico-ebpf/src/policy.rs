@@ -2,7 +2,7 @@
 
 use calico_ebpf_common::{
     abi::{Block, DropReason, NO_RULE, NodeRef, Workload},
-    judge::{Arena, Decision, Subject, Visit, judge},
+    judge::{Arena, Decision, Subject, Verdict, Visit, judge},
     packet::V6,
 };
 
@@ -43,20 +43,21 @@ impl<const LOGS: bool> Arena for Blocks<LOGS> {
     }
 }
 
-pub(crate) const ALLOWED: u64 = 1;
-pub(crate) const DENIED: u64 = 2;
-pub(crate) const REJECTED: u64 = 4;
+pub(crate) const ALLOWED: u64 = Verdict::Allow as u64;
+pub(crate) const DENIED: u64 = Verdict::Deny as u64;
+pub(crate) const REJECTED: u64 = Verdict::Reject as u64;
+pub(crate) const LEFT: u64 = Verdict::Leave as u64;
 
 /// In `to` of [`cali_judge`]: the packet is IPv6.
-const V6_BIT: u32 = 1 << 31;
+pub(crate) const V6_BIT: u32 = 1 << 31;
 
-/// Judges by one table: [`ALLOWED`], [`DENIED`] or [`REJECTED`] with the rule's counter in the upper half, or 0 without a table.
+/// Judges by one table: [`ALLOWED`], [`DENIED`], [`REJECTED`] or [`LEFT`] with the rule's counter in the upper half, or 0 without a table.
 /// `to` and `from` are `protocol << 16 | port`, and in `to` [`V6_BIT`].
 ///
 /// A global function over plain numbers: the verifier looks at it once, not at every call.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn cali_judge(table: u32, own_class: u32, peer_class: u32, to: u32, from: u32) -> u64 {
+pub(crate) extern "C" fn cali_judge(table: u32, own_class: u32, peer_class: u32, to: u32, from: u32) -> u64 {
     let blocks = Blocks::<true> { v6: to & V6_BIT != 0 };
     let Some(decision) = judge(&blocks, table, &subject(own_class, peer_class, to, from)) else { return 0 };
     count(RULE_HITS.get_ptr_mut(decision.counter));
@@ -80,14 +81,7 @@ fn subject(own_class: u32, peer_class: u32, to: u32, from: u32) -> Subject {
 
 #[inline(always)]
 fn verdict(decision: &Decision) -> u64 {
-    let verdict = if decision.allow {
-        ALLOWED
-    } else if decision.reject {
-        REJECTED
-    } else {
-        DENIED
-    };
-    u64::from(decision.counter) << 32 | verdict
+    u64::from(decision.counter) << 32 | u64::from(decision.verdict as u8)
 }
 
 /// What both ends say of a connection: the rules that allow it, or why it is dropped. An end that is no workload of

@@ -109,6 +109,17 @@ impl Skb {
         }
     }
 
+    /// The word that an XDP program left in front of the frame; zero where there is none.
+    #[inline(always)]
+    pub(crate) fn left_in_front(&self) -> u32 {
+        let (front, data) = (self.raw().data_meta as usize, self.raw().data as usize);
+        if front + size_of::<u32>() > data {
+            return 0;
+        }
+        // SAFETY: within the room in front of the frame, as just compared.
+        unsafe { ptr::read_unaligned(front as *const u32) }
+    }
+
     /// Payload of each segment of a super-packet; 0 for an ordinary one.
     #[inline(always)]
     pub(crate) fn gso_size(&self) -> u32 {

@@ -22,7 +22,7 @@ const BPF_NOEXIST: u64 = 1;
 
 /// What is made on the stack for a helper to read: the verifier allows only aligned access there.
 #[repr(C, align(8))]
-struct Aligned<T>(T);
+pub(crate) struct Aligned<T>(pub T);
 
 /// Puts the key of a trie where it may be unaligned.
 #[inline(always)]

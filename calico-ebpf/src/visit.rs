@@ -4,7 +4,7 @@
 
 use calico_ebpf_common::{
     abi::{Block, NodeRef},
-    judge::{self, Arena, Decision, Visit},
+    judge::{self, Arena, Decision, Verdict, Visit},
 };
 
 use crate::maps::RULES;
@@ -45,10 +45,13 @@ extern "C" fn cali_has(vector: u32, rule: u32) -> u32 {
 }
 
 const DECIDED: u64 = 1 << 63;
-const DECIDED_ALLOW: u64 = 1 << 62;
 const NEXT: u64 = 1 << 61;
 const LOGGED: u64 = 1 << 60;
-const DECIDED_REJECT: u64 = 1 << 59;
+/// Where the verdict of [`DECIDED`] stands: a [`Verdict`] as a number.
+const VERDICT: u32 = 48;
+const ALLOW: u8 = Verdict::Allow as u8;
+const REJECT: u8 = Verdict::Reject as u8;
+const LEAVE: u8 = Verdict::Leave as u8;
 
 /// [`judge::visit`].
 #[inline(always)]
@@ -57,8 +60,13 @@ pub(crate) fn visit(fields: [NodeRef; 4], singles: u64, table: u32, first: u32) 
     let visited = cali_visit(own_peer, to_from, singles, u64::from(table) << 32 | u64::from(first));
     let rule = (visited >> 32) as u32 & 0xffff;
     if visited & DECIDED != 0 {
-        let (allow, reject) = (visited & DECIDED_ALLOW != 0, visited & DECIDED_REJECT != 0);
-        Visit::Decided(Decision { allow, reject, counter: visited as u32, rule })
+        let verdict = match (visited >> VERDICT) as u8 {
+            ALLOW => Verdict::Allow,
+            REJECT => Verdict::Reject,
+            LEAVE => Verdict::Leave,
+            _ => Verdict::Deny,
+        };
+        Visit::Decided(Decision { verdict, counter: visited as u32, rule })
     } else if visited & NEXT != 0 {
         Visit::Next(visited as u32)
     } else if visited & LOGGED != 0 {
@@ -75,13 +83,7 @@ extern "C" fn cali_visit(own_peer: u64, to_from: u64, singles: u64, table_first:
     let fields = fields(own_peer, to_from);
     match judge::visit(&Blocks, fields, singles, (table_first >> 32) as u32, table_first as u32) {
         Visit::Decided(decision) => {
-            let verdict = if decision.allow {
-                DECIDED_ALLOW
-            } else if decision.reject {
-                DECIDED_REJECT
-            } else {
-                0
-            };
+            let verdict = u64::from(decision.verdict as u8) << VERDICT;
             DECIDED | verdict | u64::from(decision.rule & 0xffff) << 32 | u64::from(decision.counter)
         }
         Visit::Next(rule) => NEXT | u64::from(rule),

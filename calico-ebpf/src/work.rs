@@ -8,7 +8,7 @@ use core::{arch::asm, ptr};
 use aya_ebpf::{btf_maps::PerCpuArray, helpers::generated::bpf_jiffies64, macros::btf_map};
 use calico_ebpf_common::{
     abi::{Conn, DropReason, Root},
-    packet::Packet,
+    packet::{Cursor, Packet},
 };
 
 use crate::{maps::ROOT, skb::Skb, tables::Tables};
@@ -23,6 +23,12 @@ pub(crate) const MISS: Code = STEP;
 pub(crate) const FOREIGN: Code = STEP + 1;
 /// It has one, which has to be judged again first.
 pub(crate) const AGAIN: Code = STEP + 2;
+/// A rule of untracked policy allows it.
+pub(crate) const ALLOWED: Code = STEP + 3;
+/// Untracked policy leaves it to what is behind.
+pub(crate) const LEFT: Code = STEP + 4;
+/// It has been made its own answer, to be sent back.
+pub(crate) const ANSWERED: Code = STEP + 5;
 const DROPPED: Code = 1 << 17;
 
 /// The packet is dropped and counted.
@@ -61,10 +67,16 @@ impl Env {
     /// For the first function of a run.
     #[inline(always)]
     pub(crate) fn new(skb: &Skb) -> Result<Self, DropReason> {
+        Self::at(skb.ifindex())
+    }
+
+    /// Likewise, of a packet on this interface.
+    #[inline(always)]
+    pub(crate) fn at(ifindex: u32) -> Result<Self, DropReason> {
         let root = ROOT.get(0).ok_or(DropReason::NoTable)?;
         // SAFETY: a valid reference. Volatile: the loader changes it.
         let generation = unsafe { ptr::read_volatile(&raw const root.generation) };
-        Ok(Self { root, generation, now: jiffies(), ifindex: skb.ifindex() })
+        Ok(Self { root, generation, now: jiffies(), ifindex })
     }
 
     /// For the others: the packet is judged by one generation.
@@ -144,11 +156,18 @@ pub(crate) fn work<F: Tables>() -> Option<&'static mut Work<F>> {
 /// Parses the packet into the memory of this processor, for the function at hand and those behind it.
 #[inline(always)]
 pub(crate) fn take<F: Tables>(skb: &Skb, env: &Env) -> Result<&'static Work<F>, DropReason> {
-    let work = work::<F>().ok_or(DropReason::NoTable)?;
-    work.packet = F::parse(skb, skb.length())?;
-    forget_origin();
+    let work = parsed::<F, _>(skb, skb.length())?;
     (work.key, work.source_is_a) = work.packet.key();
     work.generation = env.generation;
+    forget_origin();
+    Ok(work)
+}
+
+/// The same with nothing but the packet itself, of a frame of `length` bytes.
+#[inline(always)]
+pub(crate) fn parsed<F: Tables, C: Cursor>(frame: &C, length: u32) -> Result<&'static mut Work<F>, DropReason> {
+    let work = work::<F>().ok_or(DropReason::NoTable)?;
+    work.packet = F::parse(frame, length)?;
     forget_origin();
     Ok(work)
 }

@@ -166,6 +166,8 @@ pub enum Action {
     Log = 3,
     /// Drop, and tell the sender.
     Reject = 4,
+    /// Leave it to what judges behind this table: at its end, and what it must not touch.
+    Leave = 5,
 }
 
 /// One rule: 8 bytes.
@@ -195,6 +197,7 @@ impl RuleEntry {
             2 => Action::Pass,
             3 => Action::Log,
             4 => Action::Reject,
+            5 => Action::Leave,
             _ => Action::Deny,
         };
         Self { action, next: (word >> 16) as u16, counter: (word >> 32) as u32 }

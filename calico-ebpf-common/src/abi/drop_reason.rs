@@ -59,4 +59,8 @@ drop_reasons! {
     TcpInvalid = 23, "tcp-invalid";
     /// An ICMP error about nothing that is known.
     IcmpUnrelated = 24, "icmp-unrelated";
+    /// Came in by an interface whose untracked policy denies it.
+    UntrackedIngress = 27, "untracked-ingress";
+    /// Of the host itself, by an interface whose untracked policy denies it.
+    UntrackedEgress = 28, "untracked-egress";
 }

@@ -15,9 +15,11 @@ mod fragment;
 mod log;
 mod mark;
 pub mod names;
+mod neighbour;
 mod nets;
 mod root;
 mod text;
+mod untracked;
 mod workload;
 
 pub use address::{AddressEntry, HOST, SpoofKey4, SpoofKey6, Stamped};
@@ -36,9 +38,11 @@ pub use flow::{FlowKey, FlowRecord};
 pub use fragment::FragmentKey;
 pub use log::{Allowance, LogRecord};
 pub use mark::{MARK_ANSWER, MARK_UNTRANSLATED};
+pub use neighbour::{Neighbour, NeighbourKey};
 pub use nets::{FILTER_CHILDREN, INDEX_CHILDREN, LEAF_CLASSES, LEAF_CLASSES_HIGH, LEAF_INTERVALS, NetRef};
-pub use root::{Interface, MAX_UPLINKS, Root, Settings, Timeouts, host_action, role, settings_flags};
+pub use root::{Interface, MAX_UPLINKS, Root, Settings, Timeouts, host_action, role, settings_flags, uplink_flags};
 pub use text::{INFO_BYTES, InfoText, LOAD_BYTES, LoadText, RULE_BYTES, RuleText, WORKLOAD_BYTES, WorkloadText};
+pub use untracked::{INTERFACE_NAME, MAX_UNTRACKED, Untracked, judged};
 pub use workload::{PolicyRef, Workload, workload_flags};
 
 /// Version of everything below; objects of different versions never share a map.

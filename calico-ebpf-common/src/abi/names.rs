@@ -8,6 +8,10 @@ pub const PROG_TO_WORKLOAD: &str = "cali_to_wl";
 pub const PROG_FROM_UPLINK: &str = "cali_from_up";
 /// TC egress on an uplink: packets that leave through the host's stack.
 pub const PROG_TO_UPLINK: &str = "cali_to_up";
+/// XDP on an uplink with untracked policy, of frames in several buffers too.
+pub const PROG_XDP: &str = "cali_xdp_up";
+/// The same for kernels before 5.18, which know no such frames.
+pub const PROG_XDP_LINEAR: &str = "cali_xdp_up1";
 /// TC ingress on an interface without a workload: drops everything.
 pub const PROG_DROP: &str = "cali_drop";
 /// Run by user space only: advances the clock hand over the connection table.
@@ -35,6 +39,8 @@ pub const NETS6: &str = "cali_net6";
 pub const SPOOF4: &str = "cali_spoof4";
 /// `LpmTrie<SpoofKey6, u32>`, likewise.
 pub const SPOOF6: &str = "cali_spoof6";
+/// `HashMap<NeighbourKey, Neighbour>`: addresses of local workloads that uplinks answer for.
+pub const NEIGHBOURS: &str = "cali_neigh";
 /// `HashMap<ConnKey4, Conn>`.
 pub const CONNS4: &str = "cali_ct4";
 /// `HashMap<ConnKey6, Conn>`.

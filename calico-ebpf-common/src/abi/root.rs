@@ -2,6 +2,8 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use super::untracked::{INTERFACE_NAME, MAX_UNTRACKED, Untracked};
+
 /// Uplinks that the fast path knows.
 pub const MAX_UPLINKS: usize = 8;
 
@@ -19,6 +21,14 @@ pub mod host_action {
 pub mod settings_flags {
     /// Calico's `disableConntrackInvalidCheck`: what belongs to no connection and cannot open one is judged like all else.
     pub const JUDGE_INVALID: u32 = 1;
+}
+
+/// Bits of [`Root::uplink_flags`]: what the programs of uplinks do besides. Without any, they do not look for it.
+pub mod uplink_flags {
+    /// Some interface has untracked policy, in the generation in force, the one before or the one to come.
+    pub const UNTRACKED: u32 = 1;
+    /// Questions for addresses of local workloads are answered: there are entries in `cali_neigh`.
+    pub const ANSWERS: u32 = 1 << 1;
 }
 
 /// Values of [`Interface::role`].
@@ -41,6 +51,8 @@ pub struct Settings {
     pub flags: u32,
     /// Zero.
     pub reserved: u32,
+    /// The interfaces with untracked policy, the first ones of the array.
+    pub untracked: [Untracked; MAX_UNTRACKED],
 }
 
 /// Idle times after which a connection is forgotten, in ticks of `bpf_jiffies64`; by protocol and state, with Calico's
@@ -78,8 +90,6 @@ pub struct Root {
     pub conn_fair_share: u32,
     /// Connections not yet assured that one account may hold before it evicts its own.
     pub conn_unassured: u32,
-    /// By the lowest bit of the generation.
-    pub settings: [Settings; 2],
     /// See [`Timeouts`].
     pub timeouts: Timeouts,
     /// Interface indices of the uplinks, zero where there is none.
@@ -92,6 +102,12 @@ pub struct Root {
     pub watched_until: u32,
     /// 1 if the host's stack puts fragments together before it forwards them; 0: it may not.
     pub reassembles: u32,
+    /// See [`uplink_flags`].
+    pub uplink_flags: u32,
+    /// Zero.
+    pub reserved: [u32; 3],
+    /// By the lowest bit of the generation. Last: hardly a packet reads more of it than its first words.
+    pub settings: [Settings; 2],
 }
 
 impl Root {
@@ -117,9 +133,11 @@ pub struct Interface {
     pub mac: [u8; 6],
     /// Zero.
     pub reserved: [u8; 2],
+    /// Its name, padded with zeros: what policy of interfaces knows it by.
+    pub name: [u8; INTERFACE_NAME],
 }
 
 const _: () = {
-    assert!(size_of::<Root>() == 128);
-    assert!(size_of::<Interface>() == 20);
+    assert!(size_of::<Root>() == 528);
+    assert!(size_of::<Interface>() == 36);
 };

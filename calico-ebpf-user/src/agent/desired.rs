@@ -2,7 +2,7 @@
 
 use super::engine::Accepted;
 use crate::{
-    dataplane::{Desired, DesiredWorkload, Uplinks},
+    dataplane::{Desired, DesiredWorkload, Uplinks, XdpWish},
     policy::store::Store,
     resources::model::FelixConfiguration,
     routes::RouteParameters,
@@ -28,8 +28,20 @@ pub(super) fn desired(accepted: &Accepted, store: &Store, node: &str, uplinks: &
         uplinks: uplinks.clone(),
         interface_prefixes: accepted.felix.interface_prefixes.clone(),
         routes: routes(&accepted.felix),
+        untracked: accepted.compiled.untracked.iter().map(|(name, of)| (name.clone(), of.ingress.is_some())).collect(),
+        xdp: xdp(&accepted.felix),
+        answered: accepted.answered.clone(),
         nat_outgoing: accepted.nat_outgoing.clone(),
         node: node.to_owned(),
+    }
+}
+
+/// What may be made of XDP.
+fn xdp(felix: &FelixConfiguration) -> XdpWish {
+    let default = XdpWish::default();
+    XdpWish {
+        enabled: felix.xdp_enabled.unwrap_or(default.enabled),
+        generic: felix.generic_xdp_enabled.unwrap_or(default.generic),
     }
 }
 

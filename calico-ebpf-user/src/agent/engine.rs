@@ -40,6 +40,8 @@ pub(super) struct Accepted {
     pub(super) felix: FelixConfiguration,
     /// Who is translated on the way out of all pools.
     pub(super) nat_outgoing: Option<NatOutgoing>,
+    /// Addresses of local workloads that questions of the link are answered for.
+    pub(super) answered: Vec<IpAddr>,
     /// Staged policies, where they would change something.
     pub(super) staged: Option<Arc<Staged>>,
 }
@@ -246,6 +248,13 @@ impl Engine {
             let before = self.applied.workloads.iter().find(|before| before.endpoint == now.endpoint);
             if before.is_none_or(|before| before.state != now.state) {
                 tracing::info!(endpoint = now.endpoint, interface = now.interface, state = %now.state, "workload");
+            }
+        }
+        for now in applied.xdp.iter().filter(|now| !self.applied.xdp.contains(now)) {
+            if now.hindered {
+                tracing::warn!(interface = now.interface, "XDP {now}");
+            } else {
+                tracing::info!(interface = now.interface, "XDP {now}");
             }
         }
         self.applied = applied;

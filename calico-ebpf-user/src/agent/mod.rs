@@ -1,6 +1,7 @@
 //! `run`: desired state from the files, actual state from the kernel, and the loop that makes the second match the first.
 
 mod alone;
+mod answered;
 mod confirmation;
 pub mod control;
 mod desired;

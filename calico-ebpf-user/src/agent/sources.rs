@@ -10,6 +10,7 @@ use std::{
 use anyhow::bail;
 
 use super::{
+    answered::answered,
     engine::{Accepted, LOGGED_ERRORS},
     nat_outgoing::nat_outgoing,
 };
@@ -77,7 +78,8 @@ impl Sources {
         let compiled = self.compiler.compile(&set, &self.node);
         let felix = set.felix_for(&self.node);
         let nat_outgoing = nat_outgoing(&set, &compiled, &felix);
-        Accepted { content, compiled, felix, nat_outgoing, staged: Staged::new(set, &self.node).map(Arc::new) }
+        let answered = answered(&set, &compiled, &felix);
+        Accepted { content, compiled, felix, nat_outgoing, answered, staged: Staged::new(set, &self.node).map(Arc::new) }
     }
 
     fn judge(&self, loaded: Loaded) -> Read {

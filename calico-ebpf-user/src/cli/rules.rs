@@ -124,6 +124,11 @@ fn what(name: &RuleName) -> String {
     match name.reason {
         Reason::TierDefault => "end of the tier: a policy applied, and no rule matched".into(),
         Reason::NoProfile => "no profile allowed it".into(),
+        Reason::Failsafe => {
+            let (list, index) = (name.policy.as_deref().unwrap_or("?"), name.rule.unwrap_or_default());
+            format!("failsafe: {list}, entry {index}")
+        }
+        Reason::Undecided => "no rule matched: left to the policy behind".into(),
         Reason::Rule | Reason::Profile => {
             let namespace = name.namespace.as_ref().map_or(String::new(), |namespace| format!("{namespace}/"));
             let (kind, policy) = (name.kind.as_deref().unwrap_or("?"), name.policy.as_deref().unwrap_or("?"));

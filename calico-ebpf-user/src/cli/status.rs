@@ -45,6 +45,7 @@ fn stopped(context: &Context) -> anyhow::Result<Status> {
             .collect(),
         last_load: LastLoad::parse(&view.load()?),
         uplinks: info.uplinks,
+        xdp: info.xdp,
         nat_outgoing: info.nat_table.map(|table| NatState {
             installed: dataplane::nft_table_exists(&table),
             table,
@@ -80,6 +81,9 @@ fn render(status: &Status) -> String {
     }
     let uplinks = if status.uplinks.is_empty() { "none".to_owned() } else { status.uplinks.join(", ") };
     line("uplinks", &uplinks);
+    for xdp in &status.xdp {
+        line("XDP", &format!("{}, {xdp}", xdp.interface));
+    }
     line("fragments", &status.fragments);
     let missing = status.routes.iter().filter(|route| !route.installed).count();
     let routes = status.routes.len() - missing;

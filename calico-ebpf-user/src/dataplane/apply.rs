@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use calico_ebpf_common::abi::names;
+use calico_ebpf_common::abi::{names, uplink_flags};
 
 use super::{
     Options,
@@ -21,12 +21,14 @@ use super::{
     links::{Found, LinkAction, PeerMac, Runtime, Wanted, has_peer, reconcile},
     load::{self, Programs},
     nat_outgoing,
+    neighbours::{self, Answerer},
     netlink::{Hook, LinkTable, Netlink, Route},
     nft, reassembly, sys, sysctl,
     tables::{ConnLimits, Owner, Snapshot, Tables, timeouts},
     tc::{Expected, Hooks},
     translated,
     view::View,
+    xdp::{UplinkXdp, XdpLinks, XdpMode},
 };
 use crate::{
     policy::{store::Store, write::Plan},
@@ -48,6 +50,7 @@ pub struct Dataplane {
     programs: Programs,
     tables: Tables,
     hooks: Hooks,
+    xdp: XdpLinks,
     netlink: Netlink,
     info: Info,
     hz: u32,
@@ -55,6 +58,8 @@ pub struct Dataplane {
     takeover: bool,
     /// Interfaces and hooks with the program that should hang there.
     expected: Expected,
+    /// Interfaces with the XDP program that should hang there.
+    expected_xdp: BTreeMap<u32, u32>,
     /// Addresses of workloads with their interfaces, now and formerly: whose routes are ours.
     owned: BTreeSet<(IpAddr, u32)>,
     guard: nft::Table,
@@ -100,6 +105,7 @@ impl Dataplane {
         let conn_limit = load::conn_limit(&directory)?;
         let ticks = if takeover { None } else { Some(load::clock(&directory)?) };
         tables.set_root(&ConnLimits::new(conn_limit, tables.owners().len()), &timeouts(hz), hz, ticks)?;
+        let xdp = XdpLinks { directory: directory.clone() };
         let hooks = Hooks { directory, attachment: load::attachment(options.attach) };
         let netlink = Netlink::open().map_err(DataplaneError::io("open a netlink socket"))?;
         Ok(Self {
@@ -107,12 +113,14 @@ impl Dataplane {
             programs,
             tables,
             hooks,
+            xdp,
             netlink,
             info,
             hz,
             conn_limit,
             takeover,
             expected: Expected::new(),
+            expected_xdp: BTreeMap::new(),
             owned,
             guard: nft::Table::new(nft::table_name(guard::TABLE, &options.instance), guard::PURPOSE),
             nat: nft::Table::new(nft::table_name(nat_outgoing::TABLE, &options.instance), nat_outgoing::PURPOSE),
@@ -177,6 +185,9 @@ impl Dataplane {
             (Err(error), None) => applied.faults.push(error.to_string()),
         }
         let plan = plan.filter(|plan| !plan.is_empty());
+        if !desired.untracked.is_empty() {
+            self.tables.set_uplink_flag(uplink_flags::UNTRACKED, true)?;
+        }
         if let Some(plan) = plan {
             self.tables.write(&plan.prepare)?;
             self.tables.commit(plan.generation)?;
@@ -200,10 +211,15 @@ impl Dataplane {
         self.translate_no_more(desired, &mut applied);
         self.reassemble(&mut applied)?;
         self.routes(desired, &found, &failed, &mut applied);
+        self.xdp(desired, &uplinks, &found, &failed, &mut applied)?;
+        self.answer(desired, &uplinks, &found, &mut applied);
         if let Some(plan) = plan {
             // Also where nothing is to be retired: the next plan writes what readers of the former generation may still read.
             sys::grace_period();
             self.tables.write(&plan.retire)?;
+        }
+        if desired.untracked.is_empty() {
+            self.tables.set_uplink_flag(uplink_flags::UNTRACKED, false)?;
         }
         self.report(desired, &uplinks, &found, &failed, &mut applied);
         Ok(applied)
@@ -228,8 +244,9 @@ impl Dataplane {
     /// a few system calls a filter. Call it every second or so, and [`Dataplane::apply`] if it says no.
     #[must_use]
     pub fn attachments_intact(&mut self) -> bool {
-        let Self { expected, hooks, netlink, .. } = self;
-        expected.iter().all(|((ifindex, hook), program)| {
+        let Self { expected, expected_xdp, hooks, xdp, netlink, .. } = self;
+        let hangs = |(ifindex, program): (&u32, &u32)| xdp.hanging(*ifindex).is_some_and(|(_, id)| id == *program);
+        expected_xdp.iter().all(hangs) && expected.iter().all(|((ifindex, hook), program)| {
             hooks.hanging(netlink, *ifindex, *hook).is_ok_and(|found| {
                 found.is_some_and(|hanging| hanging.program == *program && hanging.attachment == hooks.attachment)
             })
@@ -288,6 +305,11 @@ impl Dataplane {
                 devices.into_iter().filter(|index| !workload(index)).collect()
             }
         };
+        for link in desired.untracked.keys().filter_map(|name| links.by_name(name)) {
+            if !uplinks.contains(&link.index) {
+                uplinks.push(link.index);
+            }
+        }
         let most = calico_ebpf_common::abi::MAX_UPLINKS;
         if uplinks.len() > most {
             applied.faults.push(format!("{} uplinks, but only the first {most} are used", uplinks.len()));
@@ -694,6 +716,123 @@ impl Dataplane {
         let there = self.netlink.routes(&self.info.route_protocols).map_err(DataplaneError::io("list the routes"))?;
         let routes: Vec<Route> = wanted.iter().map(|(_, route)| route.clone()).collect();
         Ok((plan_routes(&routes, &there, &owned), wanted))
+    }
+
+    /// Hangs the XDP program where there is something for it to do, and takes it from elsewhere. Behind the interfaces and
+    /// their other programs: it tells those behind it that it has judged, and has to know by what.
+    fn xdp(
+        &mut self,
+        desired: &Desired,
+        uplinks: &[u32],
+        found: &Found,
+        failed: &BTreeSet<u32>,
+        applied: &mut Applied,
+    ) -> Result<()> {
+        self.expected_xdp.clear();
+        let mut kept = BTreeSet::new();
+        for link in uplinks.iter().filter_map(|index| found.links.by_index(*index)) {
+            let Some(ingress) = desired.untracked.get(&link.name) else { continue };
+            let off = |reason: &str| UplinkXdp {
+                interface: link.name.clone(),
+                mode: None,
+                reason: reason.to_owned(),
+                hindered: false,
+            };
+            if failed.contains(&link.index) || !*ingress || !desired.xdp.enabled {
+                applied.xdp.push(off(if !*ingress {
+                    "the untracked policy is about what the host sends only"
+                } else if desired.xdp.enabled {
+                    "the TC programs could not be attached"
+                } else {
+                    "xdpEnabled is false: the TC program judges alone"
+                }));
+                continue;
+            }
+            let Self { xdp, netlink, programs, .. } = self;
+            match xdp.keep(netlink, programs, (link.index, &link.name), desired.xdp) {
+                Ok((state, changed)) => {
+                    applied.changes += usize::from(changed);
+                    if state.mode.is_some() {
+                        kept.insert(link.index);
+                    }
+                    applied.xdp.push(state);
+                }
+                Err(error) => {
+                    applied.xdp.push(off(&format!("{error}: the TC program judges alone")));
+                    applied.faults.push(error.to_string());
+                }
+            }
+            if let Some((_, program)) = self.xdp.hanging(link.index) {
+                self.expected_xdp.insert(link.index, program);
+            }
+        }
+        let gone: BTreeSet<u32> = self.xdp.pins()?.into_iter().map(|(index, _)| index).collect();
+        for ifindex in gone.difference(&kept) {
+            applied.changes += usize::from(self.xdp.detach(*ifindex)?);
+        }
+        if self.info.xdp != applied.xdp {
+            self.info.xdp.clone_from(&applied.xdp);
+            self.info.write(&self.hooks.directory)?;
+        }
+        Ok(())
+    }
+
+    /// Has uplinks answer for local workloads inside of their own networks, where that is asked for. Behind everything that a
+    /// packet needs which comes because of such an answer.
+    fn answer(&mut self, desired: &Desired, uplinks: &[u32], found: &Found, applied: &mut Applied) {
+        if let Err(error) = self.try_answer(desired, uplinks, found, applied) {
+            applied.faults.push(error.to_string());
+        }
+    }
+
+    fn try_answer(
+        &mut self,
+        desired: &Desired,
+        uplinks: &[u32],
+        found: &Found,
+        applied: &mut Applied,
+    ) -> Result<()> {
+        let there = self.tables.neighbours()?;
+        if desired.answered.is_empty() && there.is_empty() {
+            return self.tables.set_uplink_flag(uplink_flags::ANSWERS, false);
+        }
+        let networks = self.netlink.networks().map_err(DataplaneError::io("list the addresses of this host"))?;
+        let links = uplinks.iter().filter_map(|index| found.links.by_index(*index));
+        let answerers: Vec<Answerer> = links
+            .map(|link| Answerer {
+                ifindex: link.index,
+                mac: link.mac,
+                // What a driver sends back reaches the other end of a veth only if that end is ready for it.
+                by_xdp: match self.xdp.hanging(link.index) {
+                    Some((XdpMode::Native, _)) => !link.veth,
+                    Some((XdpMode::Generic, _)) => true,
+                    None => false,
+                },
+            })
+            .collect();
+        let wanted = neighbours::wanted(&desired.answered, &answerers, &networks);
+        let name = |ifindex: u32| found.links.by_index(ifindex).map(|link| link.name.as_str());
+        let (mut received, mut no_longer) = (BTreeSet::new(), BTreeSet::new());
+        for (key, neighbour) in &wanted {
+            if there.get(key) != Some(neighbour) {
+                self.tables.set_neighbour(key, Some(neighbour))?;
+                applied.changes += 1;
+            }
+            received.extend(neighbours::solicited_mac(key).map(|mac| (key.ifindex, mac)));
+        }
+        for key in there.keys().filter(|key| !wanted.contains_key(key)) {
+            self.tables.set_neighbour(key, None)?;
+            applied.changes += 1;
+            no_longer.extend(neighbours::solicited_mac(key).map(|mac| (key.ifindex, mac)));
+        }
+        self.tables.set_uplink_flag(uplink_flags::ANSWERS, !wanted.is_empty())?;
+        let all = received.iter().map(|of| (of, true)).chain(no_longer.difference(&received).map(|of| (of, false)));
+        for ((ifindex, mac), receive) in all {
+            let Some(name) = name(*ifindex) else { continue };
+            let what = || format!("interface {name}: the multicast address that neighbours ask by");
+            sys::receive_multicast(name, *mac, receive).map_err(DataplaneError::io(what()))?;
+        }
+        Ok(())
     }
 
     fn report(&self, desired: &Desired, uplinks: &[u32], found: &Found, failed: &BTreeSet<u32>, applied: &mut Applied) {

@@ -1,10 +1,17 @@
 //! What the agent wants of the data path, and what came of it.
 
-use std::{collections::BTreeSet, fmt, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::IpAddr,
+};
 
 use ipnet::IpNet;
 
-use super::nat_outgoing::NatOutgoing;
+use super::{
+    nat_outgoing::NatOutgoing,
+    xdp::{UplinkXdp, XdpWish},
+};
 use crate::routes::{RouteParameters, RouteStatus};
 
 /// What should be, besides policy (which the store's plan brings).
@@ -18,6 +25,13 @@ pub struct Desired {
     pub interface_prefixes: Option<Vec<String>>,
     /// How routes are written.
     pub routes: RouteParameters,
+    /// Interfaces that have untracked policy, and whether it is about what comes in by them. They are uplinks too.
+    pub untracked: BTreeMap<String, bool>,
+    /// What may be made of XDP.
+    pub xdp: XdpWish,
+    /// Addresses of local workloads that questions of the link are answered for, where they are inside of an uplink's own
+    /// network.
+    pub answered: Vec<IpAddr>,
     /// Who is translated on the way out of all pools, if anybody is.
     pub nat_outgoing: Option<NatOutgoing>,
     /// `--node`, kept with the pins for commands that look at a stopped data path.
@@ -67,6 +81,8 @@ pub struct Applied {
     pub workloads: Vec<WorkloadStatus>,
     /// The uplinks in use.
     pub uplinks: Vec<Uplink>,
+    /// How it is with XDP on each uplink that has untracked policy.
+    pub xdp: Vec<UplinkXdp>,
     /// Our routes.
     pub routes: Vec<RouteStatus>,
     /// The nftables table that translates, where there has to be one.

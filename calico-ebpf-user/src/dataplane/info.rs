@@ -9,6 +9,7 @@ use bytemuck::Pod;
 use super::{
     error::{DataplaneError, Result},
     maps::{TypedMap, text_value, value_text},
+    xdp::UplinkXdp,
 };
 
 /// What the writer of the maps left about itself.
@@ -35,6 +36,9 @@ pub struct Info {
     pub nft_table: Option<String>,
     /// Name of the nftables table of `natOutgoing`, likewise.
     pub nat_table: Option<String>,
+    /// How it is with XDP on uplinks with untracked policy.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub xdp: Vec<UplinkXdp>,
 }
 
 /// A sysctl that was set. As JSON it is a list of the three: room is short in `cali_wl_name`.

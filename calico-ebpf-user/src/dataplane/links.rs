@@ -13,6 +13,7 @@ use super::{
     netlink::{Hook, Link, LinkTable},
     tc::Hanging,
 };
+use crate::policy::store::interface_name;
 
 /// What the loader writes into a slot of `cali_wl`; the rest of it is the policy store's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -127,6 +128,7 @@ pub(crate) fn reconcile(wanted: &Wanted<'_>, found: &Found) -> Vec<LinkAction> {
             slot: workload.slot,
             mtu: link.mtu,
             mac: link.mac,
+            name: interface_name(&link.name),
             ..Interface::default()
         };
         // First the slot, then who leads to it.
@@ -138,8 +140,14 @@ pub(crate) fn reconcile(wanted: &Wanted<'_>, found: &Found) -> Vec<LinkAction> {
         if !kept.insert(link.index) {
             continue;
         }
-        let entry =
-            Interface { role: role::UPLINK, slot: NO_SLOT, mtu: link.mtu, mac: link.mac, ..Interface::default() };
+        let entry = Interface {
+            role: role::UPLINK,
+            slot: NO_SLOT,
+            mtu: link.mtu,
+            mac: link.mac,
+            name: interface_name(&link.name),
+            ..Interface::default()
+        };
         set_interface(&mut actions, found, link.index, entry);
         attach(&mut actions, wanted, found, link, [names::PROG_FROM_UPLINK, names::PROG_TO_UPLINK]);
     }

@@ -11,7 +11,7 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader,
-    programs::{ProgramError, SchedClassifier},
+    programs::{ProgramError, ProgramFd, SchedClassifier, Xdp},
 };
 use calico_ebpf_common::abi::{LAYOUT_VERSION, names};
 use rustix::process::{Resource, Rlimit, setrlimit};
@@ -59,6 +59,8 @@ pub(crate) const PROGRAMS: [&str; 8] = [
 pub(crate) struct Programs {
     ebpf: Ebpf,
     ids: BTreeMap<&'static str, u32>,
+    /// Which of the XDP programs this kernel takes, once it is loaded.
+    xdp: Option<&'static str>,
     /// The thread that reads the programs' messages ends when this is gone.
     _alive: Arc<()>,
 }
@@ -93,7 +95,7 @@ impl Programs {
             read_messages(&mut ebpf, Arc::downgrade(&alive));
         }
         packet_log::follow(&mut ebpf, &directory, &alive);
-        let mut programs = Self { ebpf, ids, _alive: alive };
+        let mut programs = Self { ebpf, ids, xdp: None, _alive: alive };
         // All of them: whoever looks into the data path runs them by these pins.
         for name in PROGRAMS {
             programs.pin(name, &program_path(&directory, name))?;
@@ -108,6 +110,34 @@ impl Programs {
 
     pub(crate) fn get_mut(&mut self, name: &str) -> Result<&mut SchedClassifier> {
         program_mut(&mut self.ebpf, name)
+    }
+
+    /// The XDP program of uplinks, loaded when it is first asked for: that of frames in several buffers, or on kernels that
+    /// know none (before 5.18) the other one. With its id.
+    pub(crate) fn xdp(&mut self) -> Result<(&ProgramFd, u32)> {
+        let name = match self.xdp {
+            Some(name) => name,
+            None => self.load_xdp()?,
+        };
+        let program = xdp_mut(&mut self.ebpf, name)?;
+        let fd = program.fd().map_err(|error| DataplaneError::load(name, &error))?;
+        let id = sys::program_id(fd.as_fd().as_raw_fd()).map_err(DataplaneError::io(name))?;
+        Ok((fd, id))
+    }
+
+    fn load_xdp(&mut self) -> Result<&'static str> {
+        let mut result = Err(DataplaneError::NoObject);
+        for name in [names::PROG_XDP, names::PROG_XDP_LINEAR] {
+            let program = xdp_mut(&mut self.ebpf, name)?;
+            match undisturbed(|| program.load()) {
+                Ok(()) => {
+                    self.xdp = Some(name);
+                    return Ok(name);
+                }
+                Err(error) => result = Err(rejected(name, &error)),
+            }
+        }
+        result
     }
 
     /// Pins a program over whatever is pinned there.
@@ -156,6 +186,15 @@ fn program_mut<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassi
         .map_err(|error: ProgramError| DataplaneError::load(name, &error))
 }
 
+fn xdp_mut<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
+    let missing =
+        || DataplaneError::Load { what: name.to_owned(), message: "the object lacks this program".to_owned() };
+    ebpf.program_mut(name)
+        .ok_or_else(missing)?
+        .try_into()
+        .map_err(|error: ProgramError| DataplaneError::load(name, &error))
+}
+
 /// Sizes of maps that differ from the object's: what exists keeps its size, so that a takeover never fails for it.
 fn sizes(options: &Options, directory: &Path) -> BTreeMap<String, u32> {
     let mut sizes = BTreeMap::new();
@@ -190,14 +229,18 @@ fn sizes(options: &Options, directory: &Path) -> BTreeMap<String, u32> {
 /// # Errors
 /// The kernel refuses it.
 pub fn load_program(program: &mut SchedClassifier) -> Result<(), ProgramError> {
+    undisturbed(|| program.load())
+}
+
+fn undisturbed(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
     const ATTEMPTS: u32 = 5;
     for _ in 1..ATTEMPTS {
-        match program.load() {
+        match load() {
             Err(ProgramError::LoadError { io_error, .. }) if io_error.raw_os_error() == Some(libc::EAGAIN) => {}
             done => return done,
         }
     }
-    program.load()
+    load()
 }
 
 /// The telling lines of a verifier's log.

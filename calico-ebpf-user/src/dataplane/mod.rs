@@ -18,6 +18,7 @@ mod links;
 mod load;
 mod maps;
 mod nat_outgoing;
+mod neighbours;
 pub(crate) mod netlink;
 pub mod netns;
 mod nft;
@@ -33,6 +34,7 @@ mod tc;
 mod translated;
 pub mod view;
 pub mod watch;
+mod xdp;
 
 #[cfg(test)]
 mod differential;
@@ -46,6 +48,7 @@ pub use instance::{Instance, Lock};
 pub use load::load_program;
 pub use nat_outgoing::NatOutgoing;
 pub use tables::Snapshot;
+pub use xdp::{UplinkXdp, XdpMode, XdpWish};
 
 /// The object with the programs and the maps. Empty where this was built without it.
 #[must_use]

@@ -14,7 +14,7 @@ use netlink_packet_core::{
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressMessage},
-    link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+    link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp},
     route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType},
     tc::{TcAttribute, TcBpfFlags, TcFilterBpf, TcFilterBpfOption, TcHandle, TcMessage, TcOption},
 };
@@ -155,6 +155,51 @@ impl Netlink {
         }
         addresses.retain(|address| !address.is_loopback());
         Ok(addresses)
+    }
+
+    /// The networks of all interfaces: index, own address and prefix length.
+    pub(crate) fn networks(&mut self) -> io::Result<Vec<(u32, IpNet)>> {
+        let answers = self.dump(&RouteNetlinkMessage::GetAddress(AddressMessage::default()))?;
+        let mut networks = Vec::new();
+        for answer in &answers {
+            let RouteNetlinkMessage::NewAddress(message) = answer else { continue };
+            let (mut local, mut address) = (None, None);
+            for attribute in &message.attributes {
+                match attribute {
+                    AddressAttribute::Local(own) => local = Some(*own),
+                    AddressAttribute::Address(own) => address = Some(*own),
+                    _ => {}
+                }
+            }
+            let own = local.or(address);
+            let net = own.and_then(|own| IpNet::new(own, message.header.prefix_len).ok());
+            networks.extend(net.map(|net| (message.header.index, net)));
+        }
+        Ok(networks)
+    }
+
+    /// Ids of the XDP programs on an interface, whoever they are.
+    pub(crate) fn xdp_programs(&mut self, index: u32) -> io::Result<Vec<u32>> {
+        let mut link = LinkMessage::default();
+        link.header.index = index;
+        let answers = self.request(&RouteNetlinkMessage::GetLink(link), NLM_F_REQUEST)?;
+        let mut ids = Vec::new();
+        for answer in &answers {
+            let RouteNetlinkMessage::NewLink(link) = answer else { continue };
+            for attribute in &link.attributes {
+                let LinkAttribute::Xdp(xdp) = attribute else { continue };
+                ids.extend(xdp.iter().filter_map(|one| match one {
+                    LinkXdp::ProgId(id) | LinkXdp::DrvProgId(id) | LinkXdp::SkbProgId(id) | LinkXdp::HwProgId(id) => {
+                        Some(*id)
+                    }
+                    _ => None,
+                }));
+            }
+        }
+        ids.sort_unstable();
+        ids.dedup();
+        ids.retain(|id| *id != 0);
+        Ok(ids)
     }
 
     /// The routes of the main table that carry one of these protocols.

@@ -14,11 +14,13 @@ use super::{
     info::SavedSysctl,
     instance::Instance,
     load,
+    neighbours::solicited_mac,
     netlink::{Hook, LinkTable, Netlink},
-    nft, reassembly, sysctl,
+    nft, reassembly, sys, sysctl,
     tables::Tables,
     tc::{HANDLE, Hooks, PRIORITY},
     view::View,
+    xdp::XdpLinks,
 };
 
 /// What a purge did, one line each.
@@ -104,6 +106,17 @@ fn purge_installed(instance: &Instance, view: &View, purged: &mut Purged) -> Res
                 Err(error) => purged.faults.push(error.to_string()),
             }
         }
+    }
+    let xdp = XdpLinks { directory: directory.clone() };
+    for (index, mode) in xdp.pins()? {
+        let detached = xdp.detach(index).map(drop).map_err(|error| error.to_string());
+        done(purged, format!("XDP program of {} ({mode})", name(index)), detached);
+    }
+    for (index, mac) in view.neighbours()?.iter().filter_map(|key| Some((key.ifindex, solicited_mac(key)?))) {
+        let Some(link) = links.by_index(index) else { continue };
+        let removed = sys::receive_multicast(&link.name, mac, false).map_err(|error| error.to_string());
+        let text = mac.map(|byte| format!("{byte:02x}")).join(":");
+        done(purged, format!("multicast address {text} of {}", link.name), removed);
     }
     for index in info.qdiscs.iter().copied().filter(|index| links.by_index(*index).is_some()) {
         // Others may have put filters on it since.

@@ -28,6 +28,10 @@ const BPF_PROG_TEST_RUN: u32 = 10;
 const BPF_OBJ_GET_INFO_BY_FD: u32 = 15;
 const BPF_MAP_LOOKUP_BATCH: u32 = 24;
 const BPF_MAP_UPDATE_BATCH: u32 = 26;
+const BPF_LINK_CREATE: u32 = 28;
+const BPF_LINK_UPDATE: u32 = 29;
+/// An attach type.
+const BPF_XDP: u32 = 37;
 const BPF_F_RDONLY: u32 = 1 << 3;
 const BPF_F_MMAPABLE: u32 = 1 << 10;
 
@@ -85,6 +89,24 @@ struct TestRunAttr {
     ctx_size_out: u32,
     ctx_in: u64,
     ctx_out: u64,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Zeroable, Pod)]
+struct LinkCreateAttr {
+    prog_fd: u32,
+    target_ifindex: u32,
+    attach_type: u32,
+    flags: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Zeroable, Pod)]
+struct LinkUpdateAttr {
+    link_fd: u32,
+    new_prog_fd: u32,
+    flags: u32,
+    old_prog_fd: u32,
 }
 
 /// The head of `struct bpf_map_info`.
@@ -425,9 +447,53 @@ fn object_info(fd: RawFd, info: &mut [u8]) -> io::Result<()> {
     unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr) }.map(drop)
 }
 
-/// Interface that a pinned TCX link hangs on (0 once it is detached), and its program's id.
-pub(crate) fn tcx_link_target(fd: RawFd) -> io::Result<(u32, u32)> {
-    // struct bpf_link_info: type, id, prog_id, padding, then for TCX: ifindex, attach_type.
+/// Hangs an XDP program on an interface, as long as the link lives. `flags`: in which mode (`XDP_FLAGS_*`).
+pub(crate) fn xdp_link(program: RawFd, ifindex: u32, flags: u32) -> io::Result<OwnedFd> {
+    let mut attr =
+        LinkCreateAttr { prog_fd: program as u32, target_ifindex: ifindex, attach_type: BPF_XDP, flags };
+    // SAFETY: no pointers; on success the kernel gives a new descriptor, which is ours alone.
+    unsafe {
+        let fd = bpf(BPF_LINK_CREATE, &mut attr)?;
+        Ok(OwnedFd::from_raw_fd(fd as RawFd))
+    }
+}
+
+/// Puts another program into a link; no packet is missed.
+pub(crate) fn link_update(link: RawFd, program: RawFd) -> io::Result<()> {
+    let mut attr =
+        LinkUpdateAttr { link_fd: link as u32, new_prog_fd: program as u32, flags: 0, old_prog_fd: 0 };
+    // SAFETY: no pointers.
+    unsafe { bpf(BPF_LINK_UPDATE, &mut attr) }.map(drop)
+}
+
+/// Has a device receive a multicast address of the link, or no longer. That it does already (or not) is no error.
+pub(crate) fn receive_multicast(interface: &str, mac: [u8; 6], receive: bool) -> io::Result<()> {
+    let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)?;
+    // SAFETY: all zero is a valid value of this plain structure.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    let room = request.ifr_name.len() - 1;
+    for (place, byte) in request.ifr_name.iter_mut().zip(interface.bytes().take(room)) {
+        *place = byte as libc::c_char;
+    }
+    let mut address = libc::sockaddr { sa_family: libc::AF_UNSPEC as u16, sa_data: [0; 14] };
+    for (place, byte) in address.sa_data.iter_mut().zip(mac) {
+        *place = byte as libc::c_char;
+    }
+    request.ifr_ifru.ifru_hwaddr = address;
+    let command = if receive { libc::SIOCADDMULTI } else { libc::SIOCDELMULTI };
+    // SAFETY: a whole request with a name that ends with a zero, which the kernel only reads.
+    if unsafe { libc::ioctl(socket.as_raw_fd(), command as _, &raw mut request) } == 0 {
+        return Ok(());
+    }
+    match io::Error::last_os_error() {
+        error if matches!(error.raw_os_error(), Some(libc::EEXIST | libc::ENOENT)) => Ok(()),
+        error => Err(error),
+    }
+}
+
+/// Interface that a pinned TCX or XDP link hangs on (0 once it is detached), and its program's id.
+pub(crate) fn link_target(fd: RawFd) -> io::Result<(u32, u32)> {
+    // struct bpf_link_info: type, id, prog_id, padding, then for both: ifindex.
     let mut info = [0_u32; 6];
     object_info(fd, bytemuck::bytes_of_mut(&mut info))?;
     Ok((info[4], info[2]))

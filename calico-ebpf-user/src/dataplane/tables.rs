@@ -8,7 +8,7 @@ use std::{
 };
 
 use calico_ebpf_common::abi::{
-    AddressEntry, Block, Interface, PolicyRef, RULE_BYTES, Root, Settings, Timeouts, WORKLOAD_BYTES, Workload, names,
+    AddressEntry, Block, Interface, Neighbour, NeighbourKey, PolicyRef, RULE_BYTES, Root, Settings, Timeouts, WORKLOAD_BYTES, Workload, names,
 };
 use ipnet::IpNet;
 
@@ -56,6 +56,7 @@ pub(crate) struct Tables {
     rules: Mapping<Block>,
     workloads: Mapping<Workload>,
     interfaces: TypedMap<u32, Interface>,
+    neighbours: TypedMap<NeighbourKey, Neighbour>,
     addresses4: TypedMap<[u8; 4], AddressEntry>,
     addresses6: TypedMap<[u8; 16], AddressEntry>,
     nets6: TypedMap<NetKey6, AddressEntry>,
@@ -97,6 +98,7 @@ impl Tables {
             rules,
             workloads,
             interfaces: TypedMap::open(directory, names::INTERFACES, false)?,
+            neighbours: TypedMap::open(directory, names::NEIGHBOURS, false)?,
             addresses4,
             addresses6,
             nets6,
@@ -304,6 +306,27 @@ impl Tables {
             *place = *ifindex;
         }
         self.store_root(offset_of!(Root, uplinks), bytemuck::bytes_of(&root.uplinks))
+    }
+
+    /// Adds to what the programs of uplinks do besides, or takes from it: bits of `abi::uplink_flags`.
+    pub(crate) fn set_uplink_flag(&self, flag: u32, set: bool) -> Result<()> {
+        let offset = offset_of!(Root, uplink_flags);
+        let flags = self.root.load_u32(0, offset).map_err(DataplaneError::io(names::ROOT))?;
+        let flags = if set { flags | flag } else { flags & !flag };
+        self.store_root(offset, &flags.to_ne_bytes())
+    }
+
+    /// Whom uplinks answer for.
+    pub(crate) fn neighbours(&self) -> Result<BTreeMap<NeighbourKey, Neighbour>> {
+        Ok(self.neighbours.entries()?.into_iter().collect())
+    }
+
+    /// `None`: no more.
+    pub(crate) fn set_neighbour(&self, key: &NeighbourKey, neighbour: Option<&Neighbour>) -> Result<()> {
+        match neighbour {
+            Some(neighbour) => self.neighbours.insert(key, neighbour),
+            None => self.neighbours.remove(key).map(drop),
+        }
     }
 
     /// Tells the fast path whether the host's stack puts fragments together.

@@ -114,7 +114,7 @@ impl Hooks {
 /// The id of the program of a pinned TCX link, if the link still hangs on this interface.
 fn tcx_program(pin: &Path, ifindex: u32) -> Option<u32> {
     let link = sys::object_open(pin, false).ok()?;
-    let (target, program) = sys::tcx_link_target(link.as_raw_fd()).ok()?;
+    let (target, program) = sys::link_target(link.as_raw_fd()).ok()?;
     (target == ifindex).then_some(program)
 }
 

@@ -6,7 +6,7 @@ use std::{
 };
 
 use calico_ebpf_common::abi::{
-    AddressEntry, Block, Conn, ConnKey4, ConnKey6, DROP_REASONS, DropReason, EVENTS, Event, Interface, RULE_BYTES,
+    AddressEntry, Block, Conn, ConnKey4, ConnKey6, DROP_REASONS, DropReason, EVENTS, Event, Interface, Neighbour, NeighbourKey, RULE_BYTES,
     Root, RuleEntry, TableHeader, WORKLOAD_BYTES, Workload, names,
 };
 
@@ -114,6 +114,18 @@ impl View {
         let mut interfaces = TypedMap::open(&self.directory, names::INTERFACES, true)?.entries()?;
         interfaces.sort_unstable_by_key(|(index, _)| *index);
         Ok(interfaces)
+    }
+
+    /// Whom uplinks answer for. None where an older program left the maps.
+    ///
+    /// # Errors
+    /// If the map cannot be read.
+    pub fn neighbours(&self) -> Result<Vec<NeighbourKey>> {
+        if !self.directory.join(names::NEIGHBOURS).exists() {
+            return Ok(Vec::new());
+        }
+        let entries = TypedMap::<NeighbourKey, Neighbour>::open(&self.directory, names::NEIGHBOURS, true)?.entries()?;
+        Ok(entries.into_iter().map(|(key, _)| key).collect())
     }
 
     /// Every named rule: counter slot, name, packets that it decided (all CPUs together).

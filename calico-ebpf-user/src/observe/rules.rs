@@ -77,6 +77,7 @@ fn lines(table: &[RuleEntry], names: &HashMap<u32, (RuleName, u64)>) -> Vec<Rule
                 Action::Reject => "reject",
                 Action::Pass => "pass",
                 Action::Log => "log",
+                Action::Leave => "leave",
             },
             name: known.map(|(name, _)| name.clone()),
             hits: known.map_or(0, |(_, hits)| *hits),

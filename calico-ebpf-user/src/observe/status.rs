@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    dataplane::{self, Applied, Attachment, NatTable, view::View},
+    dataplane::{self, Applied, Attachment, NatTable, UplinkXdp, view::View},
     routes::RouteStatus,
 };
 
@@ -34,6 +34,8 @@ pub struct Status {
     pub workloads: Vec<WorkloadState>,
     /// The interfaces towards other hosts.
     pub uplinks: Vec<String>,
+    /// How it is with XDP on the uplinks that have untracked policy.
+    pub xdp: Vec<UplinkXdp>,
     /// Routes of the local workloads.
     pub routes: Vec<RouteState>,
     /// The nftables table that translates what leaves all pools; `null` where no pool asks for it.
@@ -215,6 +217,7 @@ impl Status {
             })
             .collect();
         self.uplinks = applied.uplinks.iter().map(|uplink| uplink.interface.clone()).collect();
+        self.xdp.clone_from(&applied.xdp);
         self.routes = applied.routes.iter().map(RouteState::from).collect();
         self.nat_outgoing = applied.nat_table.as_ref().map(NatState::from);
         self.faults.clone_from(&applied.faults);

@@ -12,16 +12,19 @@ use std::{
 use calico_ebpf_common::abi::{Action, host_action, settings_flags};
 
 use super::{
-    compiled::{Compiled, Direction, LocalWorkload, Reason, RuleMatch, RuleName, Table, TableRule},
+    compiled::{
+        Compiled, Direction, LocalWorkload, Reason, RuleMatch, RuleName, Table, TableRule, UntrackedInterface,
+    },
     conditions::{AddressConditions, Conditions},
     endpoints::{Endpoints, Memberships},
     expand::{PortNames, expand},
+    failsafe,
 };
 use crate::resources::{
     Shared,
     model::{
-        DenyAction, EndpointToHostAction, Policy, PolicyKind, Profile, ResourceSet, Rule, RuleAction, TierAction,
-        WorkloadEndpoint,
+        DenyAction, EndpointToHostAction, FailsafePort, HostInterface, Policy, PolicyHook, PolicyKind, Profile,
+        ResourceSet, Rule, RuleAction, TierAction, WorkloadEndpoint,
     },
 };
 
@@ -123,6 +126,8 @@ struct Expansion {
 /// What a table is made of besides numbers of expansions.
 const PROFILES: u32 = u32::MAX;
 const TIER_END: u32 = 1 << 31;
+/// In place of what becomes of denied packets.
+const UNTRACKED: u32 = u32::MAX - 1;
 
 impl Compiler {
     /// Compiles what `set` says for the workloads of `node`, always the same one.
@@ -175,6 +180,7 @@ impl Compiler {
             };
             workloads.insert(format!("{}/{}", workload.namespace, workload.name), local);
         }
+        let untracked = self.untracked(set, node, &felix.failsafes(), &mut tables);
         self.tables = tables.by_parts;
         self.policies = set.policies.iter().cloned().zip(tables.of_policies).collect();
         // Those that no policy and no profile has any more go.
@@ -191,6 +197,7 @@ impl Compiler {
         Compiled {
             tables: tables.all,
             workloads,
+            untracked,
             addresses: found,
             holdings: Arc::clone(addresses.holdings.sets()),
             numbering: self.numbering,
@@ -273,15 +280,11 @@ impl Compiler {
         direction: Direction,
         tables: &mut Tables<'a>,
     ) -> usize {
-        let applies = |policy: &Policy| match direction {
-            Direction::Ingress => policy.applies_ingress,
-            Direction::Egress => policy.applies_egress,
-        };
         let deny_action = tables.deny_action;
         let mut parts = vec![direction as u32, deny_action as u32];
         let mut tiers: Vec<(&str, bool, Vec<Arc<Expansion>>)> = Vec::new();
         let selecting = selecting.iter().map(|&index| (index, &set.policies[index]));
-        for (index, policy) in selecting.filter(|(_, policy)| applies(policy)) {
+        for (index, policy) in selecting.filter(|(_, policy)| applies(policy, direction)) {
             if tiers.last().is_none_or(|tier| tier.0 != policy.tier) {
                 let passes = set.tier(&policy.tier).is_some_and(|tier| tier.default_action == TierAction::Pass);
                 parts.push(TIER_END | self.tier_end(&policy.tier, passes));
@@ -305,23 +308,85 @@ impl Compiler {
             })
             .collect();
         parts.extend(of_profiles.iter().map(|expansion| expansion.number));
-        if let Some(&table) = tables.known.get(&parts) {
-            return table;
-        }
-        let table = match self.tables.remove(&parts) {
-            Some(table) => table,
-            None => {
-                #[cfg(test)]
-                {
-                    self.work.tables += 1;
-                }
-                Arc::new(lay_out(&tiers, &of_profiles, direction, deny_action))
+        tables.known_or(parts, &mut self.tables, || {
+            #[cfg(test)]
+            {
+                self.work.tables += 1;
             }
-        };
-        tables.all.push(Arc::clone(&table));
-        tables.by_parts.insert(parts.clone(), table);
-        tables.known.insert(parts, tables.all.len() - 1);
-        tables.all.len() - 1
+            lay_out(&tiers, &of_profiles, direction, deny_action)
+        })
+    }
+
+    /// The interfaces that policy before connection tracking judges: those of host endpoints that name one.
+    fn untracked<'a>(
+        &mut self,
+        set: &'a ResourceSet,
+        node: &str,
+        failsafes: &[Vec<FailsafePort>; 2],
+        tables: &mut Tables<'a>,
+    ) -> BTreeMap<String, UntrackedInterface> {
+        let mut interfaces = BTreeMap::new();
+        let mut claimed = BTreeSet::new();
+        for endpoint in set.host_endpoints_of(node) {
+            let HostInterface::Named(interface) = &endpoint.interface else { continue };
+            // The first by name is the interface.
+            if !claimed.insert(interface) {
+                continue;
+            }
+            let is_about = |policy: &Policy| {
+                policy.hook == PolicyHook::Untracked && policy.selects_host_endpoint(set, endpoint)
+            };
+            let order = self.order.iter().copied();
+            let selecting: Vec<usize> = order.filter(|&index| is_about(&set.policies[index])).collect();
+            let mut table = |direction| self.untracked_table(set, &selecting, failsafes, direction, tables);
+            let untracked =
+                UntrackedInterface { ingress: table(Direction::Ingress), egress: table(Direction::Egress) };
+            if untracked != UntrackedInterface::default() {
+                interfaces.insert(interface.clone(), untracked);
+            }
+        }
+        interfaces
+    }
+
+    /// Index of the table of untracked policies for one direction, if any of those that select the interface is about it.
+    fn untracked_table<'a>(
+        &mut self,
+        set: &ResourceSet,
+        selecting: &[usize],
+        failsafes: &[Vec<FailsafePort>; 2],
+        direction: Direction,
+        tables: &mut Tables<'a>,
+    ) -> Option<usize> {
+        let mut tiers: Vec<(&str, Vec<Arc<Expansion>>)> = Vec::new();
+        let mut parts = vec![direction as u32, UNTRACKED];
+        let selecting = selecting.iter().map(|&index| (index, &set.policies[index]));
+        for (index, policy) in selecting.filter(|(_, policy)| applies(policy, direction)) {
+            if tiers.last().is_none_or(|tier| tier.0 != policy.tier) {
+                parts.push(TIER_END | self.tier_end(&policy.tier, true));
+                tiers.push((&policy.tier, Vec::new()));
+            }
+            let of_policy = &mut tables.of_policies[index][direction as usize];
+            let expansion = of_policy.get_or_insert_with(|| self.policy(index, policy, direction)).clone();
+            parts.push(expansion.number);
+            if let Some((_, expansions)) = tiers.last_mut() {
+                expansions.push(expansion);
+            }
+        }
+        if tiers.is_empty() {
+            return None;
+        }
+        let of_failsafes = tables.of_failsafes[direction as usize].get_or_insert_with(|| {
+            let lists = failsafe::LISTS.into_iter().zip(failsafes);
+            let expansions = lists.map(|(list, ports)| {
+                let name = failsafe::name(list, direction);
+                let of = (None, Some(list.to_owned()), String::new(), direction);
+                self.expand(of, None, &failsafe::rules(list, ports, direction), &name)
+            });
+            expansions.collect()
+        });
+        let of_failsafes = of_failsafes.clone();
+        parts.extend(of_failsafes.iter().map(|expansion| expansion.number));
+        tables.known_or(parts, &mut self.tables, || lay_out_untracked(&of_failsafes, &tiers, direction)).into()
     }
 
     fn tier_end(&mut self, tier: &str, passes: bool) -> u32 {
@@ -401,8 +466,65 @@ struct Tables<'a> {
     of_policies: Vec<OfPolicy>,
     /// Those of profiles by name.
     of_profiles: HashMap<&'a str, OfPolicy>,
+    /// Those of the failsafe ports, by direction.
+    of_failsafes: [Option<Vec<Arc<Expansion>>>; 2],
     /// What becomes of denied packets where no rule says anything.
     deny_action: DenyAction,
+}
+
+impl Tables<'_> {
+    /// Index of the table that is made of these parts: one of this compilation, one of the `last`, or a new one.
+    fn known_or(
+        &mut self,
+        parts: Vec<u32>,
+        last: &mut HashMap<Vec<u32>, Arc<Table>>,
+        lay_out: impl FnOnce() -> Table,
+    ) -> usize {
+        if let Some(&table) = self.known.get(&parts) {
+            return table;
+        }
+        let table = last.remove(&parts).unwrap_or_else(|| Arc::new(lay_out()));
+        self.all.push(Arc::clone(&table));
+        self.by_parts.insert(parts.clone(), table);
+        self.known.insert(parts, self.all.len() - 1);
+        self.all.len() - 1
+    }
+}
+
+fn applies(policy: &Policy, direction: Direction) -> bool {
+    match direction {
+        Direction::Ingress => policy.applies_ingress,
+        Direction::Egress => policy.applies_egress,
+    }
+}
+
+/// Untracked policy: failsafe ports, then tiers (name, policies). What is denied is so in silence, and what no rule decides is
+/// left to the policy behind: neither a tier nor the whole has an end that denies.
+fn lay_out_untracked(
+    failsafes: &[Arc<Expansion>],
+    tiers: &[(&str, Vec<Arc<Expansion>>)],
+    direction: Direction,
+) -> Table {
+    let rule = |action, next, (_, name, matches): &(Does, Arc<RuleName>, Arc<RuleMatch>)| TableRule {
+        action,
+        next,
+        name: name.clone(),
+        matches: matches.clone(),
+    };
+    let mut rules: Vec<TableRule> =
+        failsafes.iter().flat_map(|failsafe| &failsafe.rules).map(|expanded| rule(Action::Leave, 0, expanded)).collect();
+    for (_, policies) in tiers {
+        let expanded: Vec<_> = policies.iter().flat_map(|policy| &policy.rules).collect();
+        let next = u16::try_from(rules.len() + expanded.len()).unwrap_or(u16::MAX);
+        rules.extend(expanded.into_iter().map(|expanded| match expanded.0.0 {
+            RuleAction::Allow => rule(Action::Allow, 0, expanded),
+            RuleAction::Deny => rule(Action::Deny, 0, expanded),
+            RuleAction::Log => rule(Action::Log, 0, expanded),
+            RuleAction::Pass => rule(Action::Pass, next, expanded),
+        }));
+    }
+    rules.push(default_rule(Action::Leave, direction, Reason::Undecided, None));
+    Table { rules }
 }
 
 /// One rule after the other: tiers (name, whether its end passes, policies), then profiles.

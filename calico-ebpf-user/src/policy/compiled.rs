@@ -12,6 +12,8 @@ pub struct Compiled {
     pub tables: Vec<Arc<Table>>,
     /// Workloads of this node, by `namespace/name`.
     pub workloads: BTreeMap<String, LocalWorkload>,
+    /// Interfaces of this node that have untracked policy, by name.
+    pub untracked: BTreeMap<String, UntrackedInterface>,
     /// What holds for which addresses.
     pub addresses: Addresses,
     /// Sets of address conditions, each sorted, by the numbers that [`Compiled::addresses`] has for them. Number 0 is the
@@ -70,6 +72,15 @@ pub struct LocalWorkload {
     pub egress: usize,
     /// Index of the table for what it receives.
     pub ingress: usize,
+}
+
+/// An interface that policy before connection tracking judges. What its tables leave, they do not decide.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct UntrackedInterface {
+    /// Index of the table for what comes in by it, where there is one.
+    pub ingress: Option<usize>,
+    /// Index of the table for what the host itself sends by it, where there is one.
+    pub egress: Option<usize>,
 }
 
 /// An ordered list of rules for one direction; the last one matches everything.
@@ -182,6 +193,10 @@ pub enum Reason {
     Profile,
     /// Nothing of the profiles matched, or there is none.
     NoProfile,
+    /// A port that host endpoints never shut.
+    Failsafe,
+    /// No rule of untracked policy matched.
+    Undecided,
 }
 
 impl Direction {
@@ -202,6 +217,8 @@ impl fmt::Display for RuleName {
             Reason::Rule | Reason::Profile => {}
             Reason::TierDefault => f.write_str(" end of tier")?,
             Reason::NoProfile => f.write_str(" no profile")?,
+            Reason::Failsafe => f.write_str(" failsafe")?,
+            Reason::Undecided => f.write_str(" end of untracked policy")?,
         }
         if let Some(tier) = &self.tier {
             write!(f, " {tier}")?;

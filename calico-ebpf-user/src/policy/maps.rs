@@ -182,7 +182,8 @@ impl Maps {
         let decision = judge::judge(&self.blocks[..], table, &subject)?;
         let endpoint = self.workload_names.get(&slot)?.clone();
         let rule = self.rule_names.get(&decision.counter)?.clone();
-        Some(EndVerdict { endpoint, allow: decision.allow, reject: decision.reject, rule })
+        let (allow, reject) = (decision.verdict == judge::Verdict::Allow, decision.verdict == judge::Verdict::Reject);
+        Some(EndVerdict { endpoint, allow, reject, rule })
     }
 
     /// Class and owner's slot of an address.

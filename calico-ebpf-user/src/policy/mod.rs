@@ -10,6 +10,7 @@ mod conditions;
 mod endpoints;
 pub mod evaluate;
 mod expand;
+mod failsafe;
 pub mod flow;
 mod layout;
 mod lint;

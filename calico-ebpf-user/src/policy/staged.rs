@@ -105,6 +105,7 @@ const fn action(action: Action) -> &'static str {
         Action::Reject => "reject",
         Action::Pass => "pass",
         Action::Log => "log",
+        Action::Leave => "leave",
     }
 }
 

@@ -10,7 +10,8 @@ use std::{
 };
 
 use calico_ebpf_common::abi::{
-    Action, AddressEntry, HOST, MAX_CHUNKS, MAX_RULES, NO_SLOT, PolicyRef, Settings, Stamped, Workload,
+    Action, AddressEntry, HOST, INTERFACE_NAME, MAX_CHUNKS, MAX_RULES, NO_SLOT, PolicyRef, Settings, Stamped, Untracked,
+    Workload,
 };
 use calico_ebpf_common::judge::{self, Arena as _};
 use ipnet::{IpNet, Ipv6Net};
@@ -151,7 +152,9 @@ impl Store {
             let policy = owner.policy[side(generation)];
             [policy.egress_table, policy.ingress_table]
         };
-        let headers = store.workloads.values().flat_map(in_force).collect();
+        let untracked = &state.root.settings[side(generation)].untracked;
+        let untracked = untracked.iter().flat_map(|of| [of.ingress_table, of.egress_table]).filter(|table| *table != 0);
+        let headers = store.workloads.values().flat_map(in_force).chain(untracked).collect();
         (store.arena, store.tables) = Arena::adopt(state.blocks, limits.blocks, &headers);
         let root = state.root.settings[side(generation)].nets4;
         if let Some((nets, objects)) = Nets::adopt(state.blocks, limits.blocks, root) {
@@ -231,7 +234,7 @@ impl Store {
         let moves = planner.addresses(compiled, &desired)?;
         planner.policies(compiled, &built, &moves);
         planner.spoof(compiled)?;
-        planner.settings(compiled);
+        planner.settings(compiled, &built)?;
         Ok(planner.finish(built))
     }
 }
@@ -303,27 +306,41 @@ fn side(generation: u32) -> usize {
 
 /// Tables that the judge cannot follow to the end are refused.
 fn check_tables(compiled: &Compiled) -> Result<(), LimitError> {
+    let of_workloads = compiled.workloads.iter().flat_map(|(name, workload)| {
+        [(Direction::Egress, workload.egress), (Direction::Ingress, workload.ingress)].map(|table| (name, table))
+    });
+    let of_interfaces = compiled.untracked.iter().flat_map(|(name, of)| {
+        let tables = [(Direction::Egress, of.egress), (Direction::Ingress, of.ingress)];
+        tables.into_iter().filter_map(move |(direction, table)| Some((name, (direction, table?))))
+    });
     let mut checked = HashSet::new();
-    for (name, workload) in &compiled.workloads {
-        for (direction, table) in [(Direction::Egress, workload.egress), (Direction::Ingress, workload.ingress)] {
-            if !checked.insert(table) {
-                continue;
-            }
-            let rules = &compiled.tables[table].rules;
-            let (workload, direction) = (name.clone(), direction.as_str());
-            if rules.len() > MAX_RULES as usize {
-                return Err(LimitError::Rules { workload, direction, needed: rules.len(), limit: MAX_RULES as usize });
-            }
-            let logs = rules.iter().filter(|rule| rule.action == Action::Log).count();
-            let passes: BTreeSet<u16> =
-                rules.iter().filter(|rule| rule.action == Action::Pass).map(|rule| rule.next).collect();
-            let (needed, limit) = (logs + passes.len(), (judge::VISITS - MAX_CHUNKS) as usize);
-            if needed > limit {
-                return Err(LimitError::Detours { workload, direction, needed, limit });
-            }
+    for (name, (direction, table)) in of_workloads.chain(of_interfaces) {
+        if !checked.insert(table) {
+            continue;
+        }
+        let rules = &compiled.tables[table].rules;
+        let (workload, direction) = (name.clone(), direction.as_str());
+        if rules.len() > MAX_RULES as usize {
+            return Err(LimitError::Rules { workload, direction, needed: rules.len(), limit: MAX_RULES as usize });
+        }
+        let logs = rules.iter().filter(|rule| rule.action == Action::Log).count();
+        let passes: BTreeSet<u16> =
+            rules.iter().filter(|rule| rule.action == Action::Pass).map(|rule| rule.next).collect();
+        let (needed, limit) = (logs + passes.len(), (judge::VISITS - MAX_CHUNKS) as usize);
+        if needed > limit {
+            return Err(LimitError::Detours { workload, direction, needed, limit });
         }
     }
     Ok(())
+}
+
+/// As the maps have it; names are checked when they are read.
+pub(crate) fn interface_name(name: &str) -> [u8; INTERFACE_NAME] {
+    let mut padded = [0; INTERFACE_NAME];
+    for (place, byte) in padded.iter_mut().zip(name.bytes().take(INTERFACE_NAME - 1)) {
+        *place = byte;
+    }
+    padded
 }
 
 /// What the address maps shall hold, and what stands for a class in it.
@@ -612,16 +629,28 @@ impl Planner<'_> {
             .collect();
         let mut taken: HashSet<u32> = built.iter().copied().flatten().collect();
         let mut numbers = HashMap::new();
+        let mut take = |table: usize, header: u32| {
+            if numbers.contains_key(&table) || built[table].is_some() || !self.old.tables.contains_key(&header) {
+                return;
+            }
+            let number = image.block(header).map_or(0, |header| header.u32_at(3));
+            if taken.insert(number) {
+                numbers.insert(table, number);
+            }
+        };
         for (name, workload) in &compiled.workloads {
             let Some(owner) = self.old.workloads.get(name) else { continue };
             let was = owner.policy[now];
-            for (table, header) in [(workload.egress, was.egress_table), (workload.ingress, was.ingress_table)] {
-                if numbers.contains_key(&table) || built[table].is_some() || !self.old.tables.contains_key(&header) {
-                    continue;
-                }
-                let number = image.block(header).map_or(0, |header| header.u32_at(3));
-                if taken.insert(number) {
-                    numbers.insert(table, number);
+            take(workload.egress, was.egress_table);
+            take(workload.ingress, was.ingress_table);
+        }
+        for (name, of) in &compiled.untracked {
+            let interface = interface_name(name);
+            let was = self.old.settings[now].untracked.iter().find(|was| was.interface == interface);
+            let Some(was) = was else { continue };
+            for (table, header) in [(of.ingress, was.ingress_table), (of.egress, was.egress_table)] {
+                if let Some(table) = table {
+                    take(table, header);
                 }
             }
         }
@@ -844,14 +873,25 @@ impl Planner<'_> {
         Ok(())
     }
 
-    fn settings(&mut self, compiled: &Compiled) {
+    fn settings(&mut self, compiled: &Compiled, built: &[BuiltTable]) -> Result<(), LimitError> {
         let nets4 = self.next.nets.root();
-        let settings = Settings { host_action: compiled.host_action, nets4, flags: compiled.flags, reserved: 0 };
+        let mut settings =
+            Settings { host_action: compiled.host_action, nets4, flags: compiled.flags, ..Settings::default() };
+        let (needed, limit) = (compiled.untracked.len(), settings.untracked.len());
+        if needed > limit {
+            return Err(LimitError::Count { what: "interfaces with untracked policy", needed, limit });
+        }
+        let header = |table: Option<usize>| table.map_or(0, |table| built[table].1.header);
+        for (place, (name, of)) in settings.untracked.iter_mut().zip(&compiled.untracked) {
+            let interface = interface_name(name);
+            *place = Untracked { interface, ingress_table: header(of.ingress), egress_table: header(of.egress) };
+        }
         let side = side(self.generation);
         if self.old.settings[side] != settings {
             self.next.settings[side] = settings;
             self.prepare.push(Write::Settings { side, settings });
         }
+        Ok(())
     }
 
     /// Puts the writes in order, and drops what is in force no more.

@@ -258,7 +258,13 @@ impl fmt::Display for Write {
             Self::RuleName { counter, name } => write!(f, "counter {counter}: {name}"),
             Self::RemoveRuleName { counter } => write!(f, "counter {counter}: free"),
             Self::Settings { side, settings } => {
-                write!(f, "settings side {side}: host action {}, flags {}", settings.host_action, settings.flags)
+                write!(f, "settings side {side}: host action {}, flags {}", settings.host_action, settings.flags)?;
+                for of in settings.untracked.iter().take_while(|of| of.interface[0] != 0) {
+                    let name = String::from_utf8_lossy(&of.interface);
+                    let (name, ingress, egress) = (name.trim_end_matches('\0'), of.ingress_table, of.egress_table);
+                    write!(f, ", {name} untracked: ingress table {ingress}, egress table {egress}")?;
+                }
+                Ok(())
             }
             Self::Spoof { slot, prefix } => write!(f, "slot {slot}: may send from {prefix}"),
             Self::RemoveSpoof { slot, prefix } => {

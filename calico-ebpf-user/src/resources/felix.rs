@@ -7,7 +7,7 @@ use super::{
     decode::{Decoder, FieldPath, Fields, Table, Use},
     diagnostic::Severity,
     kinds::Document,
-    model::{DenyAction, EndpointToHostAction, FailsafePort, FelixConfiguration, NatOutgoingExclusions, PortMatch},
+    model::{DenyAction, EndpointToHostAction, FailsafePort, FelixConfiguration, L2Reachability, NatOutgoingExclusions, PortMatch},
     parsed::Body,
     rules, values,
     yaml::{Meaning, Node, Value},
@@ -54,6 +54,10 @@ pub(super) fn configuration(decoder: &mut Decoder<'_>, document: &Document<'_>) 
             .and_then(|(node, path)| decoder.boolean(node, &path)),
         failsafe_inbound_host_ports,
         failsafe_outbound_host_ports,
+        xdp_enabled: get("xdpEnabled").and_then(|(node, path)| decoder.boolean(node, &path)),
+        generic_xdp_enabled: get("genericXDPEnabled").and_then(|(node, path)| decoder.boolean(node, &path)),
+        local_subnet_l2_reachability: get("localSubnetL2Reachability")
+            .and_then(|(node, path)| l2_reachability(decoder, node, &path)),
         device_route_protocol: get("deviceRouteProtocol")
             .and_then(|(node, path)| decoder.integer(node, &path, 1..=255)),
         device_route_source_address: get("deviceRouteSourceAddress")
@@ -184,6 +188,18 @@ fn endpoint_to_host_action(
     }
 }
 
+fn l2_reachability(decoder: &mut Decoder<'_>, node: &Node, path: &FieldPath<'_>) -> Option<L2Reachability> {
+    let text = decoder.text(node, path).filter(|text| !text.is_empty())?;
+    match text {
+        "Disabled" => Some(L2Reachability::Disabled),
+        "PodsAndLoadBalancers" => Some(L2Reachability::PodsAndLoadBalancers),
+        _ => {
+            decoder.error(node, path, format!("\"{text}\" is not possible: expected Disabled or PodsAndLoadBalancers"));
+            None
+        }
+    }
+}
+
 fn exclusions(decoder: &mut Decoder<'_>, node: &Node, path: &FieldPath<'_>) -> Option<NatOutgoingExclusions> {
     let text = decoder.text(node, path).filter(|text| !text.is_empty())?;
     match text {
@@ -263,6 +279,9 @@ const PARAMETERS: Table = &[
     ("disableConntrackInvalidCheck", Use::Read),
     ("failsafeInboundHostPorts", Use::Read),
     ("failsafeOutboundHostPorts", Use::Read),
+    ("xdpEnabled", Use::Read),
+    ("genericXDPEnabled", Use::Read),
+    ("localSubnetL2Reachability", Use::Read),
     ("deviceRouteProtocol", Use::Read),
     ("deviceRouteSourceAddress", Use::Read),
     ("deviceRouteSourceAddressIPv6", Use::Read),
@@ -346,7 +365,6 @@ const PARAMETERS: Table = &[
     ("flowLogsGoldmaneServer", Use::NoEffect),
     ("flowLogsLocalReporter", Use::NoEffect),
     ("flowLogsPolicyEvaluationMode", Use::NoEffect),
-    ("genericXDPEnabled", Use::NoEffect),
     ("goGCThreshold", Use::NoEffect),
     ("goMaxProcs", Use::NoEffect),
     ("goMemoryLimitMB", Use::NoEffect),
@@ -374,7 +392,6 @@ const PARAMETERS: Table = &[
     ("istioDSCPMark", Use::NoEffect),
     ("kubeNodePortRanges", Use::NoEffect),
     ("liveMigrationRouteConvergenceTime", Use::NoEffect),
-    ("localSubnetL2Reachability", Use::NoEffect),
     ("logActionRateLimit", Use::NoEffect),
     ("logActionRateLimitBurst", Use::NoEffect),
     ("logDebugFilenameRegex", Use::NoEffect),
@@ -436,7 +453,6 @@ const PARAMETERS: Table = &[
     ("wireguardRoutingRulePriority", Use::NoEffect),
     ("wireguardThreadingEnabled", Use::NoEffect),
     ("workloadSourceSpoofing", Use::NoEffect),
-    ("xdpEnabled", Use::NoEffect),
     ("xdpRefreshInterval", Use::NoEffect),
 ];
 

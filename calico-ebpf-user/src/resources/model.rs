@@ -331,6 +331,8 @@ pub struct IpPool {
     pub nat_outgoing: bool,
     /// Whether no addresses are given out any more.
     pub disabled: bool,
+    /// Whether Calico would wrap what leaves for other hosts: `ipipMode` or `vxlanMode`.
+    pub encapsulated: bool,
     /// Whether its routes are kept from BGP.
     pub disable_bgp_export: bool,
     /// Nodes that may take blocks.
@@ -615,6 +617,12 @@ pub struct FelixConfiguration {
     pub failsafe_inbound_host_ports: Option<Vec<FailsafePort>>,
     /// `failsafeOutboundHostPorts`, likewise.
     pub failsafe_outbound_host_ports: Option<Vec<FailsafePort>>,
+    /// `xdpEnabled`: whether untracked policy may be in force before packets are the kernel's; it is, unless given.
+    pub xdp_enabled: Option<bool>,
+    /// `genericXDPEnabled`: whether that may be so also where the device has no support for it.
+    pub generic_xdp_enabled: Option<bool>,
+    /// `localSubnetL2Reachability`.
+    pub local_subnet_l2_reachability: Option<L2Reachability>,
     /// `deviceRouteProtocol`.
     pub device_route_protocol: Option<u8>,
     /// `deviceRouteSourceAddress` and `deviceRouteSourceAddressIPv6`.
@@ -681,6 +689,16 @@ pub struct FailsafePort {
     pub net: Option<IpNet>,
     /// Destination port.
     pub port: u16,
+}
+
+/// `localSubnetL2Reachability`: whether questions of the link for addresses of local workloads are answered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum L2Reachability {
+    /// They are not.
+    #[default]
+    Disabled,
+    /// They are, inside the networks of uplinks. (There are no load balancers here.)
+    PodsAndLoadBalancers,
 }
 
 /// `natOutgoingExclusions`: what workloads of pools with `natOutgoing` reach untranslated.
@@ -794,6 +812,9 @@ impl ResourceSet {
                 .or(default.disable_conntrack_invalid_check),
             failsafe_inbound_host_ports: own.failsafe_inbound_host_ports.or(default.failsafe_inbound_host_ports),
             failsafe_outbound_host_ports: own.failsafe_outbound_host_ports.or(default.failsafe_outbound_host_ports),
+            xdp_enabled: own.xdp_enabled.or(default.xdp_enabled),
+            generic_xdp_enabled: own.generic_xdp_enabled.or(default.generic_xdp_enabled),
+            local_subnet_l2_reachability: own.local_subnet_l2_reachability.or(default.local_subnet_l2_reachability),
             device_route_protocol: own.device_route_protocol.or(default.device_route_protocol),
             device_route_source_address: own.device_route_source_address.or(default.device_route_source_address),
             device_route_source_address_v6: own

@@ -52,6 +52,7 @@ pub(super) fn pool(decoder: &mut Decoder<'_>, document: &Document<'_>) -> Option
         let text = choice(decoder, &spec, &path, name, &TUNNEL_MODES).filter(|text| *text != "Never");
         text.and(spec.get(name)).map(|node| (name, node))
     });
+    let encapsulated = tunnels.iter().any(Option::is_some);
     match tunnels {
         [Some(_), Some((name, node))] => {
             decoder.error(node, &path.field(name), "ipipMode and vxlanMode exclude each other: one has to be Never");
@@ -82,6 +83,7 @@ pub(super) fn pool(decoder: &mut Decoder<'_>, document: &Document<'_>) -> Option
         block_size: block_size?,
         nat_outgoing: flag(decoder, &spec, &path, "natOutgoing"),
         disabled,
+        encapsulated,
         disable_bgp_export: flag(decoder, &spec, &path, "disableBGPExport"),
         node_selector: node_selector?,
         origin: decoder.origin(document.metadata.name_at),

@@ -210,10 +210,6 @@ pub(super) fn check(files: &[Arc<ParsedFile>], claims: &Claims, complete: bool) 
     };
     findings.extend(check_host_endpoints(&set, &host_endpoints));
     if complete && findings.iter().all(|finding| finding.severity != Severity::Error) {
-        findings.extend(host_endpoints.iter().map(|(place, _)| {
-            let message = "HostEndpoint is not supported yet: what it says would not be enforced";
-            place.finding(Severity::Error, place.identity.name_at, "kind", message)
-        }));
         findings.extend(check_host_policies(&set, &policies));
         findings.extend(missing_profiles(&set, files));
         findings.extend(endpoint_to_host_notice(&set, files));
@@ -375,13 +371,15 @@ fn check_host_policies(set: &ResourceSet, policies: &[(Place<'_>, &ParsedPolicy)
             findings.push(place.finding(Severity::Warning, *at, &field, message));
         }
         if policy.hook == PolicyHook::Untracked && staged.is_none() {
-            findings.extend(selected.next().map(|host| {
-                let message = format!(
-                    "it selects HostEndpoint/{}, where policy before connection tracking is not supported yet: \
-                     it would not be enforced",
-                    host.name
-                );
-                place.finding(Severity::Error, *at, &field, &message)
+            findings.extend(selected.find_map(|host| {
+                let (severity, why) = match host.interface {
+                    HostInterface::Named(_) => return None,
+                    // As in Felix, which renders none for it.
+                    HostInterface::All => (Severity::Warning, "is all interfaces: policy before connection tracking has no effect there"),
+                    HostInterface::Carrying(_) => (Severity::Error, "has no interfaceName: policy before connection tracking would not be enforced there"),
+                };
+                let message = format!("it selects HostEndpoint/{}, which {why}", host.name);
+                Some(place.finding(severity, *at, &field, &message))
             }));
         }
     }

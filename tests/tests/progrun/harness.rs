@@ -10,13 +10,14 @@ use std::{
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, HashMap, MapData, PerCpuArray, lpm_trie},
-    programs::{ProgramError, SchedClassifier, TestRun as _, TestRunOptions},
+    programs::{ProgramError, SchedClassifier, TestRun as _, TestRunOptions, Xdp},
 };
 use bytemuck::Pod;
 use calico_ebpf_common::abi::{
     Action, AddressEntry, BLOCK_ONES, Block, CHUNK_RULES, Conn, ConnKey4, ConnKey6, DropReason, Event, Interface,
-    MARK_ANSWER, NO_SLOT, NodeRef, PolicyRef, Quota, Root, RuleEntry, Settings, Stamped, TableHeader, Timeouts,
-    VEC_ANY, VectorHeader, Workload, names, role, workload_flags,
+    INTERFACE_NAME, MARK_ANSWER, NO_SLOT, Neighbour, NeighbourKey, NodeRef, PolicyRef, Quota, Root, RuleEntry,
+    Settings, Stamped, TableHeader, Timeouts, Untracked, VEC_ANY, VectorHeader, Workload, names, role, uplink_flags,
+    workload_flags,
 };
 use calico_ebpf_tests::lab::{self, Namespace};
 use calico_ebpf_user::dataplane;
@@ -32,10 +33,12 @@ pub(crate) const REDIRECT: i32 = 7;
 pub(crate) const ALLOW_RULE: u32 = 100;
 pub(crate) const DENY_RULE: u32 = 101;
 pub(crate) const REJECT_RULE: u32 = 102;
+pub(crate) const LEAVE_RULE: u32 = 103;
 /// Tables.
 pub(crate) const ALLOW: u32 = 8;
 pub(crate) const DENY: u32 = 16;
 pub(crate) const REJECT: u32 = 24;
+pub(crate) const LEAVE: u32 = 32;
 /// All host sides have Calico's MAC address.
 pub(crate) const HOST_MAC: [u8; 6] = [0xee; 6];
 pub(crate) const NEXT_MAC: [u8; 6] = [2, 0, 0, 0, 9, 9];
@@ -188,11 +191,14 @@ impl World {
                 }
             });
             let interface =
-                Interface { role: role::WORKLOAD, slot: name.slot, mtu: 1500, mac: HOST_MAC, reserved: [0; 2] };
-            self.insert::<4, 20>(names::INTERFACES, &ifindex, &interface);
+                Interface { role: role::WORKLOAD, slot: name.slot, mtu: 1500, mac: HOST_MAC, ..Interface::default() };
+            self.insert::<4, 36>(names::INTERFACES, &ifindex, &interface);
             self.insert::<4, 24>(names::ADDRESSES4, &name.v4, &owned(name.slot, 0));
             self.insert::<16, 24>(names::ADDRESSES6, &name.v6, &owned(name.slot, 1));
         }
+        let (ifindex, name) = (self.ifindex(UPLINK), interface_name(UPLINK));
+        let uplink = Interface { role: role::UPLINK, slot: NO_SLOT, mtu: 1500, mac: HOST_MAC, name, ..Interface::default() };
+        self.insert::<4, 36>(names::INTERFACES, &ifindex, &uplink);
         let host = AddressEntry { flags: calico_ebpf_common::abi::HOST, ..owned(NO_SLOT, 0) };
         self.insert::<4, 24>(names::ADDRESSES4, &HOST4, &host);
     }
@@ -270,6 +276,63 @@ impl World {
         Outcome { action: result.return_value as i32, frame: out }
     }
 
+    /// Puts a frame through the XDP program, as if it had come in by the uplink.
+    pub(crate) fn arrive(&mut self, frame: &[u8]) -> Outcome {
+        self.arrive_at(names::PROG_XDP, frame)
+    }
+
+    pub(crate) fn arrive_at(&mut self, program: &'static str, frame: &[u8]) -> Outcome {
+        self.load_xdp(program).unwrap_or_else(|error| panic!("{program}: {error}"));
+        // struct xdp_md: `data`, `data_end`, `data_meta`, `ingress_ifindex`, `rx_queue_index`, `egress_ifindex`.
+        let mut context = [0_u8; 24];
+        context[4..8].copy_from_slice(&(frame.len() as u32).to_ne_bytes());
+        context[12..16].copy_from_slice(&self.ifindex(UPLINK).to_ne_bytes());
+        let mut out = vec![0; frame.len() + 128];
+        let program: &Xdp = self.ebpf.program(program).expect("a program").try_into().expect("for XDP");
+        let mut run = || {
+            program.test_run(TestRunOptions {
+                data_in: Some(frame),
+                data_out: Some(&mut out),
+                ctx_in: Some(&context),
+                ..TestRunOptions::default()
+            })
+        };
+        let result = if self.entered { run() } else { self.namespace.enter(run).expect("enters the namespace") };
+        let result = result.expect("runs the program");
+        out.truncate(result.data_size_out as usize);
+        Outcome { action: result.return_value as i32, frame: out }
+    }
+
+    /// Loads an XDP program and says how many instructions the verifier looked at.
+    pub(crate) fn load_xdp(&mut self, name: &'static str) -> Result<u32, ProgramError> {
+        let program: &mut Xdp = self.ebpf.program_mut(name).expect("a program").try_into().expect("for XDP");
+        if !self.loaded.contains(&name) {
+            program.load()?;
+            self.loaded.push(name);
+        }
+        Ok(program.info()?.verified_instruction_count().unwrap_or(0))
+    }
+
+    /// Gives the uplink untracked policy.
+    pub(crate) fn set_untracked(&mut self, ingress_table: u32, egress_table: u32) {
+        let other = Untracked { interface: interface_name("other"), ..Untracked::default() };
+        let uplink = Untracked { interface: interface_name(UPLINK), ingress_table, egress_table };
+        self.set_root(|root| {
+            root.uplink_flags |= uplink_flags::UNTRACKED;
+            for settings in &mut root.settings {
+                settings.untracked[..2].copy_from_slice(&[other, uplink]);
+            }
+        });
+    }
+
+    /// Has the uplink answer for a workload.
+    pub(crate) fn answer_for(&mut self, address: [u8; 16], by_xdp: bool) {
+        self.set_root(|root| root.uplink_flags |= uplink_flags::ANSWERS);
+        let key = NeighbourKey { address, ifindex: self.ifindex(UPLINK) };
+        let neighbour = Neighbour { mac: HOST_MAC, by_xdp: by_xdp.into() };
+        self.insert::<20, 8>(names::NEIGHBOURS, &key, &neighbour);
+    }
+
     /// The return value of a program that is run for itself.
     pub(crate) fn call(&mut self, program: &'static str) -> u32 {
         self.run_with(program, self.ifindex(A.interface), 0, 0, &[0; 64]).action as u32
@@ -292,7 +355,7 @@ impl World {
     }
 
     pub(crate) fn set_root(&mut self, change: impl FnOnce(&mut Root)) {
-        let mut root: Root = self.get::<128, _>(names::ROOT, 0);
+        let mut root: Root = self.get::<528, _>(names::ROOT, 0);
         change(&mut root);
         self.put(names::ROOT, 0, &root);
     }
@@ -327,7 +390,7 @@ impl World {
         match size_of::<T>() {
             16 => set!(16),
             64 => set!(64),
-            128 => set!(128),
+            528 => set!(528),
             other => panic!("no array of {other} bytes"),
         }
         .expect("sets a value");
@@ -473,6 +536,12 @@ fn bytes_of<const N: usize>(value: &impl Pod) -> [u8; N] {
     bytemuck::bytes_of(value).try_into().expect("of that size")
 }
 
+fn interface_name(name: &str) -> [u8; INTERFACE_NAME] {
+    let mut padded = [0; INTERFACE_NAME];
+    padded[..name.len()].copy_from_slice(name.as_bytes());
+    padded
+}
+
 /// An address of a workload, in every generation.
 pub(crate) fn owned(slot: u32, class: u32) -> AddressEntry {
     AddressEntry { class: Stamped { value: [class; 2] }, slot: Stamped { value: [slot; 2] }, since: 0, flags: 0 }
@@ -482,9 +551,12 @@ pub(crate) fn owned(slot: u32, class: u32) -> AddressEntry {
 fn blocks() -> Vec<(u32, Block)> {
     let any = VectorHeader { present: [u64::MAX; 2], base: BLOCK_ONES, stride: 0, reserved: [0; 10] };
     let mut blocks = vec![(VEC_ANY, bytemuck::cast(any)), (BLOCK_ONES, Block { words: [u64::MAX; 8] })];
-    for (table, action, counter) in
-        [(ALLOW, Action::Allow, ALLOW_RULE), (DENY, Action::Deny, DENY_RULE), (REJECT, Action::Reject, REJECT_RULE)]
-    {
+    for (table, action, counter) in [
+        (ALLOW, Action::Allow, ALLOW_RULE),
+        (DENY, Action::Deny, DENY_RULE),
+        (REJECT, Action::Reject, REJECT_RULE),
+        (LEAVE, Action::Leave, LEAVE_RULE),
+    ] {
         let root = NodeRef::vector(VEC_ANY).0;
         let header = TableHeader {
             rules: CHUNK_RULES.min(1),

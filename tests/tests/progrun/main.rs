@@ -16,3 +16,4 @@ mod refusal;
 mod room;
 mod shapes;
 mod spoofing;
+mod uplink;
