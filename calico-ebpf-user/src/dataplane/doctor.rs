@@ -16,6 +16,7 @@ use super::{
     nft, sysctl,
     tc::{HANDLE, Hooks, PRIORITY},
     view::View,
+    xdp::{XdpLinks, describe},
 };
 
 /// How a check came out.
@@ -69,6 +70,7 @@ pub fn examine(options: &Options) -> Vec<Check> {
         Ok(mut surroundings) => {
             checks.push(surroundings.mtu());
             checks.extend(surroundings.foreign_programs(options));
+            checks.extend(surroundings.xdp(options));
             checks.push(surroundings.reverse_path());
         }
         Err(error) => checks.push(Check::new(
@@ -389,6 +391,38 @@ impl Surroundings {
         let advice = "ours run first; what they redirect or drop, the others do not see. Another network plugin that is \
                       still installed has to go";
         foreign.into_iter().map(|found| Check::new("other programs", CheckStatus::Warning, found, advice)).collect()
+    }
+
+    /// XDP on uplinks: ours, where there is something for it to do, and those of others, which are in its way.
+    fn xdp(&mut self, options: &Options) -> Vec<Check> {
+        let links = XdpLinks { directory: options.instance.layout_dir() };
+        let states = View::open(&options.instance).ok().flatten().and_then(|view| view.info().ok()).unwrap_or_default().xdp;
+        let mut checks = Vec::new();
+        for link in self.of(&self.uplinks.clone()) {
+            let state = states.iter().find(|state| state.interface == link.name);
+            let own = links.hanging(link.index).map(|(_, program)| program);
+            let mut foreign = self.netlink.xdp_programs(link.index).unwrap_or_default();
+            foreign.retain(|id| Some(*id) != own);
+            if foreign.is_empty() {
+                checks.extend(state.map(|state| match state.mode {
+                    Some(_) => Check::ok("XDP", format!("{} {state}", link.name)),
+                    None => Check::new("XDP", CheckStatus::Info, format!("{} {state}", link.name), ""),
+                }));
+                continue;
+            }
+            let detail = format!("{} has a program of somebody else{}", link.name, describe(foreign));
+            checks.push(if state.is_some() {
+                let advice = format!(
+                    "a device has one XDP program: the TC program judges untracked policy alone, behind that one. To have it \
+                     judged before the stack, take the other one away (ip link set dev {} xdp off)",
+                    link.name
+                );
+                Check::new("XDP", CheckStatus::Warning, detail, &advice)
+            } else {
+                Check::new("XDP", CheckStatus::Info, format!("{detail}; it sees packets before ours"), "")
+            });
+        }
+        checks
     }
 
     /// The stack's reverse path filter: strict filtering on all interfaces overrides a workload's own setting.

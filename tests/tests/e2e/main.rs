@@ -29,3 +29,4 @@ mod routes;
 mod shapes;
 mod spoofing;
 mod uplink;
+mod xdp;

@@ -1,9 +1,8 @@
 //! How much work the programs are for the verifier.
 
-use aya::util::KernelVersion;
 use calico_ebpf_common::abi::names;
 
-use crate::harness::World;
+use crate::harness::{World, lacks_frags};
 
 /// The kernel refuses a million. Newer kernels look at fewer instructions, so this says nothing where the number is not
 /// reported.
@@ -36,9 +35,4 @@ fn all_programs_load_within_their_budget() {
         println!("{program}: {verified} instructions verified");
         assert!(verified <= budget, "{program}: {verified} instructions verified, {budget} allowed");
     }
-}
-
-/// Frames in several buffers came with 5.18.
-fn lacks_frags() -> bool {
-    KernelVersion::current().is_ok_and(|version| version < KernelVersion::new(5, 18, 0))
 }

@@ -11,6 +11,7 @@ use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, HashMap, MapData, PerCpuArray, lpm_trie},
     programs::{ProgramError, SchedClassifier, TestRun as _, TestRunOptions, Xdp},
+    util::KernelVersion,
 };
 use bytemuck::Pod;
 use calico_ebpf_common::abi::{
@@ -42,6 +43,8 @@ pub(crate) const LEAVE: u32 = 32;
 /// All host sides have Calico's MAC address.
 pub(crate) const HOST_MAC: [u8; 6] = [0xee; 6];
 pub(crate) const NEXT_MAC: [u8; 6] = [2, 0, 0, 0, 9, 9];
+/// See [`World::arrive`].
+const LOOPBACK: u32 = 1;
 /// Jiffies in a second, as the tables claim.
 const HZ: u32 = 1000;
 pub(crate) const CONNS: u32 = 1024;
@@ -199,6 +202,7 @@ impl World {
         let (ifindex, name) = (self.ifindex(UPLINK), interface_name(UPLINK));
         let uplink = Interface { role: role::UPLINK, slot: NO_SLOT, mtu: 1500, mac: HOST_MAC, name, ..Interface::default() };
         self.insert::<4, 36>(names::INTERFACES, &ifindex, &uplink);
+        self.insert::<4, 36>(names::INTERFACES, &LOOPBACK, &uplink);
         let host = AddressEntry { flags: calico_ebpf_common::abi::HOST, ..owned(NO_SLOT, 0) };
         self.insert::<4, 24>(names::ADDRESSES4, &HOST4, &host);
     }
@@ -278,11 +282,13 @@ impl World {
 
     /// Puts a frame through the XDP program, as if it had come in by the uplink.
     pub(crate) fn arrive(&mut self, frame: &[u8]) -> Outcome {
-        self.arrive_at(names::PROG_XDP, frame)
+        self.arrive_at(if lacks_frags() { names::PROG_XDP_LINEAR } else { names::PROG_XDP }, frame)
     }
 
     pub(crate) fn arrive_at(&mut self, program: &'static str, frame: &[u8]) -> Outcome {
         self.load_xdp(program).unwrap_or_else(|error| panic!("{program}: {error}"));
+        // Before 5.18 the program is told that the frame came in by the first interface of the namespace.
+        let knows_context = !lacks_frags();
         // struct xdp_md: `data`, `data_end`, `data_meta`, `ingress_ifindex`, `rx_queue_index`, `egress_ifindex`.
         let mut context = [0_u8; 24];
         context[4..8].copy_from_slice(&(frame.len() as u32).to_ne_bytes());
@@ -293,7 +299,7 @@ impl World {
             program.test_run(TestRunOptions {
                 data_in: Some(frame),
                 data_out: Some(&mut out),
-                ctx_in: Some(&context),
+                ctx_in: knows_context.then_some(&context),
                 ..TestRunOptions::default()
             })
         };
@@ -328,9 +334,10 @@ impl World {
     /// Has the uplink answer for a workload.
     pub(crate) fn answer_for(&mut self, address: [u8; 16], by_xdp: bool) {
         self.set_root(|root| root.uplink_flags |= uplink_flags::ANSWERS);
-        let key = NeighbourKey { address, ifindex: self.ifindex(UPLINK) };
         let neighbour = Neighbour { mac: HOST_MAC, by_xdp: by_xdp.into() };
-        self.insert::<20, 8>(names::NEIGHBOURS, &key, &neighbour);
+        for ifindex in [self.ifindex(UPLINK), LOOPBACK] {
+            self.insert::<20, 8>(names::NEIGHBOURS, &NeighbourKey { address, ifindex }, &neighbour);
+        }
     }
 
     /// The return value of a program that is run for itself.
@@ -534,6 +541,11 @@ fn object() -> Vec<u8> {
 
 fn bytes_of<const N: usize>(value: &impl Pod) -> [u8; N] {
     bytemuck::bytes_of(value).try_into().expect("of that size")
+}
+
+/// Frames in several buffers, and what comes with them for tests, came with 5.18.
+pub(crate) fn lacks_frags() -> bool {
+    KernelVersion::current().is_ok_and(|version| version < KernelVersion::new(5, 18, 0))
 }
 
 fn interface_name(name: &str) -> [u8; INTERFACE_NAME] {
