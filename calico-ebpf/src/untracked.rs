@@ -63,7 +63,8 @@ fn try_arriving<F: Receiver>(frame: &Frame) -> Result<Code, DropReason> {
     let env = Env::at(frame.ifindex())?;
     let table = cali_untracked(env.ifindex, env.generation, 1);
     if table == 0 {
-        return Ok(LEFT);
+        // Not a word: the TC program looks for itself.
+        return Ok(MISS);
     }
     // Of a frame in several buffers the first one alone is in reach: its whole length is not known.
     match parsed::<F, _>(frame, ANY_LENGTH) {

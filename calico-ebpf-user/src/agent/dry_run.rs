@@ -57,6 +57,10 @@ pub fn steps(options: &Options) -> anyhow::Result<Vec<String>> {
             }
         }
     }
+    for (name, ingress) in &desired.untracked {
+        let by_xdp = if *ingress && desired.xdp.enabled { ", by XDP if the device can" } else { "" };
+        steps.push(format!("uplink {name}: untracked policy{by_xdp}"));
+    }
     for workload in &desired.workloads {
         let DesiredWorkload { name, interface, .. } = workload;
         match interfaces::index(interface) {

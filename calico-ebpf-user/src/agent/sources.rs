@@ -79,7 +79,14 @@ impl Sources {
         let felix = set.felix_for(&self.node);
         let nat_outgoing = nat_outgoing(&set, &compiled, &felix);
         let answered = answered(&set, &compiled, &felix);
-        Accepted { content, compiled, felix, nat_outgoing, answered, staged: Staged::new(set, &self.node).map(Arc::new) }
+        Accepted {
+            content,
+            compiled,
+            felix,
+            nat_outgoing,
+            answered,
+            staged: Staged::new(set, &self.node).map(Arc::new),
+        }
     }
 
     fn judge(&self, loaded: Loaded) -> Read {

@@ -32,7 +32,6 @@ pub(super) fn run(context: &Context, arguments: &Rules) -> anyhow::Result<ExitCo
     let all = inventory::workloads(&view)?;
     let chosen = match &who {
         None => all.iter().collect(),
-        // No policy applies to the host itself yet.
         Some(Who::Host) => Vec::new(),
         Some(who) => {
             let chosen = who.among(&all);
@@ -43,8 +42,10 @@ pub(super) fn run(context: &Context, arguments: &Rules) -> anyhow::Result<ExitCo
         }
     };
     let mut staged = staged(context)?;
+    let of_host = if who.is_none() || who == Some(Who::Host) { rules::untracked(&view)? } else { Vec::new() };
     let shown: Vec<Shown> = rules::read(&view, &chosen)?
         .into_iter()
+        .chain(of_host)
         .map(|rules| {
             let staged = staged.remove(&rules.endpoint);
             Shown { rules, staged }
@@ -71,18 +72,19 @@ fn staged(context: &Context) -> anyhow::Result<HashMap<String, StagedRules>> {
 }
 
 fn render(workloads: &[Shown], host: bool) -> String {
-    if host {
+    if host && workloads.is_empty() {
         return "host: no policy applies to the host itself\n".into();
     }
     let mut text = String::new();
-    for (i, Shown { rules: WorkloadRules { endpoint, interface, egress, ingress }, staged }) in
+    for (i, Shown { rules: WorkloadRules { endpoint, interface, untracked, egress, ingress }, staged }) in
         workloads.iter().enumerate()
     {
         if i > 0 {
             text.push('\n');
         }
         // Writing to a `String` cannot fail.
-        let _ = writeln!(text, "{endpoint} ({interface})");
+        let before = if *untracked { ", before connection tracking" } else { "" };
+        let _ = writeln!(text, "{endpoint} ({interface}{before})");
         for (direction, rules) in [("egress", egress), ("ingress", ingress)] {
             let _ = writeln!(text, "  {direction}");
             let mut table = Table::new(&[">", "ACTION", ">PACKETS", "TIER", "RULE"]);
@@ -96,7 +98,9 @@ fn render(workloads: &[Shown], host: bool) -> String {
                     name.map_or_else(|| "unknown".into(), what),
                 ]);
             }
-            if table.is_empty() {
+            if table.is_empty() && *untracked {
+                text.push_str("    no rules: everything is left to the policy behind\n");
+            } else if table.is_empty() {
                 text.push_str("    no rules: everything is denied\n");
             } else {
                 text.push_str(&table.render(4));
@@ -163,6 +167,7 @@ mod tests {
             rules: WorkloadRules {
                 endpoint: "shop/w".into(),
                 interface: "cali1".into(),
+                untracked: false,
                 egress: vec![line],
                 ingress: vec![],
             },

@@ -246,11 +246,12 @@ impl Dataplane {
     pub fn attachments_intact(&mut self) -> bool {
         let Self { expected, expected_xdp, hooks, xdp, netlink, .. } = self;
         let hangs = |(ifindex, program): (&u32, &u32)| xdp.hanging(*ifindex).is_some_and(|(_, id)| id == *program);
-        expected_xdp.iter().all(hangs) && expected.iter().all(|((ifindex, hook), program)| {
-            hooks.hanging(netlink, *ifindex, *hook).is_ok_and(|found| {
-                found.is_some_and(|hanging| hanging.program == *program && hanging.attachment == hooks.attachment)
+        expected_xdp.iter().all(hangs)
+            && expected.iter().all(|((ifindex, hook), program)| {
+                hooks.hanging(netlink, *ifindex, *hook).is_ok_and(|found| {
+                    found.is_some_and(|hanging| hanging.program == *program && hanging.attachment == hooks.attachment)
+                })
             })
-        })
     }
 
     /// Whether our nftables tables are as they should be. As cheap, as long as nobody changes any table.
@@ -785,13 +786,7 @@ impl Dataplane {
         }
     }
 
-    fn try_answer(
-        &mut self,
-        desired: &Desired,
-        uplinks: &[u32],
-        found: &Found,
-        applied: &mut Applied,
-    ) -> Result<()> {
+    fn try_answer(&mut self, desired: &Desired, uplinks: &[u32], found: &Found, applied: &mut Applied) -> Result<()> {
         let there = self.tables.neighbours()?;
         if desired.answered.is_empty() && there.is_empty() {
             return self.tables.set_uplink_flag(uplink_flags::ANSWERS, false);

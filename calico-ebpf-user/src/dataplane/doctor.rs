@@ -396,7 +396,8 @@ impl Surroundings {
     /// XDP on uplinks: ours, where there is something for it to do, and those of others, which are in its way.
     fn xdp(&mut self, options: &Options) -> Vec<Check> {
         let links = XdpLinks { directory: options.instance.layout_dir() };
-        let states = View::open(&options.instance).ok().flatten().and_then(|view| view.info().ok()).unwrap_or_default().xdp;
+        let states =
+            View::open(&options.instance).ok().flatten().and_then(|view| view.info().ok()).unwrap_or_default().xdp;
         let mut checks = Vec::new();
         for link in self.of(&self.uplinks.clone()) {
             let state = states.iter().find(|state| state.interface == link.name);

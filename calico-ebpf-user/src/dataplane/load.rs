@@ -134,7 +134,10 @@ impl Programs {
                     self.xdp = Some(name);
                     return Ok(name);
                 }
-                Err(error) => result = Err(rejected(name, &error)),
+                Err(error) => {
+                    result = Err(rejected(name, &error));
+                    tracing::debug!("this kernel refuses {name}: {error}");
+                }
             }
         }
         result

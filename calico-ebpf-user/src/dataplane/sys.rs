@@ -30,6 +30,7 @@ const BPF_MAP_LOOKUP_BATCH: u32 = 24;
 const BPF_MAP_UPDATE_BATCH: u32 = 26;
 const BPF_LINK_CREATE: u32 = 28;
 const BPF_LINK_UPDATE: u32 = 29;
+const BPF_LINK_DETACH: u32 = 34;
 /// An attach type.
 const BPF_XDP: u32 = 37;
 const BPF_F_RDONLY: u32 = 1 << 3;
@@ -449,8 +450,7 @@ fn object_info(fd: RawFd, info: &mut [u8]) -> io::Result<()> {
 
 /// Hangs an XDP program on an interface, as long as the link lives. `flags`: in which mode (`XDP_FLAGS_*`).
 pub(crate) fn xdp_link(program: RawFd, ifindex: u32, flags: u32) -> io::Result<OwnedFd> {
-    let mut attr =
-        LinkCreateAttr { prog_fd: program as u32, target_ifindex: ifindex, attach_type: BPF_XDP, flags };
+    let mut attr = LinkCreateAttr { prog_fd: program as u32, target_ifindex: ifindex, attach_type: BPF_XDP, flags };
     // SAFETY: no pointers; on success the kernel gives a new descriptor, which is ours alone.
     unsafe {
         let fd = bpf(BPF_LINK_CREATE, &mut attr)?;
@@ -460,10 +460,16 @@ pub(crate) fn xdp_link(program: RawFd, ifindex: u32, flags: u32) -> io::Result<O
 
 /// Puts another program into a link; no packet is missed.
 pub(crate) fn link_update(link: RawFd, program: RawFd) -> io::Result<()> {
-    let mut attr =
-        LinkUpdateAttr { link_fd: link as u32, new_prog_fd: program as u32, flags: 0, old_prog_fd: 0 };
+    let mut attr = LinkUpdateAttr { link_fd: link as u32, new_prog_fd: program as u32, flags: 0, old_prog_fd: 0 };
     // SAFETY: no pointers.
     unsafe { bpf(BPF_LINK_UPDATE, &mut attr) }.map(drop)
+}
+
+/// Takes a link off what it hangs on at once, where the kernel would do it some time after its pin is removed.
+pub(crate) fn link_detach(link: RawFd) -> io::Result<()> {
+    let mut attr = link as u32;
+    // SAFETY: no pointers.
+    unsafe { bpf(BPF_LINK_DETACH, &mut attr) }.map(drop)
 }
 
 /// Has a device receive a multicast address of the link, or no longer. That it does already (or not) is no error.

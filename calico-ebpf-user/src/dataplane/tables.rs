@@ -8,7 +8,8 @@ use std::{
 };
 
 use calico_ebpf_common::abi::{
-    AddressEntry, Block, Interface, Neighbour, NeighbourKey, PolicyRef, RULE_BYTES, Root, Settings, Timeouts, WORKLOAD_BYTES, Workload, names,
+    AddressEntry, Block, Interface, Neighbour, NeighbourKey, PolicyRef, RULE_BYTES, Root, Settings, Timeouts,
+    WORKLOAD_BYTES, Workload, names,
 };
 use ipnet::IpNet;
 

@@ -6,8 +6,8 @@ use std::{
 };
 
 use calico_ebpf_common::abi::{
-    AddressEntry, Block, Conn, ConnKey4, ConnKey6, DROP_REASONS, DropReason, EVENTS, Event, Interface, Neighbour, NeighbourKey, RULE_BYTES,
-    Root, RuleEntry, TableHeader, WORKLOAD_BYTES, Workload, names,
+    AddressEntry, Block, Conn, ConnKey4, ConnKey6, DROP_REASONS, DropReason, EVENTS, Event, Interface, Neighbour,
+    NeighbourKey, RULE_BYTES, Root, RuleEntry, TableHeader, WORKLOAD_BYTES, Workload, names,
 };
 
 use super::{

@@ -7,7 +7,6 @@ use std::{
     fmt, fs, io,
     os::fd::{AsFd as _, AsRawFd as _},
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
@@ -120,7 +119,11 @@ impl XdpLinks {
         let mut found = false;
         for mode in XdpMode::ALL {
             let pin = self.pin(ifindex, mode);
-            found |= pin.exists();
+            if let Ok(link) = sys::object_open(&pin, false) {
+                found = true;
+                // Of an interface that is gone there is nothing to take it off.
+                let _gone = sys::link_detach(link.as_raw_fd());
+            }
             remove_if_there(&pin).map_err(DataplaneError::io(format!("detach XDP from interface {ifindex}")))?;
         }
         Ok(found)
@@ -166,29 +169,22 @@ impl XdpLinks {
         }
         let why = explain(&native);
         if !wish.generic {
-            let reason = format!("no native mode ({why}) and genericXDPEnabled is not true: the TC program judges alone");
+            let reason =
+                format!("no native mode ({why}) and genericXDPEnabled is not true: the TC program judges alone");
             return Ok((state(None, reason, false), false));
         }
         match attach(XdpMode::Generic) {
             Ok(()) => Ok((state(Some(XdpMode::Generic), format!("no native mode ({why})"), false), true)),
             Err(error) => {
-                let reason = format!("neither native ({why}) nor generic ({}): the TC program judges alone", explain(&error));
+                let reason =
+                    format!("neither native ({why}) nor generic ({}): the TC program judges alone", explain(&error));
                 Ok((state(None, reason, true), false))
             }
         }
     }
 
     fn attach(&self, ifindex: u32, mode: XdpMode, program: i32) -> io::Result<()> {
-        let mut attempts = 0..20;
-        let link = loop {
-            match sys::xdp_link(program, ifindex, mode.flags()) {
-                // The kernel lets go of a link some time after its pin is removed.
-                Err(error) if error.raw_os_error() == Some(libc::EBUSY) && attempts.next().is_some() => {
-                    std::thread::sleep(Duration::from_millis(2));
-                }
-                done => break done?,
-            }
-        };
+        let link = sys::xdp_link(program, ifindex, mode.flags())?;
         sys::object_pin(link.as_raw_fd(), &self.pin(ifindex, mode))
     }
 
@@ -250,7 +246,10 @@ mod tests {
         let links = XdpLinks { directory: "/x".into() };
         for mode in XdpMode::ALL {
             let pin = links.pin(17, mode);
-            assert_eq!(parse_pin_name(pin.file_name().and_then(|name| name.to_str()).unwrap_or_default()), Some((17, mode)));
+            assert_eq!(
+                parse_pin_name(pin.file_name().and_then(|name| name.to_str()).unwrap_or_default()),
+                Some((17, mode))
+            );
         }
         assert_eq!(parse_pin_name("link_17_in"), None);
         assert_eq!(parse_pin_name("link_x_xdp_native"), None);

@@ -15,10 +15,13 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct WorkloadRules {
-    /// `NAMESPACE/NAME`.
+    /// `NAMESPACE/NAME`, or `host`.
     pub endpoint: String,
     /// Host side of its veth or tap.
     pub interface: String,
+    /// Of the host: policy before connection tracking, of this interface.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub untracked: bool,
     /// What it sends is judged by these, the first that matches.
     pub egress: Vec<RuleLine>,
     /// What it receives is judged by these.
@@ -58,10 +61,39 @@ pub fn read(view: &View, workloads: &[&Local]) -> dataplane::Result<Vec<Workload
         .map(|workload| WorkloadRules {
             endpoint: workload.endpoint.clone(),
             interface: workload.interface.clone(),
+            untracked: false,
             egress: table(workload.policy.egress_table),
             ingress: table(workload.policy.ingress_table),
         })
         .collect())
+}
+
+/// The rules of untracked policy, of each interface that has some.
+///
+/// # Errors
+/// If the maps cannot be read.
+pub fn untracked(view: &View) -> dataplane::Result<Vec<WorkloadRules>> {
+    let root = view.root()?;
+    let interfaces: Vec<_> =
+        root.settings(root.generation).untracked.iter().take_while(|of| of.interface[0] != 0).collect();
+    if interfaces.is_empty() {
+        return Ok(Vec::new());
+    }
+    let names = inventory::rules(view)?;
+    let table = |header: u32| Ok(lines(&view.table(header)?, &names));
+    interfaces
+        .into_iter()
+        .map(|of| {
+            let name = String::from_utf8_lossy(&of.interface).trim_end_matches('\0').to_owned();
+            Ok(WorkloadRules {
+                endpoint: "host".to_owned(),
+                interface: name,
+                untracked: true,
+                egress: table(of.egress_table)?,
+                ingress: table(of.ingress_table)?,
+            })
+        })
+        .collect()
 }
 
 /// One line for each rule: a rule of a file that is several entries of the table is one line.

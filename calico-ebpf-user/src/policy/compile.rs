@@ -12,9 +12,7 @@ use std::{
 use calico_ebpf_common::abi::{Action, host_action, settings_flags};
 
 use super::{
-    compiled::{
-        Compiled, Direction, LocalWorkload, Reason, RuleMatch, RuleName, Table, TableRule, UntrackedInterface,
-    },
+    compiled::{Compiled, Direction, LocalWorkload, Reason, RuleMatch, RuleName, Table, TableRule, UntrackedInterface},
     conditions::{AddressConditions, Conditions},
     endpoints::{Endpoints, Memberships},
     expand::{PortNames, expand},
@@ -333,14 +331,12 @@ impl Compiler {
             if !claimed.insert(interface) {
                 continue;
             }
-            let is_about = |policy: &Policy| {
-                policy.hook == PolicyHook::Untracked && policy.selects_host_endpoint(set, endpoint)
-            };
+            let is_about =
+                |policy: &Policy| policy.hook == PolicyHook::Untracked && policy.selects_host_endpoint(set, endpoint);
             let order = self.order.iter().copied();
             let selecting: Vec<usize> = order.filter(|&index| is_about(&set.policies[index])).collect();
             let mut table = |direction| self.untracked_table(set, &selecting, failsafes, direction, tables);
-            let untracked =
-                UntrackedInterface { ingress: table(Direction::Ingress), egress: table(Direction::Egress) };
+            let untracked = UntrackedInterface { ingress: table(Direction::Ingress), egress: table(Direction::Egress) };
             if untracked != UntrackedInterface::default() {
                 interfaces.insert(interface.clone(), untracked);
             }
@@ -511,8 +507,11 @@ fn lay_out_untracked(
         name: name.clone(),
         matches: matches.clone(),
     };
-    let mut rules: Vec<TableRule> =
-        failsafes.iter().flat_map(|failsafe| &failsafe.rules).map(|expanded| rule(Action::Leave, 0, expanded)).collect();
+    let mut rules: Vec<TableRule> = failsafes
+        .iter()
+        .flat_map(|failsafe| &failsafe.rules)
+        .map(|expanded| rule(Action::Leave, 0, expanded))
+        .collect();
     for (_, policies) in tiers {
         let expanded: Vec<_> = policies.iter().flat_map(|policy| &policy.rules).collect();
         let next = u16::try_from(rules.len() + expanded.len()).unwrap_or(u16::MAX);

@@ -35,10 +35,18 @@ pub(super) fn rules(list: &str, ports: &[FailsafePort], direction: Direction) ->
             // The peer is where the packet comes from, or goes to; an answer comes from the port that was asked.
             let (source, destination) = match direction {
                 Direction::Ingress => {
-                    if asks { (of_nets(nets), of_ports(ports)) } else { (EntityRule { ports, ..of_nets(nets) }, any()) }
+                    if asks {
+                        (of_nets(nets), of_ports(ports))
+                    } else {
+                        (EntityRule { ports, ..of_nets(nets) }, any())
+                    }
                 }
                 Direction::Egress => {
-                    if asks { (any(), EntityRule { ports, ..of_nets(nets) }) } else { (of_ports(ports), of_nets(nets)) }
+                    if asks {
+                        (any(), EntityRule { ports, ..of_nets(nets) })
+                    } else {
+                        (of_ports(ports), of_nets(nets))
+                    }
                 }
             };
             Rule {

@@ -10,8 +10,8 @@ use std::{
 };
 
 use calico_ebpf_common::abi::{
-    Action, AddressEntry, HOST, INTERFACE_NAME, MAX_CHUNKS, MAX_RULES, NO_SLOT, PolicyRef, Settings, Stamped, Untracked,
-    Workload,
+    Action, AddressEntry, HOST, INTERFACE_NAME, MAX_CHUNKS, MAX_RULES, NO_SLOT, PolicyRef, Settings, Stamped,
+    Untracked, Workload,
 };
 use calico_ebpf_common::judge::{self, Arena as _};
 use ipnet::{IpNet, Ipv6Net};

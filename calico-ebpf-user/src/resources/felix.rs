@@ -7,7 +7,10 @@ use super::{
     decode::{Decoder, FieldPath, Fields, Table, Use},
     diagnostic::Severity,
     kinds::Document,
-    model::{DenyAction, EndpointToHostAction, FailsafePort, FelixConfiguration, L2Reachability, NatOutgoingExclusions, PortMatch},
+    model::{
+        DenyAction, EndpointToHostAction, FailsafePort, FelixConfiguration, L2Reachability, NatOutgoingExclusions,
+        PortMatch,
+    },
     parsed::Body,
     rules, values,
     yaml::{Meaning, Node, Value},

@@ -375,8 +375,13 @@ fn check_host_policies(set: &ResourceSet, policies: &[(Place<'_>, &ParsedPolicy)
                 let (severity, why) = match host.interface {
                     HostInterface::Named(_) => return None,
                     // As in Felix, which renders none for it.
-                    HostInterface::All => (Severity::Warning, "is all interfaces: policy before connection tracking has no effect there"),
-                    HostInterface::Carrying(_) => (Severity::Error, "has no interfaceName: policy before connection tracking would not be enforced there"),
+                    HostInterface::All => {
+                        (Severity::Warning, "is all interfaces: policy before connection tracking has no effect there")
+                    }
+                    HostInterface::Carrying(_) => (
+                        Severity::Error,
+                        "has no interfaceName: policy before connection tracking would not be enforced there",
+                    ),
                 };
                 let message = format!("it selects HostEndpoint/{}, which {why}", host.name);
                 Some(place.finding(severity, *at, &field, &message))

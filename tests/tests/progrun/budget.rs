@@ -27,7 +27,8 @@ fn all_programs_load_within_their_budget() {
         let verified = world.load(program).unwrap_or_else(|error| panic!("{program}: {error}"));
         println!("{program}: {verified} instructions verified");
         assert!(verified <= budget, "{program}: {verified} instructions verified, {budget} allowed");
-    }    for (program, budget) in XDP_BUDGETS {
+    }
+    for (program, budget) in XDP_BUDGETS {
         let verified = match world.load_xdp(program) {
             Err(_) if program == names::PROG_XDP && lacks_frags() => continue,
             verified => verified.unwrap_or_else(|error| panic!("{program}: {error}")),

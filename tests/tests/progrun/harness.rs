@@ -15,9 +15,9 @@ use aya::{
 };
 use bytemuck::Pod;
 use calico_ebpf_common::abi::{
-    Action, AddressEntry, BLOCK_ONES, Block, CHUNK_RULES, Conn, ConnKey4, ConnKey6, DropReason, Event, Interface,
-    INTERFACE_NAME, MARK_ANSWER, NO_SLOT, Neighbour, NeighbourKey, NodeRef, PolicyRef, Quota, Root, RuleEntry,
-    Settings, Stamped, TableHeader, Timeouts, Untracked, VEC_ANY, VectorHeader, Workload, names, role, uplink_flags,
+    Action, AddressEntry, BLOCK_ONES, Block, CHUNK_RULES, Conn, ConnKey4, ConnKey6, DropReason, Event, INTERFACE_NAME,
+    Interface, MARK_ANSWER, NO_SLOT, Neighbour, NeighbourKey, NodeRef, PolicyRef, Quota, Root, RuleEntry, Settings,
+    Stamped, TableHeader, Timeouts, Untracked, VEC_ANY, VectorHeader, Workload, names, role, uplink_flags,
     workload_flags,
 };
 use calico_ebpf_tests::lab::{self, Namespace};
@@ -200,7 +200,8 @@ impl World {
             self.insert::<16, 24>(names::ADDRESSES6, &name.v6, &owned(name.slot, 1));
         }
         let (ifindex, name) = (self.ifindex(UPLINK), interface_name(UPLINK));
-        let uplink = Interface { role: role::UPLINK, slot: NO_SLOT, mtu: 1500, mac: HOST_MAC, name, ..Interface::default() };
+        let uplink =
+            Interface { role: role::UPLINK, slot: NO_SLOT, mtu: 1500, mac: HOST_MAC, name, ..Interface::default() };
         self.insert::<4, 36>(names::INTERFACES, &ifindex, &uplink);
         self.insert::<4, 36>(names::INTERFACES, &LOOPBACK, &uplink);
         let host = AddressEntry { flags: calico_ebpf_common::abi::HOST, ..owned(NO_SLOT, 0) };

@@ -67,7 +67,7 @@ fn extended(headers: &[u8]) -> Vec<u8> {
 fn without_untracked_policy_nothing_is_judged() {
     let mut world = World::new();
     let frame = udp4(OUTSIDE4, 1000, HOST4, 53);
-    assert_eq!(arrive(&mut world, &frame), passed(judged::LEFT));
+    assert_eq!(arrive(&mut world, &frame), Arrived::Passed(None));
     assert_eq!(world.from_uplink(&frame).action, STACK);
     assert_eq!(world.to_uplink(None, &udp4(HOST4, 53, OUTSIDE4, 1000)).action, STACK);
     assert_eq!([ALLOW_RULE, DENY_RULE, LEAVE_RULE].map(|rule| world.hits(rule)), [0; 3]);
