@@ -27,6 +27,9 @@ const TESTS: &[&str] = &[
     "refusal::a_connection_that_is_cut",
     "restart::kill_and_restart_under_load",
     "closed::filters_deleted_by_hand",
+    "xdp::in_the_driver",
+    "xdp::switched_off",
+    "xdp::workloads_inside",
     "purge::nothing_is_left",
 ];
 
