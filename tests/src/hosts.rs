@@ -1,4 +1,4 @@
-//! A cluster under test: many hosts with `calico-ebpf` and BIRD, and one directory of resources.
+//! A cluster under test: many hosts with `calico-ebpf` and a routing daemon, and one directory of resources.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -6,9 +6,8 @@ use std::{
 };
 
 use xtask::{
-    cluster::{Cluster, plan::Options},
+    cluster::{Cluster, plan::Options, router::Daemon},
     lab::{self, Namespace},
-    setup::find_program,
 };
 
 use crate::{Protocol, eventually, resources};
@@ -19,7 +18,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const DENIED: Duration = Duration::from_millis(400);
 
 /// Three hosts on one segment, both address families.
-pub const MESH: Options = Options { hosts: 3, workloads: 3, route_reflector: false, ipv6: true, racks: false };
+pub const MESH: Options =
+    Options { hosts: 3, workloads: 3, route_reflector: false, ipv6: true, racks: false, bgp: Daemon::Bird2 };
 
 /// A cluster under test. Everything ends with it.
 #[derive(Debug)]
@@ -29,12 +29,12 @@ pub struct Hosts {
 }
 
 impl Hosts {
-    /// Starts a cluster without policy, and waits until everybody knows the ways. `None` where there is no BIRD (a virtual
-    /// machine): then there is nothing to find out.
+    /// Starts a cluster without policy, and waits until everybody knows the ways. `None` where a routing daemon is missing (a
+    /// virtual machine has none): then there is nothing to find out.
     #[must_use]
     pub fn start(options: Options) -> Option<Self> {
-        if find_program("bird").is_none() {
-            println!("\nfact: no bird");
+        if !options.bgp.is_here() {
+            println!("\nfact: no {:?}", options.bgp);
             return None;
         }
         let mut hosts = Self { cluster: Cluster::new(options).expect("a cluster (as root?)") };
@@ -120,8 +120,8 @@ impl Hosts {
         let mut text = String::new();
         for speaker in &view.plan.speakers {
             let routes = view.routes(&speaker.name).unwrap_or_default().join("\n");
-            let bird = view.bird(&speaker.name).ask("show protocols").unwrap_or_else(|error| error.to_string());
-            text.push_str(&format!("--- {}\n{routes}\n{bird}\n", speaker.name));
+            let router = view.router(speaker).describe().unwrap_or_else(|error| error.to_string());
+            text.push_str(&format!("--- {}\n{routes}\n{router}\n", speaker.name));
         }
         for host in view.plan.hosts() {
             let instance = view.instance(host);

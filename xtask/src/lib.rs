@@ -8,6 +8,7 @@ pub mod bench;
 pub mod cargo;
 pub mod cluster;
 pub mod command;
+pub mod debian;
 pub mod demo;
 pub mod dependencies;
 pub mod lab;

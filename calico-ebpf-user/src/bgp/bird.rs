@@ -1,14 +1,12 @@
 //! The configuration of BIRD 2 and 3.
 
-use std::{fmt::Write as _, net::IpAddr};
+use std::fmt::Write as _;
 
 use ipnet::IpNet;
 
-use super::{NodeBgp, Session};
+use super::{FAMILIES, Family, NodeBgp, SUM, Session};
 use crate::resources::model::{BgpFilterRule, BgpNextHop, BgpOperation, Community};
 
-/// What metric and local preference of one route add up to, as in Calico's own configuration.
-const SUM: u32 = 2_147_483_647;
 /// A local preference above this is the counterpart of a metric, not somebody's own.
 const LEAST_OF_METRICS: u32 = 1 << 30;
 
@@ -34,29 +32,9 @@ pub fn bird(node: &NodeBgp, hold_time: u16) -> String {
     text
 }
 
-/// An address family.
-#[derive(Clone, Copy)]
-struct Family {
-    number: u8,
-    whole: u8,
-    index: usize,
-}
-
-const FAMILIES: [Family; 2] = [Family { number: 4, whole: 32, index: 0 }, Family { number: 6, whole: 128, index: 1 }];
-
-impl Family {
-    fn of(address: IpAddr) -> Self {
-        FAMILIES[usize::from(address.is_ipv6())]
-    }
-
-    const fn has(self, net: &IpNet) -> bool {
-        matches!(net, IpNet::V4(_)) == (self.number == 4)
-    }
-}
-
 fn family_part(text: &mut String, node: &NodeBgp, family: Family) {
-    let Family { number: n, whole, index } = family;
-    let normal = node.priorities[index];
+    let Family { number: n, whole, .. } = family;
+    let [normal, _] = node.priorities_of(family);
     let blocks: Vec<&IpNet> = node.blocks.iter().filter(|block| family.has(block)).collect();
     let of_workload = of_workload(node);
     let elevated = SUM - normal;
@@ -89,12 +67,9 @@ fn family_part(text: &mut String, node: &NodeBgp, family: Family) {
 }
 
 fn export_function(text: &mut String, node: &NodeBgp, family: Family, blocks: &[&IpNet]) {
-    let Family { number: n, index, .. } = family;
-    let normal = node.priorities[index];
-    let pools = |told: bool| -> Vec<&IpNet> {
-        node.pools.iter().filter(|(net, export)| family.has(net) && *export == told).map(|(net, _)| net).collect()
-    };
-    let (told, kept) = (pools(true), pools(false));
+    let n = family.number;
+    let [normal, _] = node.priorities_of(family);
+    let (told, kept) = (node.pools_of(family, true), node.pools_of(family, false));
     text.push_str(&format!("function calico_export{n}(bool same_as) {{\n"));
     if !kept.is_empty() {
         text.push_str(&format!("  if net ~ {} then reject;\n", set(&kept, "+")));

@@ -1,16 +1,22 @@
 //! How one node speaks BGP, as its resources say it, and the configuration of a routing daemon that does so. Pure.
 
 mod bird;
+mod frr;
+mod gobgp;
 
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr},
 };
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use ipnet::IpNet;
 
-pub use self::bird::bird;
+pub use self::{
+    bird::bird,
+    frr::{frr, zebra},
+    gobgp::gobgp,
+};
 use crate::{
     resources::model::{
         BgpConfiguration, BgpFilter, BgpNextHop, BgpPeer, BgpPeerAt, Node, PrefixAdvertisement, ResourceSet,
@@ -22,6 +28,30 @@ use crate::{
 const DEFAULT_AS: u32 = 64512;
 /// What BIRD waits for one that restarts, unless told otherwise: seconds.
 const DEFAULT_RESTART_TIME: u16 = 120;
+/// Metric of the route of a workload that is moving, unless told otherwise.
+const DEFAULT_ELEVATED_PRIORITY: u32 = 512;
+/// What metric and local preference of one route add up to, as in Calico's own configuration.
+const SUM: u32 = 2_147_483_647;
+
+/// An address family.
+#[derive(Clone, Copy)]
+struct Family {
+    number: u8,
+    whole: u8,
+    index: usize,
+}
+
+const FAMILIES: [Family; 2] = [Family { number: 4, whole: 32, index: 0 }, Family { number: 6, whole: 128, index: 1 }];
+
+impl Family {
+    fn of(address: IpAddr) -> Self {
+        FAMILIES[usize::from(address.is_ipv6())]
+    }
+
+    const fn has(self, net: &IpNet) -> bool {
+        matches!(net, IpNet::V4(_)) == (self.number == 4)
+    }
+}
 
 /// How one node speaks BGP.
 #[derive(Clone, Debug)]
@@ -48,6 +78,8 @@ pub struct NodeBgp {
     pub interface_prefixes: Vec<String>,
     /// Metric of a workload's route, IPv4 and IPv6: a lower one is that of a workload that is moving.
     pub priorities: [u32; 2],
+    /// That of a workload that is moving.
+    pub elevated_priorities: [u32; 2],
 }
 
 /// A session with one peer, over one address family.
@@ -105,7 +137,32 @@ impl NodeBgp {
             interface_prefixes: felix.interface_prefixes.unwrap_or_else(|| vec!["cali".to_owned()]),
             priorities: [felix.ipv4_normal_route_priority, felix.ipv6_normal_route_priority]
                 .map(|priority| priority.unwrap_or(DEFAULT_PRIORITY)),
+            elevated_priorities: [felix.ipv4_elevated_route_priority, felix.ipv6_elevated_route_priority]
+                .map(|priority| priority.unwrap_or(DEFAULT_ELEVATED_PRIORITY)),
         })
+    }
+
+    /// The pools of a family of which routes are told, or of which they are not.
+    fn pools_of(&self, family: Family, told: bool) -> Vec<&IpNet> {
+        self.pools.iter().filter(|(net, export)| family.has(net) && *export == told).map(|(net, _)| net).collect()
+    }
+
+    /// The normal and the elevated priority of a family.
+    const fn priorities_of(&self, family: Family) -> [u32; 2] {
+        [self.priorities[family.index], self.elevated_priorities[family.index]]
+    }
+
+    /// What only BIRD can be told here: filters of a peer, and that a route is a workload's because of its interface.
+    fn needs_no_filters(&self, flavour: &str) -> anyhow::Result<()> {
+        if let Some(session) = self.sessions.iter().find(|session| !session.filters.is_empty()) {
+            bail!("{}: filters of a BGPPeer are made for the flavour bird only, not for {flavour}", session.name);
+        }
+        ensure!(
+            self.pools.iter().any(|(_, told)| *told),
+            "an IPPool is needed for the flavour {flavour}: its networks say which routes are told, because the names of \
+             interfaces cannot be matched there"
+        );
+        Ok(())
     }
 }
 

@@ -166,9 +166,15 @@ pub(super) struct BgpConfig {
 /// A routing daemon.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(super) enum Flavour {
-    /// BIRD 2
+    /// BIRD 2 and 3
     #[default]
     Bird,
+    /// FRR
+    Frr,
+    /// GoBGP, over FRR's zebra
+    Gobgp,
+    /// FRR's zebra and staticd under GoBGP
+    GobgpZebra,
 }
 
 /// `flows`.

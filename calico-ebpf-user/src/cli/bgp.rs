@@ -25,6 +25,9 @@ pub(super) fn run(command: &BgpCommand, node: &str, format: Format) -> anyhow::R
     let speaker = NodeBgp::new(&loaded.set, node)?;
     let text = match flavour {
         Flavour::Bird => bgp::bird(&speaker, *hold_time),
+        Flavour::Frr => bgp::frr(&speaker, *hold_time)?,
+        Flavour::Gobgp => bgp::gobgp(&speaker, *hold_time)?,
+        Flavour::GobgpZebra => bgp::zebra(&speaker),
     };
     output::result(format, &serde_json::json!({"node": node, "config": text}), |_| text.clone())?;
     Ok(ExitCode::SUCCESS)

@@ -1,6 +1,6 @@
 //! Routes between hosts, told by BIRD as `bgp config` has it, and policy at both ends of them.
 
-use std::{fs, net::IpAddr, process::Command, time::Duration};
+use std::{net::IpAddr, time::Duration};
 
 use calico_ebpf_tests::{
     Protocol::{Icmp, Tcp},
@@ -9,7 +9,7 @@ use calico_ebpf_tests::{
     lab::{GATEWAY4, GATEWAY6, HOST_SIDE_MAC},
     resources::policy,
 };
-use xtask::{cluster::files, project, setup::find_program};
+use xtask::cluster::files;
 
 const ALLOW: &str = "  types: [Ingress, Egress]\n  ingress: [{action: Allow}]\n  egress: [{action: Allow}]\n";
 const NO_EGRESS: &str = "  types: [Egress]\n  egress: [{action: Deny, protocol: TCP}, {action: Allow}]\n";
@@ -131,29 +131,4 @@ fn each_end_refuses_by_itself() {
     let before = denied(&hosts, "host2", "w2", "ingress");
     hosts.denied("w1", "w2", Tcp(80));
     assert!(denied(&hosts, "host2", "w2", "ingress") > before, "{}", hosts.describe());
-}
-
-#[test]
-fn the_example_is_what_it_says_and_bird_takes_it() {
-    let examples = project::root().join("examples/bgp");
-    let configuration = |node: &str| {
-        let mut command = Command::new(project::binary());
-        command.args(["bgp", "config", "--flavour", "bird", "--node", node, "--config"]);
-        let output = command.arg(examples.join("resources.yaml")).output().expect("starts");
-        assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
-        String::from_utf8(output.stdout).expect("text")
-    };
-    let written = fs::read_to_string(examples.join("bird.conf")).expect("the example");
-    assert_eq!(configuration("node1"), written, "examples/bgp/bird.conf is not what its resources say");
-    let Some(bird) = find_program("bird") else {
-        println!("\nfact: no bird");
-        return;
-    };
-    for node in ["node1", "reflector"] {
-        let file = std::env::temp_dir().join(format!("calico-ebpf-bird-{}-{node}", std::process::id()));
-        fs::write(&file, configuration(node)).expect("writes");
-        let output = Command::new(&bird).arg("-p").arg("-c").arg(&file).output().expect("starts");
-        fs::remove_file(&file).expect("removes");
-        assert!(output.status.success(), "{output:?}");
-    }
 }

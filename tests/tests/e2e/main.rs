@@ -25,6 +25,7 @@ mod reach;
 mod refusal;
 mod reload;
 mod restart;
+mod routers;
 mod routes;
 mod shapes;
 mod spoofing;

@@ -1,6 +1,7 @@
-//! BIRD 2 in a network namespace.
+//! BIRD 2 or 3 in a network namespace.
 
 use std::{
+    ffi::OsString,
     fmt::Write as _,
     fs,
     os::unix::process::CommandExt as _,
@@ -14,8 +15,15 @@ use nix::{
     unistd::Pid,
 };
 
-use super::plan::{Peer, Role, Speaker};
-use crate::{cargo, lab::Namespace, setup::find_program};
+use super::{
+    plan::{Peer, Role, Speaker},
+    router::{Session, command},
+};
+use crate::{
+    cargo,
+    lab::Namespace,
+    setup::{daemons::BIRD3, find_program},
+};
 
 /// How long one without a sign of life is believed to be there, in seconds.
 pub const HOLD_TIME: u32 = 6;
@@ -23,22 +31,25 @@ pub const HOLD_TIME: u32 = 6;
 /// How to ask a BIRD, also from another process.
 #[derive(Clone, Debug)]
 pub struct Control {
+    third: bool,
     socket: PathBuf,
 }
 
 impl Control {
-    /// Of the BIRD of `name` among the files in `base`.
+    /// Of the BIRD, 2 or (`third`) 3, of `name` among the files in `base`.
     #[must_use]
-    pub fn new(base: &Path, name: &str) -> Self {
-        Self { socket: base.join(format!("{name}.ctl")) }
+    pub fn new(third: bool, base: &Path, name: &str) -> Self {
+        Self { third, socket: base.join(format!("{name}.ctl")) }
     }
 
-    /// `birdc ARGUMENTS`.
-    #[must_use]
-    pub fn command(&self) -> Command {
-        let mut command = Command::new(find_program("birdc").unwrap_or_else(|| "birdc".into()));
-        command.arg("-s").arg(&self.socket);
-        command
+    /// `birdc`, to which arguments may be added.
+    ///
+    /// # Errors
+    /// BIRD is not installed.
+    pub fn command(&self) -> anyhow::Result<Command> {
+        let mut command = command(&program(self.third, "birdc")?)?;
+        command.arg("-s").arg(&self.socket).stdin(Stdio::inherit());
+        Ok(command)
     }
 
     /// What BIRD answers to `question`, words separated by blanks.
@@ -46,7 +57,7 @@ impl Control {
     /// # Errors
     /// No BIRD is there.
     pub fn ask(&self, question: &str) -> anyhow::Result<String> {
-        cargo::output(self.command().args(question.split(' ')))
+        cargo::output(self.command()?.args(question.split(' ')))
     }
 
     /// Its sessions: name, state, and what BIRD adds to it.
@@ -56,17 +67,6 @@ impl Control {
     pub fn sessions(&self) -> anyhow::Result<Vec<Session>> {
         Ok(sessions(&self.ask("show protocols")?))
     }
-}
-
-/// A session of BGP.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Session {
-    /// Its name in BIRD's configuration.
-    pub name: String,
-    /// It is up.
-    pub established: bool,
-    /// What BIRD says about it.
-    pub info: String,
 }
 
 fn sessions(protocols: &str) -> Vec<Session> {
@@ -91,16 +91,16 @@ pub struct Bird {
 }
 
 impl Bird {
-    /// Starts it in `namespace` on a configuration.
+    /// Starts BIRD 2 or (`third`) 3 in `namespace` on a configuration.
     ///
     /// # Errors
     /// It is not installed.
-    pub fn start(base: &Path, name: &str, namespace: &Namespace, config: &str) -> anyhow::Result<Self> {
+    pub fn start(third: bool, base: &Path, name: &str, namespace: &Namespace, config: &str) -> anyhow::Result<Self> {
         let mut bird = Self {
             child: None,
             namespace: namespace.name().to_owned(),
             config: base.join(format!("{name}.conf")),
-            control: Control::new(base, name),
+            control: Control::new(third, base, name),
         };
         fs::write(&bird.config, config)?;
         bird.launch(false)?;
@@ -145,9 +145,8 @@ impl Bird {
     }
 
     fn launch(&mut self, recover: bool) -> anyhow::Result<()> {
-        let program = find_program("bird").context("bird is not installed (Debian's package bird2)")?;
         let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.namespace]).arg(program).arg("-f");
+        command.args(["netns", "exec", &self.namespace]).args(program(self.control.third, "bird")?).arg("-f");
         command.arg("-c").arg(&self.config).arg("-s").arg(&self.control.socket);
         if recover {
             command.arg("-R");
@@ -162,6 +161,15 @@ impl Drop for Bird {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// The words of a command that runs a program of BIRD.
+fn program(third: bool, name: &str) -> anyhow::Result<Vec<OsString>> {
+    if third {
+        return BIRD3.command(&format!("usr/sbin/{name}"));
+    }
+    let program = find_program(name).with_context(|| format!("{name} is not installed (Debian's package bird2)"))?;
+    Ok(vec![program.into()])
 }
 
 /// The configuration of a speaker that has no workloads. That of a host `calico-ebpf bgp config` makes.

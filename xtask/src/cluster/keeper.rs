@@ -89,7 +89,7 @@ pub fn keep(options: Options) -> anyhow::Result<()> {
     let mut seen = stamps(&cluster.view);
     while !ended.load(Ordering::Relaxed) {
         let now = stamps(&cluster.view);
-        let configured = if now == seen { Ok(0) } else { cluster.configure_birds() };
+        let configured = if now == seen { Ok(0) } else { cluster.configure_routers() };
         seen = now;
         if let Err(error) = cluster.alive().and(configured)
             && said.as_ref() != Some(&error.to_string())

@@ -1,12 +1,15 @@
-//! A laboratory of many hosts: network namespaces on common segments, `calico-ebpf` and BIRD 2 on each host, one directory of
-//! resources for all of them.
+//! A laboratory of many hosts: network namespaces on common segments, `calico-ebpf` and a routing daemon on each host, one
+//! directory of resources for all of them.
 //!
 //! [`plan`] says what there is, [`view`] where it is; here it is made, and removed when it is dropped.
 
 pub mod bird;
 pub mod files;
+pub mod frr;
+pub mod gobgp;
 pub mod keeper;
 pub mod plan;
+pub mod router;
 pub mod view;
 
 use std::{
@@ -23,6 +26,7 @@ use anyhow::{Context as _, bail};
 use self::{
     bird::Bird,
     plan::{Options, PORT, Role, Speaker},
+    router::{Daemon, Router},
     view::View,
 };
 use crate::{
@@ -43,7 +47,7 @@ pub struct Cluster {
     // In the order in which they are to end.
     servers: Vec<Server>,
     programs: BTreeMap<String, Program>,
-    birds: BTreeMap<String, Bird>,
+    routers: BTreeMap<String, Router>,
     /// In the order of the plan.
     pub workloads: Vec<Workload>,
     speakers: BTreeMap<String, Namespace>,
@@ -61,7 +65,7 @@ impl Cluster {
         let mut cluster = Self {
             servers: Vec::new(),
             programs: BTreeMap::new(),
-            birds: BTreeMap::new(),
+            routers: BTreeMap::new(),
             workloads: Vec::new(),
             speakers: BTreeMap::new(),
             fabric: Namespace::create(format!("{name}-{FABRIC}"))?,
@@ -77,14 +81,14 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// Starts everything: the programs of all hosts, BIRD everywhere, and servers in the workloads and outside.
+    /// Starts everything: the programs of all hosts, routing daemons everywhere, and servers in the workloads and outside.
     ///
     /// # Errors
-    /// The files are refused, or BIRD is not installed.
+    /// The files are refused, or a daemon is not installed.
     pub fn start(&mut self) -> anyhow::Result<()> {
         self.start_programs()?;
         for speaker in self.view.plan.speakers.clone() {
-            self.start_bird(&speaker)?;
+            self.start_router(&speaker)?;
         }
         let everybody = self.workloads.iter().map(|workload| &workload.namespace).chain(self.speakers.get("outside"));
         self.servers = everybody.map(|namespace| Server::start(namespace, PORT)).collect::<Result<_, _>>()?;
@@ -134,12 +138,23 @@ impl Cluster {
         self.programs.remove(host).with_context(|| format!("calico-ebpf of {host} does not run"))
     }
 
-    /// BIRD of a speaker.
+    /// The routing daemon of a speaker.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn router(&mut self, speaker: &str) -> anyhow::Result<&mut Router> {
+        self.routers.get_mut(speaker).with_context(|| format!("{speaker} has no routing daemon"))
+    }
+
+    /// BIRD of a speaker that has one.
     ///
     /// # Errors
     /// It does not run.
     pub fn bird(&mut self, speaker: &str) -> anyhow::Result<&mut Bird> {
-        self.birds.get_mut(speaker).with_context(|| format!("bird of {speaker} does not run"))
+        match self.router(speaker)? {
+            Router::Bird(bird) => Ok(bird),
+            _ => bail!("{speaker} has another routing daemon than BIRD"),
+        }
     }
 
     /// Puts a file into the directory of the resources as an editor does: by renaming.
@@ -192,29 +207,29 @@ impl Cluster {
         Ok(())
     }
 
-    /// Has the BIRDs of the hosts do what the resources say now; how many had to change.
+    /// Has the routing daemons of the hosts do what the resources say now; how many had to change.
     ///
     /// # Errors
-    /// The files are refused, or BIRD refuses what is made of them.
-    pub fn configure_birds(&mut self) -> anyhow::Result<usize> {
+    /// The files are refused, or a daemon refuses what is made of them.
+    pub fn configure_routers(&mut self) -> anyhow::Result<usize> {
         let mut changed = 0;
         for host in self.view.plan.hosts() {
-            let config = bird_config(&self.view, host)?;
-            if let Some(bird) = self.birds.get_mut(&host.name)
-                && bird.config()? != config
+            let configs = configs(&self.view, host)?;
+            if let Some(router) = self.routers.get_mut(&host.name)
+                && router.configs()? != configs
             {
-                bird.configure(&config)?;
+                router.configure(&configs)?;
                 changed += 1;
             }
         }
         Ok(changed)
     }
 
-    fn start_bird(&mut self, speaker: &Speaker) -> anyhow::Result<()> {
-        let config = bird_config(&self.view, speaker)?;
+    fn start_router(&mut self, speaker: &Speaker) -> anyhow::Result<()> {
+        let configs = configs(&self.view, speaker)?;
         let namespace = self.speakers.get(&speaker.name).context("no such speaker")?;
-        let bird = Bird::start(&self.view.base(), &speaker.name, namespace, &config)?;
-        self.birds.insert(speaker.name.clone(), bird);
+        let router = self.view.daemon(speaker).start(&self.view.base(), &speaker.name, namespace, &configs)?;
+        self.routers.insert(speaker.name.clone(), router);
         Ok(())
     }
 
@@ -273,7 +288,7 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         self.servers.clear();
-        self.birds.clear();
+        self.routers.clear();
         self.programs.clear();
         for host in self.view.plan.hosts() {
             // Socket, lock and whatever else it keeps outside its namespace.
@@ -308,15 +323,24 @@ fn program(view: &View, host: &Speaker) -> anyhow::Result<Program> {
     Program::start(view.instance(host), &["--listen", "off", "--connections", "65536"], Some(&log))
 }
 
-fn bird_config(view: &View, speaker: &Speaker) -> anyhow::Result<String> {
+/// The configurations of a speaker's routing daemon.
+fn configs(view: &View, speaker: &Speaker) -> anyhow::Result<Vec<String>> {
     let log = view.log(&speaker.name, "bird");
     if speaker.role != Role::Host {
-        return Ok(bird::config(speaker, view.options.ipv6, &log));
+        return Ok(vec![bird::config(speaker, view.options.ipv6, &log)]);
     }
-    let mut command = Command::new(project::binary());
-    command.args(["bgp", "config", "--flavour", "bird", "--node", &speaker.name]);
-    command.args(["--hold-time", &bird::HOLD_TIME.to_string()]).arg("--config").arg(view.config());
-    Ok(format!("log \"{}\" all;\n{}", log.display(), cargo::output(&mut command)?))
+    let daemon = view.daemon(speaker);
+    let config = |flavour: &&str| -> anyhow::Result<String> {
+        let mut command = Command::new(project::binary());
+        command.args(["bgp", "config", "--flavour", flavour, "--node", &speaker.name]);
+        command.args(["--hold-time", &bird::HOLD_TIME.to_string()]).arg("--config").arg(view.config());
+        let text = cargo::output(&mut command)?;
+        Ok(match daemon {
+            Daemon::Bird2 | Daemon::Bird3 => format!("log \"{}\" all;\n{text}", log.display()),
+            Daemon::Frr | Daemon::Frr8 | Daemon::Gobgp => text,
+        })
+    };
+    daemon.flavours().iter().map(config).collect()
 }
 
 /// The files of `examples/cluster` for a cluster that is to be looked at.

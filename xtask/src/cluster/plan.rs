@@ -17,6 +17,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use anyhow::ensure;
 use serde::{Deserialize, Serialize};
 
+use super::router::Daemon;
+
 /// What is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Options {
@@ -30,6 +32,9 @@ pub struct Options {
     pub ipv6: bool,
     /// Hosts stand in two racks, each behind a router of its own and an autonomous system of its own.
     pub racks: bool,
+    /// The routing daemon of the hosts.
+    #[serde(default)]
+    pub bgp: Daemon,
 }
 
 /// The most hosts.
@@ -68,7 +73,7 @@ impl Segment {
 /// What somebody does in a cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// Has workloads, runs `calico-ebpf` and BIRD.
+    /// Has workloads, runs `calico-ebpf` and a routing daemon.
     Host,
     /// Tells its clients what the others say.
     Reflector,
@@ -289,7 +294,8 @@ mod tests {
     use super::*;
 
     fn plan(route_reflector: bool, racks: bool) -> Plan {
-        Plan::new(&Options { hosts: 3, workloads: 4, route_reflector, ipv6: true, racks }).expect("a plan")
+        Plan::new(&Options { hosts: 3, workloads: 4, route_reflector, ipv6: true, racks, bgp: Daemon::Bird2 })
+            .expect("a plan")
     }
 
     fn peers(plan: &Plan, name: &str) -> Vec<(String, bool)> {
@@ -332,7 +338,8 @@ mod tests {
 
     #[test]
     fn too_much_is_refused() {
-        let options = Options { hosts: 2, workloads: 121, route_reflector: false, ipv6: false, racks: false };
+        let options =
+            Options { hosts: 2, workloads: 121, route_reflector: false, ipv6: false, racks: false, bgp: Daemon::Bird2 };
         assert!(Plan::new(&options).is_err_and(|error| error.to_string().contains("at most 120")));
         assert!(Plan::new(&Options { hosts: 0, ..options }).is_err());
         assert!(Plan::new(&Options { workloads: 1, route_reflector: true, racks: true, ..options }).is_err());

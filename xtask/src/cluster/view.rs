@@ -5,14 +5,18 @@ use std::{net::IpAddr, path::PathBuf};
 use anyhow::Context as _;
 
 use super::{
-    bird::Control,
+    bird,
     plan::{Options, PORT, Plan, Role, Speaker},
+    router::{Control, Daemon},
 };
 use crate::{
     lab::{self, Namespace},
     matrix::{Matrix, Party},
     program::Instance,
 };
+
+/// Whose routes are looked at, as `ip` says it: ours, BIRD's, those of FRR's bgpd and staticd.
+const PROTOCOLS: [&str; 6] = ["80", "bird", "bgp", "186", "196", "static"];
 
 /// Names and places of a cluster.
 #[derive(Clone, Debug)]
@@ -110,10 +114,23 @@ impl View {
         }
     }
 
-    /// BIRD of a speaker.
+    /// The routing daemon that a speaker has.
     #[must_use]
-    pub fn bird(&self, speaker: &str) -> Control {
-        Control::new(&self.base(), speaker)
+    pub fn daemon(&self, speaker: &Speaker) -> Daemon {
+        if speaker.role == Role::Host { self.options.bgp } else { Daemon::Bird2 }
+    }
+
+    /// The routing daemon of a speaker, to be asked.
+    #[must_use]
+    pub fn router(&self, speaker: &Speaker) -> Control {
+        let netns = format!("{}-{}", self.name, speaker.name);
+        self.daemon(speaker).control(&self.base(), &speaker.name, &netns)
+    }
+
+    /// BIRD of a speaker that has one.
+    #[must_use]
+    pub fn bird(&self, speaker: &str) -> bird::Control {
+        bird::Control::new(self.options.bgp == Daemon::Bird3 && speaker.starts_with("host"), &self.base(), speaker)
     }
 
     /// What is missing until BGP has told everybody the ways to all workloads; nothing: it has converged.
@@ -135,7 +152,7 @@ impl View {
         Ok(missing)
     }
 
-    /// The routes of a speaker to workloads, its own or BIRD's, as `ip` prints them.
+    /// The routes of a speaker to workloads, its own or its routing daemon's, as `ip` prints them.
     ///
     /// # Errors
     /// The namespace is gone.
@@ -149,7 +166,7 @@ impl View {
             for line in text.lines() {
                 // The lines of a route with several next hops are indented.
                 if !line.starts_with(char::is_whitespace) {
-                    ours = line.contains("proto bird") || line.contains("proto 80");
+                    ours = PROTOCOLS.iter().any(|protocol| line.contains(&format!("proto {protocol} ")));
                 }
                 if ours {
                     routes.push(line.trim_end().to_owned());

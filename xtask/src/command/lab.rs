@@ -12,6 +12,7 @@ use crate::{
     cluster::{
         keeper,
         plan::{Options, Role},
+        router::Daemon,
         view::View,
     },
     lab, project, setup,
@@ -19,14 +20,16 @@ use crate::{
 
 const USAGE: &str = "\
 usage: cargo xtask lab                 one host, three workloads, nothing running, until Ctrl-C
-       cargo xtask lab up [OPTIONS]    a cluster: hosts with calico-ebpf and BIRD, one directory of resources
+       cargo xtask lab up [OPTIONS]    a cluster: hosts with calico-ebpf and BGP, one directory of resources
            --hosts N                   how many hosts (3)
            --workloads N               how many workloads, dealt out to the hosts in turn (4)
            --route-reflector           hosts speak BGP with a reflector instead of with each other
            --racks                     hosts in two racks, each behind a router with an AS number of its own
            --ipv6                      both address families
+           --bgp DAEMON                the routing daemon of the hosts: bird2 (unless given), bird3, frr, frr8, gobgp
        cargo xtask lab status          sessions, routes, who reaches whom beside what the policy says
-       cargo xtask lab exec WHO -- CMD run a command on a host or in a workload; `calico-ebpf` and `birdc` are its own
+       cargo xtask lab exec WHO -- CMD run a command on a host or in a workload; `calico-ebpf` and `birdc`
+                                       (`vtysh`, `gobgp`) are its own
        cargo xtask lab down            remove it";
 
 /// The command that `arguments` name.
@@ -76,6 +79,7 @@ fn up(arguments: &[String]) -> anyhow::Result<()> {
     // Said now and not by a process in the background.
     View::new(String::new(), asked)?;
     setup::ensure(setup::Purpose::Cluster)?;
+    asked.bgp.trees().iter().try_for_each(|tree| tree.ensure().map(drop))?;
     if std::env::var_os("CALICO_EBPF_BIN").is_none() {
         super::build_program()?;
     }
@@ -90,9 +94,14 @@ fn up(arguments: &[String]) -> anyhow::Result<()> {
 }
 
 fn options(arguments: &[String]) -> anyhow::Result<Options> {
-    let mut options = Options { hosts: 3, workloads: 4, route_reflector: false, ipv6: false, racks: false };
+    let mut options =
+        Options { hosts: 3, workloads: 4, route_reflector: false, ipv6: false, racks: false, bgp: Daemon::default() };
     let mut arguments = arguments.iter();
     while let Some(argument) = arguments.next() {
+        if argument == "--bgp" {
+            options.bgp = daemon(arguments.next())?;
+            continue;
+        }
         let mut number = || -> anyhow::Result<u8> {
             let value = arguments.next().with_context(|| format!("{argument} needs a number"))?;
             value.parse().with_context(|| format!("{argument} {value}: not a number from 0 to 255"))
@@ -107,6 +116,12 @@ fn options(arguments: &[String]) -> anyhow::Result<Options> {
         }
     }
     Ok(options)
+}
+
+fn daemon(name: Option<&String>) -> anyhow::Result<Daemon> {
+    let found = Daemon::ALL.into_iter().find(|(known, _)| name.is_some_and(|name| name == known));
+    let names = || Daemon::ALL.map(|(known, _)| known).join(", ");
+    found.map(|(_, daemon)| daemon).with_context(|| format!("--bgp needs a daemon: {}", names()))
 }
 
 fn status(view: &View) -> anyhow::Result<()> {
@@ -133,7 +148,7 @@ fn status(view: &View) -> anyhow::Result<()> {
     }
     println!("\n== BGP sessions");
     for speaker in &view.plan.speakers {
-        match view.bird(&speaker.name).sessions() {
+        match view.router(speaker).sessions() {
             Ok(sessions) => {
                 let mut by_state: BTreeMap<String, Vec<String>> = BTreeMap::new();
                 for session in sessions {
@@ -143,7 +158,7 @@ fn status(view: &View) -> anyhow::Result<()> {
                 let states = by_state.iter().map(|(state, names)| format!("{state}: {}", names.join(" ")));
                 println!("{:<10} {}", speaker.name, states.collect::<Vec<_>>().join("; "));
             }
-            Err(error) => println!("{:<10} no bird: {error:#}", speaker.name),
+            Err(error) => println!("{:<10} no routing daemon: {error:#}", speaker.name),
         }
     }
     println!("\n== routes to workloads");
@@ -171,9 +186,9 @@ fn execute(view: &View, who: &str, words: &[String]) -> anyhow::Result<()> {
         (Some((first, rest)), Some(host)) if first == "calico-ebpf" && host.role == Role::Host => {
             command.arg(project::binary()).args(rest).arg("--pin-dir").arg(view.instance(host).pin_dir);
         }
-        (Some((first, rest)), Some(speaker)) if first == "birdc" => {
-            let birdc = view.bird(&speaker.name).command();
-            command.arg(birdc.get_program()).args(birdc.get_args()).args(rest);
+        (Some((first, rest)), Some(speaker)) if first == view.router(speaker).name() => {
+            let asked = view.router(speaker).command()?;
+            command.arg(asked.get_program()).args(asked.get_args()).args(rest);
         }
         _ => drop(command.args(words)),
     }

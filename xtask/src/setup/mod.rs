@@ -5,6 +5,7 @@
 
 mod apt;
 mod bpftool;
+pub mod daemons;
 mod linker;
 mod stamp;
 mod toolchain;
@@ -70,6 +71,9 @@ pub fn ensure(purpose: Purpose) -> anyhow::Result<()> {
     toolchain::ensure(purpose)?;
     linker::ensure()?;
     tools::ensure(purpose)?;
+    if purpose >= Purpose::Test {
+        daemons::ensure_all()?;
+    }
     stamp::write(purpose)
 }
 

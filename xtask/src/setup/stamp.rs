@@ -2,7 +2,7 @@
 
 use std::{fmt::Write as _, fs, os::unix::fs::MetadataExt as _, path::PathBuf};
 
-use super::{BPF_LINKER, LLVM_MAJOR, Purpose, TOOLCHAIN, find_program, linker, rustup_home, tools};
+use super::{BPF_LINKER, LLVM_MAJOR, Purpose, TOOLCHAIN, daemons, find_program, linker, rustup_home, tools};
 use crate::project;
 
 /// Whether the last set-up for `purpose` still holds.
@@ -36,6 +36,11 @@ fn fingerprint(purpose: Purpose) -> Option<String> {
     let _ = writeln!(text, "{} {} {}", linker.display(), meta.size(), meta.mtime());
     for tool in tools::needed(purpose) {
         let _ = writeln!(text, "{}", find_program(tool.program)?.display());
+    }
+    if purpose >= Purpose::Test && daemons::obstacle().is_none() {
+        for tree in daemons::TREES {
+            let _ = writeln!(text, "{}", tree.find()?.display());
+        }
     }
     Some(text)
 }

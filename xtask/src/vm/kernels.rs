@@ -8,8 +8,7 @@ use std::{
 
 use anyhow::Context as _;
 
-use super::quiet;
-use crate::{cargo, project};
+use crate::{debian::Suite, project};
 
 /// A series of kernels, and what is true under it: so that a silent fallback fails.
 pub(super) struct Kernel {
@@ -33,10 +32,6 @@ pub(super) const KERNELS: &[Kernel] = &[
     Kernel { series: "newest", suite: "trixie-backports", security: false, optional: false, facts: &["attach tcx"] },
 ];
 
-/// What to do where no mirror is known.
-pub(super) const NO_MIRROR: &str =
-    "no Debian mirror is known here: let DEBIAN_MIRROR name one, like http://HOST/debian (debian-security beside it)";
-
 /// A kernel on disk.
 pub(super) struct Files {
     /// The image to boot.
@@ -59,19 +54,6 @@ impl fmt::Display for Unavailable {
 
 impl std::error::Error for Unavailable {}
 
-/// The Debian mirror of this system, or the one that `DEBIAN_MIRROR` names.
-pub(super) fn mirror() -> Option<String> {
-    if let Ok(mirror) = std::env::var("DEBIAN_MIRROR") {
-        return Some(mirror.trim_end_matches('/').to_owned());
-    }
-    let parts = fs::read_dir("/etc/apt/sources.list.d").into_iter().flatten().flatten().map(|entry| entry.path());
-    let files = parts.chain([PathBuf::from("/etc/apt/sources.list")]);
-    let texts: Vec<_> = files.filter_map(|file| fs::read_to_string(file).ok()).collect();
-    let words = texts.iter().flat_map(|text| text.lines()).filter(|line| !line.trim_start().starts_with('#'));
-    let mut uris = words.flat_map(str::split_whitespace).map(|word| word.trim_end_matches('/'));
-    uris.find(|word| word.starts_with("http") && word.ends_with("/debian")).map(str::to_owned)
-}
-
 /// Fetches and unpacks a kernel, once.
 pub(super) fn fetch(kernel: &Kernel) -> anyhow::Result<Files> {
     let directory = project::target().join("vm/kernels").join(kernel.series);
@@ -85,38 +67,12 @@ pub(super) fn fetch(kernel: &Kernel) -> anyhow::Result<Files> {
 }
 
 fn download(kernel: &Kernel, directory: &Path, root: &Path) -> anyhow::Result<()> {
-    let _leftovers = fs::remove_dir_all(directory);
-    for name in ["lists/partial", "cache/archives/partial", "root", "debs"] {
-        fs::create_dir_all(directory.join(name))?;
-    }
-    let mirror = mirror().context(NO_MIRROR)?;
-    let archive = if kernel.security { format!("{mirror}-security") } else { mirror };
-    let keyring = "/usr/share/keyrings/debian-archive-keyring.gpg";
-    fs::write(
-        directory.join("sources.list"),
-        format!("deb [arch=amd64 signed-by={keyring}] {archive} {} main\n", kernel.suite),
-    )?;
-    fs::write(directory.join("status"), "")?;
     eprintln!("vm: fetching Linux {} of Debian's {}", kernel.series, kernel.suite);
-    quiet(apt("apt-get", directory).args(["-q", "update"]))?;
-    let listed = cargo::output(apt("apt-cache", directory).args([
-        "depends",
-        "--recurse",
-        "--no-recommends",
-        "--no-suggests",
-        "--no-conflicts",
-        "--no-breaks",
-        "--no-replaces",
-        "--no-enhances",
-        "linux-image-cloud-amd64",
-    ]))?;
-    let packages: Vec<_> = listed.lines().filter(|name| has_files(name)).collect();
-    anyhow::ensure!(!packages.is_empty(), "{} has no kernel:\n{listed}", kernel.suite);
-    quiet(apt("apt-get", directory).args(["-q", "download"]).args(&packages).current_dir(directory.join("debs")))?;
-    for deb in fs::read_dir(directory.join("debs"))?.flatten() {
-        quiet(Command::new("dpkg-deb").arg("-x").arg(deb.path()).arg(root))?;
-    }
-    fs::remove_dir_all(directory.join("debs"))?;
+    let suite = Suite::open(directory, kernel.suite, kernel.security)?;
+    let all = suite.with_dependencies("linux-image-cloud-amd64")?;
+    let packages: Vec<_> = all.iter().map(String::as_str).filter(|name| has_files(name)).collect();
+    anyhow::ensure!(!packages.is_empty(), "{} has no kernel: {all:?}", kernel.suite);
+    suite.unpack(&packages, root)?;
     let modules = files(root)?.modules;
     let packed = Command::new("find").arg(&modules).args(["-name", "*.ko.xz", "-exec", "unxz", "{}", "+"]).status()?;
     anyhow::ensure!(packed.success(), "cannot unpack the modules");
@@ -129,22 +85,6 @@ fn has_files(name: &str) -> bool {
         let rest = name.strip_prefix(prefix);
         rest.is_some_and(|rest| rest.starts_with(|digit: char| digit.is_ascii_digit()) && rest.ends_with("cloud-amd64"))
     })
-}
-
-/// apt with its own lists, which knows nothing of this system's packages.
-fn apt(program: &str, directory: &Path) -> Command {
-    let mut command = Command::new(program);
-    let mut set = |name: &str, value: PathBuf| {
-        command.arg("-o").arg(format!("{name}={}", value.display()));
-    };
-    set("Dir::Etc::SourceList", directory.join("sources.list"));
-    set("Dir::Etc::SourceParts", "/dev/null".into());
-    set("Dir::State::Lists", directory.join("lists"));
-    set("Dir::State::Status", directory.join("status"));
-    set("Dir::Cache", directory.join("cache"));
-    // The lists may belong to root; nothing secret is in them.
-    set("APT::Sandbox::User", "root".into());
-    command
 }
 
 /// Up to 6.12 the image is in `/boot`, later with its modules; these are in `/lib` or in `/usr/lib`.

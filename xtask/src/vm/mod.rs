@@ -13,7 +13,7 @@ use std::{path::PathBuf, process::Command, time::Instant};
 use anyhow::{Context as _, bail, ensure};
 use serde_json::Value;
 
-use crate::{cargo, project, setup};
+use crate::{cargo, debian, project, setup};
 use kernels::{KERNELS, Kernel};
 
 /// What runs on every kernel: each program loads, traffic passes, is denied, follows a reload, outlives the process.
@@ -138,7 +138,7 @@ pub fn obstacle() -> Option<String> {
     if !missing.is_empty() {
         return Some(format!("{} missing", missing.join(", ")));
     }
-    kernels::mirror().is_none().then(|| kernels::NO_MIRROR.to_owned())
+    debian::mirror().is_none().then(|| debian::NO_MIRROR.to_owned())
 }
 
 /// Runs a command whose output nobody wants to see.
