@@ -30,9 +30,9 @@ pub(crate) struct Hit {
     pub flags: u8,
     pub opener: u8,
     pub from_opener: bool,
-    /// The local workload that sent the packet.
+    /// The local workload that sent the packet, or who judges it in its place.
     pub source: Option<&'static Workload>,
-    /// The local workload that it is for.
+    /// The local workload that it is for, likewise.
     pub destination: Option<&'static Workload>,
     pub conn: *mut Conn,
 }
@@ -79,7 +79,8 @@ pub(crate) fn find<F: Tables>(
             }
         }
         Hook::FromUplink => {
-            if source.is_some() || from_opener && opener == OpenerKind::Host as u8 {
+            let is_inside = |source: &Workload| source.flags & workload_flags::OUTSIDE == 0;
+            if source.is_some_and(is_inside) || from_opener && opener == OpenerKind::Host as u8 {
                 return Err(NoHit::Drop(DropReason::SpoofedLocal));
             }
         }
@@ -175,8 +176,11 @@ fn try_again<F: Tables>() -> Result<Code, DropReason> {
     };
     // The addresses may have other owners now.
     let spoofs = opener_workload.is_some_and(|workload| workload.flags & workload_flags::SPOOF != 0);
-    let opener_stays = opener_at.slot == opener_slot || spoofs && F::may_spoof(opener_slot, opener);
-    // What the stack delivered by a route of somebody else's has no owner by address.
+    let is_host = opener_workload.is_some_and(|workload| workload.flags & workload_flags::HOST_ENDPOINT != 0);
+    let opener_stays = opener_at.slot == opener_slot
+        || is_host && opener_at.slot == NO_SLOT
+        || spoofs && F::may_spoof(opener_slot, opener);
+    // What the stack delivered by a route of somebody else's has no owner by address, nor has what a host endpoint judges.
     let responder_stays = responder_at.slot == responder_slot || responder_at.slot == NO_SLOT;
     if !opener_stays || !responder_stays {
         conns::close_early::<F>(&work.key, conn.account, conn.flags, env.now);

@@ -15,6 +15,7 @@ use crate::{
     fragments,
     maps::WORKLOADS,
     opening,
+    policy::judge_ends,
     skb::Skb,
     tables::{Located, Tables, active, locate, of_interface},
     work::{Code, Env, FOREIGN, MISS, code, take, work},
@@ -56,14 +57,18 @@ fn try_established<F: Tables>(skb: &Skb) -> Result<Code, DropReason> {
     };
     check_mac(skb, hit.source.ok_or(DropReason::NoWorkload)?)?;
     let via_stack = hit.flags & conn_flags::VIA_STACK != 0;
-    if via_stack && hit.destination.is_none() && hit.from_opener && hit.opener == OpenerKind::Workload as u8 {
+    let is_workload = |destination: &Workload| destination.flags & workload_flags::HOST_ENDPOINT == 0;
+    let to_workload_here = hit.destination.is_some_and(is_workload);
+    if via_stack && !to_workload_here && hit.from_opener && hit.opener == OpenerKind::Workload as u8 {
         // It may be for the host itself, which must still want it.
         host_welcomes::<F>(&env, packet, &locate::<F>(&packet.destination, env.generation))?;
     }
     fragments::first_passed(&env, packet);
     if via_stack {
         Ok(TO_STACK)
-    } else if let Some(destination) = hit.destination {
+    } else if let Some(destination) = hit.destination
+        && destination.flags & workload_flags::HOST_ENDPOINT == 0
+    {
         to_workload(skb, packet, destination)
     } else {
         elsewhere(&env, skb, packet)
@@ -167,6 +172,40 @@ fn try_first<F: Sender>(skb: &Skb, missed: Code) -> Result<Code, DropReason> {
     match active(destination.slot) {
         Some(receiver) if !leaves => to_workload(skb, packet, receiver),
         _ => Ok(TO_STACK),
+    }
+}
+
+/// The first packet of a connection to the host, which policy lets pass: what host endpoints say of it.
+#[inline(always)]
+pub(crate) fn to_host<F: Tables>() -> Code {
+    code(try_to_host::<F>())
+}
+
+#[inline(always)]
+fn try_to_host<F: Tables>() -> Result<Code, DropReason> {
+    let work = work::<F>().ok_or(DropReason::NoTable)?;
+    let env = Env::resume_at(work, 0)?;
+    let packet = &work.packet;
+    // 0 is nobody, and so is one less.
+    let slot = env.root.settings(env.generation).from_workloads.wrapping_sub(1);
+    let Some(seat) = active(slot) else { return Ok(TO_STACK) };
+    let destination = locate::<F>(&packet.destination, env.generation);
+    let is_for_host = destination.host || F::is_host_scope(&packet.destination) || F::is_multicast(&packet.destination);
+    if !is_for_host || !matches!(packet.kind, Kind::Flow | Kind::Stateless) {
+        return Ok(TO_STACK);
+    }
+    let source = locate::<F>(&packet.source, env.generation);
+    let [from, to] = packet.transport.rule_ports(packet.protocol);
+    let classes = [source.class, destination.class];
+    match judge_ends::<F>(env.generation, [None, Some(seat)], classes, packet.protocol, [from, to]) {
+        Ok(rules) => {
+            opening::join(&env, work, slot, rules[1]);
+            Ok(TO_STACK)
+        }
+        Err(reason) => {
+            opening::forget(work);
+            Err(reason)
+        }
     }
 }
 

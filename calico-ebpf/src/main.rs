@@ -48,7 +48,8 @@ use crate::{
     forward::{DROP, TO_STACK, answer},
     maps::{DROPS, ROOT},
     skb::Skb,
-    work::{AGAIN, ALLOWED, ANSWERED, Code, FOREIGN, LEFT, MISS, dropped, jiffies, reason},
+    tables::has_host_endpoints,
+    work::{AGAIN, ALLOWED, ANSWERED, Code, FOREIGN, LEAVES, LEFT, MISS, dropped, jiffies, reason},
     xdp::Frame,
 };
 
@@ -85,6 +86,12 @@ steps! {
     cali_fu_first6() = from_uplink::first::<V6>;
     cali_tu_known4() = to_uplink::established::<V4>;
     cali_tu_known6() = to_uplink::established::<V6>;
+    cali_fu_host4() = from_uplink::first_of_host::<V4>;
+    cali_fu_host6() = from_uplink::first_of_host::<V6>;
+    cali_tu_host4() = to_uplink::first_of_host::<V4>;
+    cali_tu_host6() = to_uplink::first_of_host::<V6>;
+    cali_tu_leaves4() = to_uplink::leaves::<V4>;
+    cali_tu_leaves6() = to_uplink::leaves::<V6>;
     cali_fw_link6() = from_workload::of_link::<V6>;
     cali_fw_arp() = from_workload::arp;
     cali_explain4() = explain::explain::<V4>;
@@ -140,6 +147,20 @@ extern "C" fn cali_tu_first6() -> Code {
     to_uplink::first::<V6>()
 }
 
+/// Likewise.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn cali_fw_host4() -> Code {
+    from_workload::to_host::<V4>()
+}
+
+/// Likewise.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn cali_fw_host6() -> Code {
+    from_workload::to_host::<V6>()
+}
+
 /// See [`cali_again4`].
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -157,8 +178,10 @@ pub fn cali_from_wl(ctx: TcContext) -> i32 {
         return finish(&ctx, Hook::FromWorkload, dropped(reason));
     }
     let code = match skb.ether_type() {
-        ether_type::IPV4 => from_workload_ip(&skb, cali_fw_known4, cali_again4, None, cali_fw_first4),
-        ether_type::IPV6 => from_workload_ip(&skb, cali_fw_known6, cali_again6, Some(cali_fw_link6), cali_fw_first6),
+        ether_type::IPV4 => from_workload_ip(&skb, cali_fw_known4, cali_again4, None, cali_fw_first4, cali_fw_host4),
+        ether_type::IPV6 => {
+            from_workload_ip(&skb, cali_fw_known6, cali_again6, Some(cali_fw_link6), cali_fw_first6, cali_fw_host6)
+        }
         ether_type::ARP => cali_fw_arp(skb.raw_context()),
         _ => dropped(DropReason::EtherType),
     };
@@ -172,6 +195,7 @@ fn from_workload_ip(
     again: extern "C" fn() -> Code,
     link: Option<Step>,
     first: FirstStep,
+    to_host: extern "C" fn() -> Code,
 ) -> Code {
     let code = look(skb, known, again);
     if code != MISS && code != FOREIGN {
@@ -183,7 +207,8 @@ fn from_workload_ip(
             return code;
         }
     }
-    first(skb.raw_context(), code)
+    let code = first(skb.raw_context(), code);
+    if code == TO_STACK && has_host_endpoints() { to_host() } else { code }
 }
 
 #[classifier]
@@ -223,19 +248,22 @@ pub fn cali_from_up(ctx: TcContext) -> i32 {
         return TO_STACK as i32;
     }
     let flags = uplink_flags();
+    // About what untracked policy allows, no other policy of the host is asked.
+    let mut settled = false;
     if flags != 0 {
         let code = before_all(&skb, flags);
         if code != MISS && code != ALLOWED && code != LEFT {
             return finish(&ctx, Hook::FromUplink, code);
         }
+        settled = code == ALLOWED;
     }
-    // Frames for others, broadcasts, multicasts: the stack knows what they are.
-    if !skb.is_for_host_mac() {
+    // Frames for others, broadcasts, multicasts: the stack knows what they are. A host endpoint judges those for many.
+    if !skb.is_for_host_mac() && !(skb.is_for_many_macs() && !settled && has_host_endpoints()) {
         return TO_STACK as i32;
     }
     let code = match skb.ether_type() {
-        ether_type::IPV4 => from_uplink_ip(&skb, cali_fu_known4, cali_again4, cali_fu_first4),
-        ether_type::IPV6 => from_uplink_ip(&skb, cali_fu_known6, cali_again6, cali_fu_first6),
+        ether_type::IPV4 => from_uplink_ip(&skb, settled, cali_fu_known4, cali_again4, [cali_fu_first4, cali_fu_host4]),
+        ether_type::IPV6 => from_uplink_ip(&skb, settled, cali_fu_known6, cali_again6, [cali_fu_first6, cali_fu_host6]),
         _ => TO_STACK,
     };
     finish(&ctx, Hook::FromUplink, code)
@@ -280,9 +308,21 @@ fn before_all(skb: &Skb, flags: u32) -> Code {
 }
 
 #[inline(always)]
-fn from_uplink_ip(skb: &Skb, known: Step, again: extern "C" fn() -> Code, first: Step) -> Code {
+fn from_uplink_ip(
+    skb: &Skb,
+    settled: bool,
+    known: Step,
+    again: extern "C" fn() -> Code,
+    [first, of_host]: [Step; 2],
+) -> Code {
     let code = look(skb, known, again);
-    if code == MISS || code == FOREIGN { first(skb.raw_context()) } else { code }
+    if code != MISS && code != FOREIGN {
+        code
+    } else if !settled && has_host_endpoints() {
+        of_host(skb.raw_context())
+    } else {
+        first(skb.raw_context())
+    }
 }
 
 #[classifier]
@@ -292,29 +332,54 @@ pub fn cali_to_up(ctx: TcContext) -> i32 {
         return TO_STACK as i32;
     }
     if to_workload::is_own(&skb) {
-        // The host's own is not ours to judge, but for untracked policy.
-        if uplink_flags() & uplink_flags::UNTRACKED == 0 {
+        // The host's own is not ours to judge, but for untracked policy and host endpoints.
+        if uplink_flags() & uplink_flags::UNTRACKED != 0 {
+            let code = match skb.ether_type() {
+                ether_type::IPV4 => cali_tu_raw4(skb.raw_context()),
+                ether_type::IPV6 => cali_tu_raw6(skb.raw_context()),
+                _ => LEFT,
+            };
+            if reason(code).is_some() {
+                return finish(&ctx, Hook::ToUplink, code);
+            }
+            if code == ALLOWED {
+                return TO_STACK as i32;
+            }
+        }
+        if !has_host_endpoints() {
             return TO_STACK as i32;
         }
-        let code = match skb.ether_type() {
-            ether_type::IPV4 => cali_tu_raw4(skb.raw_context()),
-            ether_type::IPV6 => cali_tu_raw6(skb.raw_context()),
-            _ => LEFT,
-        };
-        return if reason(code).is_some() { finish(&ctx, Hook::ToUplink, code) } else { TO_STACK as i32 };
     }
     let code = match skb.ether_type() {
-        ether_type::IPV4 => to_uplink_ip(&skb, cali_tu_known4, cali_again4, cali_tu_first4),
-        ether_type::IPV6 => to_uplink_ip(&skb, cali_tu_known6, cali_again6, cali_tu_first6),
+        ether_type::IPV4 => {
+            to_uplink_ip(&skb, cali_tu_known4, cali_again4, cali_tu_first4, [cali_tu_leaves4, cali_tu_host4])
+        }
+        ether_type::IPV6 => {
+            to_uplink_ip(&skb, cali_tu_known6, cali_again6, cali_tu_first6, [cali_tu_leaves6, cali_tu_host6])
+        }
         _ => TO_STACK,
     };
     finish(&ctx, Hook::ToUplink, code)
 }
 
 #[inline(always)]
-fn to_uplink_ip(skb: &Skb, known: Step, again: extern "C" fn() -> Code, first: extern "C" fn() -> Code) -> Code {
+fn to_uplink_ip(
+    skb: &Skb,
+    known: Step,
+    again: extern "C" fn() -> Code,
+    first: extern "C" fn() -> Code,
+    [leaves, of_host]: [Step; 2],
+) -> Code {
     let code = look(skb, known, again);
-    if code == MISS || code == FOREIGN { first() } else { code }
+    if code == LEAVES {
+        leaves(skb.raw_context())
+    } else if code != MISS && code != FOREIGN {
+        code
+    } else if has_host_endpoints() {
+        of_host(skb.raw_context())
+    } else {
+        first()
+    }
 }
 
 #[xdp(frags)]

@@ -1,5 +1,7 @@
 //! New connections.
 
+use core::ptr;
+
 use calico_ebpf_common::{
     abi::{
         ACCOUNT_HOST, CONN_VERSION, Conn, ConnEnd, DropReason, Event, NO_RULE, NO_SLOT, OpenerKind, account_opened_by,
@@ -119,7 +121,7 @@ pub(crate) fn enter<F: Tables>(
     } else if matches!(kind, OpenerKind::Host) {
         (OpenerKind::Host, ACCOUNT_HOST)
     } else {
-        (OpenerKind::Outside, account_opened_to(responder))
+        (OpenerKind::Outside, if responder == NO_SLOT { ACCOUNT_HOST } else { account_opened_to(responder) })
     };
     work.conn = Conn {
         version: CONN_VERSION,
@@ -152,6 +154,23 @@ fn end(env: &Env, slot: u32, rule: u32, ingress: bool) -> ConnEnd {
             ConnEnd { slot, incarnation: workload.incarnation, epoch, rule }
         }
         None => ConnEnd { slot: NO_SLOT, incarnation: 0, epoch: 0, rule },
+    }
+}
+
+/// The responder of the packet's connection, where nobody was one yet: whoever a host endpoint judges in its place.
+#[inline(always)]
+pub(crate) fn join<F: Tables>(env: &Env, work: &Work<F>, slot: u32, rule: u32) {
+    if let (Some(conn), Some(seat)) = (F::conn(&work.key), active(slot)) {
+        // SAFETY: the entry stays writable as long as the program runs. The slot comes last: what is read before it is
+        // complete is judged again at most.
+        unsafe {
+            if (*conn).ends[1].slot == NO_SLOT {
+                (*conn).ends[1].incarnation = seat.incarnation;
+                (*conn).ends[1].epoch = seat.policy(env.generation).ingress_epoch;
+                (*conn).ends[1].rule = rule;
+                ptr::write_volatile(&raw mut (*conn).ends[1].slot, slot);
+            }
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use aya_ebpf::btf_maps::lpm_trie::Key;
 use calico_ebpf_common::{
     abi::{
         AddressEntry, Conn, DropReason, HOST, NO_SLOT, SpoofKey4, SpoofKey6, Workload, ring_key, ring_stamp, role,
-        workload_flags,
+        settings_flags, workload_flags,
     },
     packet::{Cursor as _, ETHERNET_BYTES, IPV4_BYTES, Ip, Ipv4Header, V4, V6, ttl_decremented},
 };
@@ -15,7 +15,7 @@ use crate::{
     maps::{ADDRESSES4, ADDRESSES6, CONNS4, CONNS6, INTERFACES, NETS6, RING4, RING6, ROOT, SPOOF4, SPOOF6, WORKLOADS},
     nets::cali_class4,
     skb::Skb,
-    work::buffer,
+    work::{Env, buffer},
 };
 
 const BPF_NOEXIST: u64 = 1;
@@ -262,6 +262,46 @@ fn behind_branch<T>(reference: &T) -> &T {
         asm!("{pointer} = {pointer}", pointer = inout(reg) pointer, options(nomem, nostack));
         &*pointer
     }
+}
+
+/// What judges at an interface of the host: slots, or `NO_SLOT`.
+#[derive(Clone, Copy)]
+pub(crate) struct HostSeats {
+    /// What the host itself sends and receives.
+    pub host: u32,
+    /// What it forwards.
+    pub forward: u32,
+}
+
+/// What judges at this interface in this generation.
+#[inline(always)]
+pub(crate) fn host_seats(env: &Env) -> HostSeats {
+    // SAFETY: read within this run of the program, which the kernel's grace period covers.
+    match unsafe { INTERFACES.get(&env.ifindex) } {
+        Some(interface) => HostSeats {
+            host: in_force(interface.host.wrapping_sub(1), env.generation),
+            forward: in_force(interface.forward.wrapping_sub(1), env.generation),
+        },
+        None => HostSeats { host: NO_SLOT, forward: NO_SLOT },
+    }
+}
+
+/// The slot, if a host endpoint of this generation has it: what one generation knows, the other need not.
+#[inline(always)]
+fn in_force(slot: u32, generation: u32) -> u32 {
+    match active(slot) {
+        Some(seat) if seat.policy(generation).ingress_table != 0 => slot,
+        _ => NO_SLOT,
+    }
+}
+
+/// Whether some interface of the host is a host endpoint. For programs that look at nothing else yet.
+#[inline(always)]
+pub(crate) fn has_host_endpoints() -> bool {
+    let Some(root) = ROOT.get(0) else { return false };
+    // SAFETY: a valid reference. Volatile: the loader changes it.
+    let generation = unsafe { ptr::read_volatile(&raw const root.generation) };
+    root.settings(generation).flags & settings_flags::HOST_ENDPOINTS != 0
 }
 
 /// The slot and the workload whose interface this is.

@@ -1,7 +1,7 @@
 //! What leaves by an uplink, out of the host's stack.
 
 use calico_ebpf_common::{
-    abi::{DropReason, NO_SLOT, OpenerKind, conn_flags},
+    abi::{DropReason, NO_SLOT, OpenerKind, conn_flags, workload_flags},
     packet::Kind,
 };
 
@@ -9,9 +9,11 @@ use crate::{
     established::{Hook, NoHit, find},
     forward::TO_STACK,
     fragments, opening,
+    policy::judge_ends,
     skb::Skb,
-    tables::{Tables, active, locate},
-    work::{Code, Env, code, take, work},
+    tables::{Tables, active, has_host_endpoints, host_seats, locate},
+    to_workload::{Receiver, is_own},
+    work::{Code, Env, LEAVES, code, take, work},
 };
 
 /// A packet whose connection may have an entry.
@@ -23,7 +25,12 @@ pub(crate) fn established<F: Tables>(skb: &Skb) -> Code {
 #[inline(always)]
 fn try_established<F: Tables>(skb: &Skb) -> Result<Code, DropReason> {
     let env = Env::new(skb)?;
-    let Ok(work) = take::<F>(skb, &env) else { return Ok(TO_STACK) };
+    let work = match take::<F>(skb, &env) {
+        Ok(work) => work,
+        // But what a host endpoint could not judge the host does not send.
+        Err(reason) if is_own(skb) && has_host_endpoints() && host_seats(&env).host != NO_SLOT => return Err(reason),
+        Err(_) => return Ok(TO_STACK),
+    };
     let packet = &work.packet;
     if matches!(packet.kind, Kind::LaterFragment) {
         if locate::<F>(&packet.source, env.generation).slot != NO_SLOT {
@@ -41,6 +48,9 @@ fn try_established<F: Tables>(skb: &Skb) -> Result<Code, DropReason> {
         Err(NoHit::Next(next)) => return Ok(next),
         Err(NoHit::Drop(reason)) => return Err(reason),
     };
+    if hit.flags & conn_flags::PROBING != 0 && has_host_endpoints() {
+        return Ok(LEAVES);
+    }
     if hit.flags & conn_flags::PROBING != 0 && hit.source.is_some() {
         // It leaves as it came: nobody translates it, and the next one may go past the stack.
         let flags = hit.flags & !(conn_flags::PROBING | conn_flags::VIA_STACK);
@@ -81,5 +91,76 @@ fn try_first<F: Tables>() -> Result<Code, DropReason> {
     let opening = opening::judge(&env, packet, slots, [source.class, destination.class])?;
     opening::enter(&env, work, &opening, slots, OpenerKind::Outside, conn_flags::VIA_STACK)?;
     fragments::first_passed(&env, &work.packet);
+    Ok(TO_STACK)
+}
+
+/// A packet of a connection that leaves the host for the first time, where some interface is a host endpoint: whoever is
+/// outside is asked, and what nobody translates may go past the stack from now on.
+#[inline(always)]
+pub(crate) fn leaves<F: Tables>(skb: &Skb) -> Code {
+    code(try_leaves::<F>(skb).map_err(DropReason::on_leaving))
+}
+
+#[inline(always)]
+fn try_leaves<F: Tables>(skb: &Skb) -> Result<Code, DropReason> {
+    let work = work::<F>().ok_or(DropReason::NoTable)?;
+    let env = Env::resume(skb, work)?;
+    let packet = &work.packet;
+    let Some(conn) = F::conn(&work.key) else { return Err(DropReason::NoTable) };
+    // SAFETY: the entry stays readable as long as the program runs.
+    let (flags, opener, responder) = unsafe { ((*conn).flags, (*conn).ends[0].slot, (*conn).ends[1].slot) };
+    let from_opener = work.source_is_a == (flags & conn_flags::OPENER_IS_A != 0);
+    let outside = host_seats(&env).forward;
+    if from_opener
+        && responder == NO_SLOT
+        && let Some(seat) = active(outside)
+    {
+        let source = locate::<F>(&packet.source, env.generation);
+        let destination = locate::<F>(&packet.destination, env.generation);
+        let [from, to] = packet.transport.rule_ports(packet.protocol);
+        let classes = [source.class, destination.class];
+        let rules = judge_ends::<F>(env.generation, [None, Some(seat)], classes, packet.protocol, [from, to])?;
+        opening::join(&env, work, outside, rules[1]);
+    }
+    if let Some(opener) = active(opener) {
+        let past_stack = if opener.flags & workload_flags::HOST_ENDPOINT == 0 { conn_flags::VIA_STACK } else { 0 };
+        // SAFETY: the entry stays writable as long as the program runs.
+        unsafe { (*conn).flags = flags & !(conn_flags::PROBING | past_stack) };
+    }
+    Ok(TO_STACK)
+}
+
+/// A packet without a connection, where some interface is a host endpoint.
+#[inline(always)]
+pub(crate) fn first_of_host<F: Receiver>(skb: &Skb) -> Code {
+    code(try_first_of_host::<F>(skb).map_err(DropReason::on_leaving))
+}
+
+#[inline(always)]
+fn try_first_of_host<F: Receiver>(skb: &Skb) -> Result<Code, DropReason> {
+    let work = work::<F>().ok_or(DropReason::NoTable)?;
+    let env = Env::resume(skb, work)?;
+    let packet = &work.packet;
+    // Errors are about what was judged. Later fragments are nothing without the first one.
+    if F::keeps_link(packet) || matches!(packet.kind, Kind::IcmpError | Kind::LaterFragment) {
+        return Ok(TO_STACK);
+    }
+    let seats = host_seats(&env);
+    let source = locate::<F>(&packet.source, env.generation);
+    let destination = locate::<F>(&packet.destination, env.generation);
+    let slots = if is_own(skb) { [seats.host, NO_SLOT] } else { [source.slot, seats.forward] };
+    if source.slot != NO_SLOT && active(source.slot).is_none() {
+        return Err(DropReason::NoWorkload);
+    }
+    // What the stack has given the host's address has to come back: it needs an entry, even where nobody judges it.
+    let is_masqueraded = !is_own(skb) && source.host && seats.host != NO_SLOT;
+    if slots[0] == NO_SLOT && slots[1] == NO_SLOT && !is_masqueraded {
+        return Ok(TO_STACK);
+    }
+    let opening = opening::judge(&env, packet, slots, [source.class, destination.class])?;
+    if matches!(packet.kind, Kind::Flow) && !F::is_multicast(&packet.destination) {
+        opening::enter(&env, work, &opening, slots, OpenerKind::Outside, conn_flags::VIA_STACK)?;
+    }
+    fragments::first_passed(&leaving(env), &work.packet);
     Ok(TO_STACK)
 }

@@ -119,11 +119,21 @@ pub(crate) trait Receiver: Tables {
     fn is_of_link(packet: &Packet<Self>) -> bool
     where
         Self: Sized;
+
+    /// What an interface of the host needs to work at all, as IPv4 needs ARP: no host endpoint judges it.
+    fn keeps_link(packet: &Packet<Self>) -> bool
+    where
+        Self: Sized;
 }
 
 impl Receiver for V4 {
     #[inline(always)]
     fn is_of_link(_: &Packet<Self>) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    fn keeps_link(_: &Packet<Self>) -> bool {
         false
     }
 }
@@ -132,5 +142,10 @@ impl Receiver for V6 {
     #[inline(always)]
     fn is_of_link(packet: &Packet<Self>) -> bool {
         nd::is_of_link(packet)
+    }
+
+    #[inline(always)]
+    fn keeps_link(packet: &Packet<Self>) -> bool {
+        nd::is_of_link(packet) || nd::is_of_listeners(packet)
     }
 }

@@ -29,6 +29,8 @@ pub(crate) const ALLOWED: Code = STEP + 3;
 pub(crate) const LEFT: Code = STEP + 4;
 /// It has been made its own answer, to be sent back.
 pub(crate) const ANSWERED: Code = STEP + 5;
+/// It has one, and leaves the host for the first time: whoever is outside has not been asked yet.
+pub(crate) const LEAVES: Code = STEP + 6;
 const DROPPED: Code = 1 << 17;
 
 /// The packet is dropped and counted.

@@ -64,3 +64,27 @@ drop_reasons! {
     /// Of the host itself, by an interface whose untracked policy denies it.
     UntrackedEgress = 28, "untracked-egress";
 }
+
+impl DropReason {
+    /// What a judgement on arrival comes to, whichever end's rules denied it: those of ingress.
+    #[inline(always)]
+    #[must_use]
+    pub const fn on_arrival(self) -> Self {
+        match self {
+            Self::PolicyEgress => Self::PolicyIngress,
+            Self::RejectedEgress => Self::RejectedIngress,
+            other => other,
+        }
+    }
+
+    /// What a judgement on leaving comes to: those of egress.
+    #[inline(always)]
+    #[must_use]
+    pub const fn on_leaving(self) -> Self {
+        match self {
+            Self::PolicyIngress => Self::PolicyEgress,
+            Self::RejectedIngress => Self::RejectedEgress,
+            other => other,
+        }
+    }
+}

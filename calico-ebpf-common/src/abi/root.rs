@@ -21,6 +21,8 @@ pub mod host_action {
 pub mod settings_flags {
     /// Calico's `disableConntrackInvalidCheck`: what belongs to no connection and cannot open one is judged like all else.
     pub const JUDGE_INVALID: u32 = 1;
+    /// Some interfaces are host endpoints: their entries in the interface map say which.
+    pub const HOST_ENDPOINTS: u32 = 1 << 1;
 }
 
 /// Bits of [`Root::uplink_flags`]: what the programs of uplinks do besides. Without any, they do not look for it.
@@ -37,6 +39,8 @@ pub mod role {
     pub const WORKLOAD: u32 = 1;
     /// A way to other hosts.
     pub const UPLINK: u32 = 2;
+    /// Another interface of the host that is a host endpoint.
+    pub const HOST: u32 = 3;
 }
 
 /// What one generation is judged under besides the rule tables.
@@ -49,8 +53,8 @@ pub struct Settings {
     pub nets4: u32,
     /// See [`settings_flags`].
     pub flags: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// One more than the slot of what judges what workloads send to the host besides `host_action`; 0: nothing does.
+    pub from_workloads: u32,
     /// The interfaces with untracked policy, the first ones of the array.
     pub untracked: [Untracked; MAX_UNTRACKED],
 }
@@ -135,9 +139,15 @@ pub struct Interface {
     pub reserved: [u8; 2],
     /// Its name, padded with zeros: what policy of interfaces knows it by.
     pub name: [u8; INTERFACE_NAME],
+    /// One more than the slot of the host endpoint that the interface is, which judges what the host itself sends and
+    /// receives; 0: it is none.
+    pub host: u32,
+    /// One more than the slot of what judges what the host forwards there: as whoever is outside, so that its egress table is
+    /// asked about what comes in and its ingress table about what leaves; 0: nobody judges.
+    pub forward: u32,
 }
 
 const _: () = {
     assert!(size_of::<Root>() == 528);
-    assert!(size_of::<Interface>() == 36);
+    assert!(size_of::<Interface>() == 44);
 };

@@ -1,4 +1,4 @@
-//! Local workloads, by slot.
+//! Local workloads, by slot, and what host endpoints judge.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -12,6 +12,10 @@ pub mod workload_flags {
     pub const MAC_CHECK: u32 = 1 << 2;
     /// `allowSpoofedSourcePrefixes` is not empty.
     pub const SPOOF: u32 = 1 << 3;
+    /// No workload, but what a host endpoint judges: the host itself, or whoever is outside.
+    pub const HOST_ENDPOINT: u32 = 1 << 4;
+    /// With [`HOST_ENDPOINT`]: whoever is outside.
+    pub const OUTSIDE: u32 = 1 << 5;
 }
 
 /// The rule tables of one workload in one generation.

@@ -74,6 +74,17 @@ pub fn is_of_link(packet: &Packet<V6>) -> bool {
         && (ROUTER_SOLICITATION..=REDIRECT).contains(&kind)
 }
 
+/// Whether this tells who listens to which multicasts of the link: without, a switch may deliver no neighbour discovery.
+#[inline(always)]
+#[must_use]
+pub fn is_of_listeners(packet: &Packet<V6>) -> bool {
+    let kind = (packet.transport.icmp >> 8) as u8;
+    packet.protocol == protocol::ICMPV6
+        && matches!(packet.kind, Kind::Stateless)
+        && packet.ttl == 1
+        && ((MLD_QUERY..=MLD_DONE).contains(&kind) || kind == MLD2_REPORT)
+}
+
 /// Whether a source address may send messages of the link without being an address of the workload: link-local, and
 /// the unspecified one of who has no address yet.
 #[inline(always)]

@@ -2,8 +2,11 @@
 
 use super::engine::Accepted;
 use crate::{
-    dataplane::{Desired, DesiredWorkload, Uplinks, XdpWish},
-    policy::store::Store,
+    dataplane::{Desired, DesiredHostEndpoint, DesiredWorkload, Uplinks, XdpWish},
+    policy::{
+        compiled::{forward_seat, from_workloads_seat},
+        store::Store,
+    },
     resources::model::FelixConfiguration,
     routes::RouteParameters,
 };
@@ -23,8 +26,19 @@ pub(super) fn desired(accepted: &Accepted, store: &Store, node: &str, uplinks: &
             spoof: !workload.spoof.is_empty(),
         })
     });
+    let host_endpoints = accepted.compiled.host_endpoints.iter().filter_map(|(name, endpoint)| {
+        let slot = |seat: &str| store.slot(seat).map(|slot| slot.slot);
+        Some(DesiredHostEndpoint {
+            name: name.clone(),
+            interface: endpoint.interface.clone(),
+            host: slot(name)?,
+            forward: slot(&forward_seat(name)),
+            from_workloads: slot(&from_workloads_seat(name)),
+        })
+    });
     Desired {
         workloads: workloads.collect(),
+        host_endpoints: host_endpoints.collect(),
         uplinks: uplinks.clone(),
         interface_prefixes: accepted.felix.interface_prefixes.clone(),
         routes: routes(&accepted.felix),

@@ -29,10 +29,14 @@ pub(super) fn run(context: &Context, arguments: &Rules) -> anyhow::Result<ExitCo
         None => None,
     };
     let view = context.view()?;
-    let all = inventory::workloads(&view)?;
+    let mut all = inventory::workloads(&view)?;
+    let hosts = inventory::host_endpoints(&view)?;
     let chosen = match &who {
-        None => all.iter().collect(),
-        Some(Who::Host) => Vec::new(),
+        None => {
+            all.extend(hosts);
+            all.iter().collect()
+        }
+        Some(Who::Host) => hosts.iter().collect(),
         Some(who) => {
             let chosen = who.among(&all);
             if chosen.is_empty() {
@@ -73,7 +77,7 @@ fn staged(context: &Context) -> anyhow::Result<HashMap<String, StagedRules>> {
 
 fn render(workloads: &[Shown], host: bool) -> String {
     if host && workloads.is_empty() {
-        return "host: no policy applies to the host itself\n".into();
+        return "host: no host endpoint, so no policy applies to the host itself\n".into();
     }
     let mut text = String::new();
     for (i, Shown { rules: WorkloadRules { endpoint, interface, untracked, egress, ingress }, staged }) in
@@ -133,6 +137,7 @@ fn what(name: &RuleName) -> String {
             format!("failsafe: {list}, entry {index}")
         }
         Reason::Undecided => "no rule matched: left to the policy behind".into(),
+        Reason::NoPolicy => "no policy decides about it".into(),
         Reason::Rule | Reason::Profile => {
             let namespace = name.namespace.as_ref().map_or(String::new(), |namespace| format!("{namespace}/"));
             let (kind, policy) = (name.kind.as_deref().unwrap_or("?"), name.policy.as_deref().unwrap_or("?"));

@@ -5,11 +5,12 @@ use std::{fmt::Write as _, process::ExitCode};
 use super::{context::Context, output, table::Table};
 use crate::{
     agent::control::Request,
-    dataplane,
+    dataplane::{self, view::View},
     observe::{
         inventory,
-        status::{LastLoad, NatState, RouteState, Status, WorkloadState},
+        status::{HostEndpointState, LastLoad, NatState, RouteState, Status, WorkloadState},
     },
+    policy::compiled::host_endpoint_of_seat,
     routes,
 };
 
@@ -43,6 +44,7 @@ fn stopped(context: &Context) -> anyhow::Result<Status> {
                 delivery: None,
             })
             .collect(),
+        host_endpoints: host_endpoints(&view)?,
         last_load: LastLoad::parse(&view.load()?),
         uplinks: info.uplinks,
         xdp: info.xdp,
@@ -56,6 +58,19 @@ fn stopped(context: &Context) -> anyhow::Result<Status> {
     };
     status.counted(&view)?;
     Ok(status)
+}
+
+/// As the maps tell: which have no interface of their own now.
+fn host_endpoints(view: &View) -> anyhow::Result<Vec<HostEndpointState>> {
+    let seats = inventory::host_endpoints(view)?.into_iter();
+    let own = seats.filter(|seat| host_endpoint_of_seat(&seat.endpoint) == Some(&*seat.endpoint));
+    Ok(own
+        .map(|seat| HostEndpointState {
+            interfaces: seat.interface.split(", ").filter(|name| !name.is_empty()).map(str::to_owned).collect(),
+            endpoint: seat.endpoint,
+            uncovered: Vec::new(),
+        })
+        .collect())
 }
 
 fn render(status: &Status) -> String {
@@ -104,6 +119,16 @@ fn render(status: &Status) -> String {
         for WorkloadState { endpoint, interface, state, attachment, delivery } in &status.workloads {
             let [attachment, delivery] = [attachment, delivery].map(|text| text.as_deref().unwrap_or("-"));
             table.row([endpoint.as_str(), interface, state, attachment, delivery]);
+        }
+        text.push('\n');
+        text.push_str(&table.render(0));
+    }
+    if !status.host_endpoints.is_empty() {
+        let mut table = Table::new(&["HOST ENDPOINT", "INTERFACES"]);
+        for HostEndpointState { endpoint, interfaces, uncovered } in &status.host_endpoints {
+            let uncovered = uncovered.iter().map(|name| format!("{name} (not covered: no Ethernet)"));
+            let all: Vec<String> = interfaces.iter().cloned().chain(uncovered).collect();
+            table.row([endpoint.clone(), if all.is_empty() { "-".to_owned() } else { all.join(", ") }]);
         }
         text.push('\n');
         text.push_str(&table.render(0));

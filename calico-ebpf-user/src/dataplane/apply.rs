@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use calico_ebpf_common::abi::{names, uplink_flags};
+use calico_ebpf_common::abi::{names, role, uplink_flags};
 
 use super::{
     Options,
@@ -16,13 +16,14 @@ use super::{
     },
     error::{DataplaneError, Result},
     guard,
+    host_endpoints::{self, Resolved},
     info::{self, Info, SavedSysctl},
     instance::{Instance, Lock},
     links::{Found, LinkAction, PeerMac, Runtime, Wanted, has_peer, reconcile},
     load::{self, Programs},
     nat_outgoing,
     neighbours::{self, Answerer},
-    netlink::{Hook, LinkTable, Netlink, Route},
+    netlink::{Hook, Link, LinkTable, Netlink, Route},
     nft, reassembly, sys, sysctl,
     tables::{ConnLimits, Owner, Snapshot, Tables, timeouts},
     tc::{Expected, Hooks},
@@ -32,6 +33,7 @@ use super::{
 };
 use crate::{
     policy::{store::Store, write::Plan},
+    resources::model::HostInterface,
     routes::{
         RouteStatus,
         plan::{RouteAction, plan as plan_routes, route},
@@ -194,7 +196,8 @@ impl Dataplane {
         }
         let found = self.find(desired)?;
         let uplinks = self.uplinks(desired, &found.links, &mut applied)?;
-        let links = self.plan_links(desired, &uplinks, &found);
+        let hosts = self.host_interfaces(desired, &found)?;
+        let links = self.plan_links(desired, &uplinks, &hosts, &found);
         self.note(desired, &uplinks, &found)?;
         // Forwarding first: an uplink that learns by router advertisement has to know before.
         self.sysctls(desired, &uplinks, &found, &mut applied);
@@ -204,9 +207,9 @@ impl Dataplane {
         let failed = self.execute_links(&links, &mut applied);
         self.peer_macs = found.peer_macs.iter().map(|(index, peer)| (*index, peer.mac)).collect();
         self.deactivate(desired, &found, &failed)?;
-        let limits = ConnLimits::new(self.conn_limit, desired.workloads.len());
+        let limits = ConnLimits::new(self.conn_limit, desired.workloads.len() + desired.host_endpoints.len());
         self.tables.set_root(&limits, &timeouts(self.hz), self.hz, None)?;
-        self.remember_expected(desired, &uplinks, &found, &failed);
+        self.remember_expected(desired, &uplinks, &hosts, &found, &failed);
         self.guard(desired, &found, &mut applied);
         self.translate_no_more(desired, &mut applied);
         self.reassemble(&mut applied)?;
@@ -222,6 +225,7 @@ impl Dataplane {
             self.tables.set_uplink_flag(uplink_flags::UNTRACKED, false)?;
         }
         self.report(desired, &uplinks, &found, &failed, &mut applied);
+        report_host_endpoints(desired, hosts, &found, &failed, &mut applied);
         Ok(applied)
     }
 
@@ -339,7 +343,10 @@ impl Dataplane {
                 }
             }
         }
-        let slots = desired.workloads.iter().map(|workload| workload.slot);
+        let of_hosts = desired.host_endpoints.iter().flat_map(|endpoint| {
+            [Some(endpoint.host), endpoint.forward, endpoint.from_workloads].into_iter().flatten()
+        });
+        let slots = desired.workloads.iter().map(|workload| workload.slot).chain(of_hosts);
         for slot in slots.chain(self.tables.owners().keys().copied()) {
             if slot < self.tables.limits().slots {
                 found.runtimes.insert(slot, self.tables.runtime(slot)?);
@@ -361,11 +368,29 @@ impl Dataplane {
         Ok(found)
     }
 
-    fn plan_links(&self, desired: &Desired, uplinks: &[u32], found: &Found) -> Vec<LinkAction> {
+    /// Which interfaces are host endpoints.
+    fn host_interfaces(&mut self, desired: &Desired, found: &Found) -> Result<Resolved> {
+        if desired.host_endpoints.is_empty() {
+            return Ok(Resolved::default());
+        }
+        let networks = self.netlink.networks().map_err(DataplaneError::io("list the addresses of this host"))?;
+        let addresses = networks.into_iter().map(|(index, network)| (index, network.addr())).collect();
+        let is_workload = |link: &Link| {
+            let prefixes = desired.interface_prefixes.iter().flatten();
+            desired.workloads.iter().any(|workload| workload.interface == link.name)
+                || prefixes.into_iter().any(|prefix| !prefix.is_empty() && link.name.starts_with(prefix.as_str()))
+                || found.interfaces.get(&link.index).is_some_and(|entry| entry.role == role::WORKLOAD)
+        };
+        Ok(host_endpoints::resolve(&desired.host_endpoints, &found.links, is_workload, &addresses))
+    }
+
+    fn plan_links(&self, desired: &Desired, uplinks: &[u32], hosts: &Resolved, found: &Found) -> Vec<LinkAction> {
         let programs = load::PROGRAMS.into_iter().filter_map(|name| Some((name, self.programs.id(name)?))).collect();
         let wanted = Wanted {
             workloads: &desired.workloads,
             uplinks,
+            host_endpoints: &desired.host_endpoints,
+            seats: &hosts.seats,
             prefixes: desired.interface_prefixes.as_deref(),
             attachment: self.hooks.attachment,
             programs: &programs,
@@ -539,7 +564,14 @@ impl Dataplane {
         Ok(())
     }
 
-    fn remember_expected(&mut self, desired: &Desired, uplinks: &[u32], found: &Found, failed: &BTreeSet<u32>) {
+    fn remember_expected(
+        &mut self,
+        desired: &Desired,
+        uplinks: &[u32],
+        hosts: &Resolved,
+        found: &Found,
+        failed: &BTreeSet<u32>,
+    ) {
         let mut expected = Expected::new();
         let mut expect = |ifindex: u32, programs: [&str; 2]| {
             for (hook, program) in [Hook::Ingress, Hook::Egress].into_iter().zip(programs) {
@@ -548,7 +580,7 @@ impl Dataplane {
                 }
             }
         };
-        for index in uplinks {
+        for index in uplinks.iter().chain(hosts.seats.keys()) {
             expect(*index, [names::PROG_FROM_UPLINK, names::PROG_TO_UPLINK]);
         }
         for link in desired.workloads.iter().filter_map(|workload| found.links.by_name(&workload.interface)) {
@@ -862,6 +894,29 @@ impl Dataplane {
                 ifindex: None,
                 mtu: 0,
                 attachment: None::<Attachment>,
+            }));
+        }
+    }
+}
+
+/// Tells which interfaces host endpoints are, and where one is none.
+fn report_host_endpoints(
+    desired: &Desired,
+    hosts: Resolved,
+    found: &Found,
+    failed: &BTreeSet<u32>,
+    applied: &mut Applied,
+) {
+    applied.host_endpoints = hosts.status;
+    let is_open = |name: &String| found.links.by_name(name).is_some_and(|link| failed.contains(&link.index));
+    for (endpoint, status) in desired.host_endpoints.iter().zip(&mut applied.host_endpoints) {
+        status.interfaces.retain(|name| !is_open(name));
+        if endpoint.interface != HostInterface::All {
+            applied.faults.extend(status.uncovered.iter().map(|name| {
+                format!(
+                    "host endpoint {}: packets of interface {name} have no Ethernet header: nothing is judged there",
+                    endpoint.name
+                )
             }));
         }
     }

@@ -12,13 +12,18 @@ use super::{
     nat_outgoing::NatOutgoing,
     xdp::{UplinkXdp, XdpWish},
 };
-use crate::routes::{RouteParameters, RouteStatus};
+use crate::{
+    resources::model::HostInterface,
+    routes::{RouteParameters, RouteStatus},
+};
 
 /// What should be, besides policy (which the store's plan brings).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Desired {
     /// The workloads of this node.
     pub workloads: Vec<DesiredWorkload>,
+    /// The host endpoints of this node.
+    pub host_endpoints: Vec<DesiredHostEndpoint>,
     /// The ways to other hosts.
     pub uplinks: Uplinks,
     /// `FelixConfiguration.interfacePrefix`, where given: every interface of these prefixes without a workload drops.
@@ -57,6 +62,21 @@ pub struct DesiredWorkload {
     pub spoof: bool,
 }
 
+/// A host endpoint of this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DesiredHostEndpoint {
+    /// Its name.
+    pub name: String,
+    /// Which interfaces it is.
+    pub interface: HostInterface,
+    /// Slot of what judges what the host itself sends and receives.
+    pub host: u32,
+    /// Slot of what judges what the host forwards, where anything does.
+    pub forward: Option<u32>,
+    /// Slot of what judges what workloads send to the host, where anything does.
+    pub from_workloads: Option<u32>,
+}
+
 /// Which interfaces lead to other hosts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Uplinks {
@@ -79,6 +99,8 @@ pub struct Observed {
 pub struct Applied {
     /// Each workload's state, in the order of [`Desired::workloads`].
     pub workloads: Vec<WorkloadStatus>,
+    /// The host endpoints, in the order of [`Desired::host_endpoints`].
+    pub host_endpoints: Vec<HostEndpointStatus>,
     /// The uplinks in use.
     pub uplinks: Vec<Uplink>,
     /// How it is with XDP on each uplink that has untracked policy.
@@ -119,6 +141,17 @@ pub struct WorkloadStatus {
     pub attachment: Option<Attachment>,
     /// Whether packets are put straight into the other end of its veth.
     pub peer: bool,
+}
+
+/// State of one host endpoint.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct HostEndpointStatus {
+    /// Its name.
+    pub endpoint: String,
+    /// The interfaces that it is.
+    pub interfaces: Vec<String>,
+    /// Interfaces that it should be, but whose packets have no Ethernet header: nothing is judged there.
+    pub uncovered: Vec<String>,
 }
 
 /// State of a workload's interface.

@@ -9,7 +9,8 @@ use std::{
 use calico_ebpf_common::abi::{Interface, NO_SLOT, names, role, workload_flags};
 
 use super::{
-    desired::{Attachment, DesiredWorkload},
+    desired::{Attachment, DesiredHostEndpoint, DesiredWorkload},
+    host_endpoints::Seats,
     netlink::{Hook, Link, LinkTable},
     tc::Hanging,
 };
@@ -47,11 +48,19 @@ impl fmt::Display for LinkAction {
                 write!(f, "interface {interface} ({ifindex}): attach {program} to {hook}")
             }
             Self::Detach { ifindex, hook } => write!(f, "interface {ifindex}: detach from {hook}"),
-            Self::SetInterface { ifindex, entry } if entry.role == role::UPLINK => {
-                write!(f, "interface {ifindex}: is an uplink, MTU {}", entry.mtu)
+            Self::SetInterface { ifindex, entry } if entry.role != role::WORKLOAD => {
+                let what = if entry.role == role::UPLINK { "an uplink" } else { "the host's" };
+                write!(f, "interface {ifindex}: is {what}, MTU {}", entry.mtu)?;
+                match entry.host {
+                    0 => Ok(()),
+                    host => write!(f, ", host endpoint in slot {}", host - 1),
+                }
             }
             Self::SetInterface { ifindex, entry } => write!(f, "interface {ifindex}: belongs to slot {}", entry.slot),
             Self::RemoveInterface { ifindex } => write!(f, "interface {ifindex}: forget"),
+            Self::SetRuntime { slot, runtime } if runtime.flags & workload_flags::HOST_ENDPOINT != 0 => {
+                write!(f, "slot {slot}: active, of a host endpoint")
+            }
             Self::SetRuntime { slot, runtime } if runtime.ifindex == 0 => write!(f, "slot {slot}: no interface"),
             Self::SetRuntime { slot, runtime } => {
                 let active = if runtime.flags & workload_flags::ACTIVE == 0 { "inactive" } else { "active" };
@@ -100,6 +109,9 @@ pub(crate) struct Found {
 pub(crate) struct Wanted<'a> {
     pub(crate) workloads: &'a [DesiredWorkload],
     pub(crate) uplinks: &'a [u32],
+    pub(crate) host_endpoints: &'a [DesiredHostEndpoint],
+    /// What judges at interfaces of the host, by index.
+    pub(crate) seats: &'a BTreeMap<u32, Seats>,
     pub(crate) prefixes: Option<&'a [String]>,
     pub(crate) attachment: Attachment,
     /// Ids of our programs by name.
@@ -136,16 +148,28 @@ pub(crate) fn reconcile(wanted: &Wanted<'_>, found: &Found) -> Vec<LinkAction> {
         set_interface(&mut actions, found, link.index, entry);
         attach(&mut actions, wanted, found, link, [names::PROG_FROM_WORKLOAD, names::PROG_TO_WORKLOAD]);
     }
-    for link in wanted.uplinks.iter().filter_map(|index| found.links.by_index(*index)) {
-        if !kept.insert(link.index) {
-            continue;
+    for endpoint in wanted.host_endpoints {
+        let flags = workload_flags::ACTIVE | workload_flags::HOST_ENDPOINT;
+        let of_host = [Some(endpoint.host), endpoint.from_workloads].map(|slot| (slot, flags));
+        for (slot, flags) in of_host.into_iter().chain([(endpoint.forward, flags | workload_flags::OUTSIDE)]) {
+            let Some(slot) = slot else { continue };
+            slots.insert(slot);
+            set_runtime(&mut actions, found, slot, Runtime { flags, ..Runtime::default() });
         }
+    }
+    let uplinks = wanted.uplinks.iter().map(|index| (*index, role::UPLINK));
+    for (index, role) in uplinks.chain(wanted.seats.keys().map(|index| (*index, role::HOST))) {
+        let Some(link) = found.links.by_index(index).filter(|link| kept.insert(link.index)) else { continue };
+        let seats = wanted.seats.get(&index);
         let entry = Interface {
-            role: role::UPLINK,
+            role,
             slot: NO_SLOT,
             mtu: link.mtu,
             mac: link.mac,
             name: interface_name(&link.name),
+            // 0 is nobody.
+            host: seats.map_or(0, |seats| seats.host + 1),
+            forward: seats.and_then(|seats| seats.forward).map_or(0, |slot| slot + 1),
             ..Interface::default()
         };
         set_interface(&mut actions, found, link.index, entry);
@@ -179,7 +203,7 @@ fn orphans(actions: &mut Vec<LinkAction>, wanted: &Wanted<'_>, found: &Found, ke
                     actions.push(LinkAction::Detach { ifindex, hook });
                 }
             }
-            Some(link) if entry.is_some_and(|entry| entry.role == role::UPLINK) && !claimed(&link) => {
+            Some(link) if entry.is_some_and(|entry| entry.role != role::WORKLOAD) && !claimed(&link) => {
                 for hook in HOOKS.into_iter().filter(|hook| found.hanging.contains_key(&(ifindex, *hook))) {
                     actions.push(LinkAction::Detach { ifindex, hook });
                 }
@@ -255,6 +279,8 @@ mod tests {
             up: true,
             carrier: true,
             loopback: false,
+            ethernet: true,
+            has_master: false,
             veth: true,
             peer_netns: Some(0),
             peer_index: Some(2),
@@ -298,7 +324,15 @@ mod tests {
 
     fn converge(found: &mut Found, workloads: &[DesiredWorkload], uplinks: &[u32], prefixes: Option<&[String]>) {
         let programs = programs();
-        let wanted = Wanted { workloads, uplinks, prefixes, attachment: Attachment::Tcx, programs: &programs };
+        let wanted = Wanted {
+            workloads,
+            uplinks,
+            host_endpoints: &[],
+            seats: &BTreeMap::new(),
+            prefixes,
+            attachment: Attachment::Tcx,
+            programs: &programs,
+        };
         let actions = reconcile(&wanted, found);
         execute(found, &programs, &actions);
         for index in uplinks {
@@ -315,6 +349,8 @@ mod tests {
         let wanted = Wanted {
             workloads: &workloads,
             uplinks: &[],
+            host_endpoints: &[],
+            seats: &BTreeMap::new(),
             prefixes: None,
             attachment: Attachment::Tcx,
             programs: &programs,

@@ -12,6 +12,7 @@ pub mod error;
 pub mod flows;
 mod frame;
 mod guard;
+mod host_endpoints;
 mod info;
 pub mod instance;
 mod links;
@@ -41,7 +42,8 @@ mod differential;
 
 pub use apply::Dataplane;
 pub use desired::{
-    Applied, Attachment, Desired, DesiredWorkload, LinkState, NatTable, Observed, Uplink, Uplinks, WorkloadStatus,
+    Applied, Attachment, Desired, DesiredHostEndpoint, DesiredWorkload, HostEndpointStatus, LinkState, NatTable,
+    Observed, Uplink, Uplinks, WorkloadStatus,
 };
 pub use error::{DataplaneError, Result};
 pub use instance::{Instance, Lock};

@@ -14,7 +14,7 @@ use netlink_packet_core::{
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressMessage},
-    link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp},
+    link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp},
     route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType},
     tc::{TcAttribute, TcBpfFlags, TcFilterBpf, TcFilterBpfOption, TcHandle, TcMessage, TcOption},
 };
@@ -33,6 +33,10 @@ pub(crate) struct Link {
     /// Up, and so is the other end.
     pub(crate) carrier: bool,
     pub(crate) loopback: bool,
+    /// Its packets have an Ethernet header.
+    pub(crate) ethernet: bool,
+    /// Part of a bridge or a bond.
+    pub(crate) has_master: bool,
     /// A veth.
     pub(crate) veth: bool,
     /// Where the other end is in another network namespace: this namespace's id for that one.
@@ -456,6 +460,8 @@ fn parse_link(message: &LinkMessage) -> Link {
         up: flags.contains(LinkFlags::Up),
         carrier: flags.contains(LinkFlags::Up | LinkFlags::LowerUp),
         loopback: flags.contains(LinkFlags::Loopback),
+        ethernet: message.header.link_layer_type == LinkLayerType::Ether,
+        has_master: false,
         veth: false,
         peer_netns: None,
         peer_index: None,
@@ -466,6 +472,7 @@ fn parse_link(message: &LinkMessage) -> Link {
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::Address(address) => link.mac = address.as_slice().try_into().unwrap_or_default(),
             LinkAttribute::Link(index) => link.peer_index = Some(*index),
+            LinkAttribute::Controller(index) => link.has_master = *index != 0,
             LinkAttribute::LinkNetNsId(id) => link.peer_netns = Some(*id),
             LinkAttribute::LinkInfo(infos) => link.veth |= infos.contains(&LinkInfo::Kind(InfoKind::Veth)),
             _ => {}

@@ -2,11 +2,12 @@
 
 use std::{collections::HashMap, fmt, net::IpAddr, str::FromStr};
 
-use calico_ebpf_common::abi::{self, PolicyRef};
+use calico_ebpf_common::abi::{self, Interface, PolicyRef};
 
+use super::interfaces;
 use crate::{
     dataplane::{self, view::View},
-    policy::compiled::RuleName,
+    policy::compiled::{RuleName, host_endpoint_of_seat},
 };
 
 /// A local workload, as the maps have it.
@@ -33,6 +34,34 @@ pub struct Local {
 /// # Errors
 /// If the maps cannot be read.
 pub fn workloads(view: &View) -> dataplane::Result<Vec<Local>> {
+    let mut all = seats(view)?;
+    all.retain(|local| host_endpoint_of_seat(&local.endpoint).is_none());
+    Ok(all)
+}
+
+/// What host endpoints judge, in the order of their names: what the host itself sends and receives under the name of the
+/// endpoint, and what it forwards.
+///
+/// # Errors
+/// If the maps cannot be read.
+pub fn host_endpoints(view: &View) -> dataplane::Result<Vec<Local>> {
+    let mut all = seats(view)?;
+    all.retain(|local| host_endpoint_of_seat(&local.endpoint).is_some());
+    let interfaces = view.interfaces()?;
+    for seat in &mut all {
+        let is_seat = |entry: &Interface| [entry.host, entry.forward].contains(&(seat.slot + 1));
+        let of_seat = interfaces.iter().filter(|(_, entry)| is_seat(entry));
+        let names: Vec<String> = of_seat.filter_map(|(index, _)| interfaces::name(*index)).collect();
+        seat.interface = names.join(", ");
+    }
+    Ok(all)
+}
+
+/// Whoever has rules.
+///
+/// # Errors
+/// If the maps cannot be read.
+pub fn seats(view: &View) -> dataplane::Result<Vec<Local>> {
     let generation = view.root()?.generation;
     let mut addresses: HashMap<u32, Vec<IpAddr>> = HashMap::new();
     for (address, slot) in view.owned_addresses()? {

@@ -48,7 +48,7 @@ impl fmt::Display for End {
 /// What the numbers in the maps are called.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Names {
-    /// Workloads by slot.
+    /// Workloads, and what host endpoints judge, by slot.
     pub(super) endpoints: HashMap<u32, String>,
     /// Workloads by address.
     pub(super) owners: HashMap<IpAddr, String>,
@@ -61,7 +61,7 @@ pub(super) struct Names {
 impl Names {
     pub(super) fn read(view: &View) -> dataplane::Result<Self> {
         let mut names = Self { rules: inventory::rule_names(view)?, hz: view.info()?.hz.max(1), ..Self::default() };
-        for local in inventory::workloads(view)? {
+        for local in inventory::seats(view)? {
             names.owners.extend(local.addresses.into_iter().map(|address| (address, local.endpoint.clone())));
             names.endpoints.insert(local.slot, local.endpoint);
         }

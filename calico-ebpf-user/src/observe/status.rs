@@ -32,6 +32,8 @@ pub struct Status {
     pub confirm_within: Option<u64>,
     /// The local workloads.
     pub workloads: Vec<WorkloadState>,
+    /// The host endpoints.
+    pub host_endpoints: Vec<HostEndpointState>,
     /// The interfaces towards other hosts.
     pub uplinks: Vec<String>,
     /// How it is with XDP on the uplinks that have untracked policy.
@@ -49,6 +51,17 @@ pub struct Status {
     pub events: BTreeMap<String, u64>,
     /// What could not be done and is tried again.
     pub faults: Vec<String>,
+}
+
+/// A host endpoint.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostEndpointState {
+    /// Its name.
+    pub endpoint: String,
+    /// The interfaces that it is.
+    pub interfaces: Vec<String>,
+    /// Interfaces that it should be, but whose packets cannot be judged.
+    pub uncovered: Vec<String>,
 }
 
 /// An attempt to load the files.
@@ -214,6 +227,15 @@ impl Status {
                 state: workload.state.to_string(),
                 attachment: workload.attachment.map(attachment),
                 delivery: workload.ifindex.map(|_| if workload.peer { "peer" } else { "interface" }.to_owned()),
+            })
+            .collect();
+        self.host_endpoints = applied
+            .host_endpoints
+            .iter()
+            .map(|host| HostEndpointState {
+                endpoint: host.endpoint.clone(),
+                interfaces: host.interfaces.clone(),
+                uncovered: host.uncovered.clone(),
             })
             .collect();
         self.uplinks = applied.uplinks.iter().map(|uplink| uplink.interface.clone()).collect();

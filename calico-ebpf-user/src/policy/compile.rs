@@ -12,7 +12,10 @@ use std::{
 use calico_ebpf_common::abi::{Action, host_action, settings_flags};
 
 use super::{
-    compiled::{Compiled, Direction, LocalWorkload, Reason, RuleMatch, RuleName, Table, TableRule, UntrackedInterface},
+    compiled::{
+        Compiled, Direction, LocalHostEndpoint, LocalWorkload, Reason, RuleMatch, RuleName, Table, TablePair,
+        TableRule, UntrackedInterface,
+    },
     conditions::{AddressConditions, Conditions},
     endpoints::{Endpoints, Memberships},
     expand::{PortNames, expand},
@@ -99,10 +102,51 @@ type Rules = Vec<(Does, Arc<RuleName>, Arc<RuleMatch>)>;
 /// What a rule does: its action, and what becomes of what it denies where it says so.
 type Does = (RuleAction, Option<DenyAction>);
 
-type OfPolicy = [Option<Arc<Expansion>>; 2];
+/// By direction and seat, see [`Side`].
+type OfPolicy = [Option<Arc<Expansion>>; 4];
 
-/// Kind, namespace, tier and name of a policy, or name of a profile, and the direction.
-type RulesOf = (Option<PolicyKind>, Option<String>, String, Direction);
+/// Kind, namespace, tier and name of a policy, or name of a profile, and for which tables.
+type RulesOf = (Option<PolicyKind>, Option<String>, String, Side);
+
+/// Rules of which direction a table has, and whose it is: the sender's (`Egress`) or the receiver's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Side {
+    direction: Direction,
+    seat: Direction,
+}
+
+impl Side {
+    /// Of whoever sends has egress rules, of whoever receives ingress rules.
+    const fn of(direction: Direction) -> Self {
+        Self { direction, seat: direction }
+    }
+
+    /// Of what a host endpoint forwards: what comes in by it is sent by somebody outside, what leaves is received there.
+    const fn outside(direction: Direction) -> Self {
+        let seat = match direction {
+            Direction::Ingress => Direction::Egress,
+            Direction::Egress => Direction::Ingress,
+        };
+        Self { direction, seat }
+    }
+
+    fn index(self) -> usize {
+        self.direction as usize + if self.seat == self.direction { 0 } else { 2 }
+    }
+}
+
+/// What a table is made of.
+struct Outline<'a> {
+    side: Side,
+    /// Whether the ports come first that host endpoints never shut.
+    failsafes: bool,
+    /// Policies that come before all others, and at the end of whose tiers nothing happens.
+    before: &'a [usize],
+    /// Policies in the order of evaluation.
+    policies: &'a [usize],
+    /// Profiles behind them; without, what nobody decides passes.
+    profiles: Option<&'a [String]>,
+}
 
 /// Rules as they were expanded.
 #[derive(Debug)]
@@ -124,8 +168,10 @@ struct Expansion {
 /// What a table is made of besides numbers of expansions.
 const PROFILES: u32 = u32::MAX;
 const TIER_END: u32 = 1 << 31;
+const POLICIES: u32 = u32::MAX - 1;
+const NO_PROFILES: u32 = u32::MAX - 2;
 /// In place of what becomes of denied packets.
-const UNTRACKED: u32 = u32::MAX - 1;
+const UNTRACKED: u32 = u32::MAX - 3;
 
 impl Compiler {
     /// Compiles what `set` says for the workloads of `node`, always the same one.
@@ -158,15 +204,28 @@ impl Compiler {
         let selected = self.selected(set, &locals);
         let felix = set.felix_for(node);
         let mut tables = Tables {
-            of_policies: vec![[None, None]; set.policies.len()],
+            of_policies: vec![[const { None }; 4]; set.policies.len()],
+            of_failsafes: [None, None],
             deny_action: felix.deny_action(),
-            ..Tables::default()
+            all: Vec::new(),
+            known: HashMap::new(),
+            by_parts: HashMap::new(),
+            of_profiles: HashMap::new(),
         };
         let mut workloads = BTreeMap::new();
         for (index, workload) in &locals {
             let key = (self.endpoints.of_workload(*index), workload.namespace.as_str());
             let applying = selected.get(&key).map_or(&[][..], Vec::as_slice);
-            let mut table = |direction| self.table(set, &profiles, workload, applying, direction, &mut tables);
+            let mut table = |direction| {
+                let outline = Outline {
+                    side: Side::of(direction),
+                    failsafes: false,
+                    before: &[],
+                    policies: applying,
+                    profiles: Some(&workload.profiles),
+                };
+                self.table(set, &profiles, &outline, &mut tables)
+            };
             let local = LocalWorkload {
                 pod: workload.pod.clone(),
                 interface: workload.interface.clone(),
@@ -178,7 +237,9 @@ impl Compiler {
             };
             workloads.insert(format!("{}/{}", workload.namespace, workload.name), local);
         }
-        let untracked = self.untracked(set, node, &felix.failsafes(), &mut tables);
+        let failsafes = felix.failsafes();
+        let host_endpoints = self.host_endpoints(set, &profiles, node, &failsafes, &mut tables);
+        let untracked = self.untracked(set, node, &failsafes, &mut tables);
         self.tables = tables.by_parts;
         self.policies = set.policies.iter().cloned().zip(tables.of_policies).collect();
         // Those that no policy and no profile has any more go.
@@ -195,6 +256,7 @@ impl Compiler {
         Compiled {
             tables: tables.all,
             workloads,
+            host_endpoints,
             untracked,
             addresses: found,
             holdings: Arc::clone(addresses.holdings.sets()),
@@ -204,7 +266,7 @@ impl Compiler {
                 EndpointToHostAction::Accept => host_action::ACCEPT,
                 EndpointToHostAction::Return => host_action::RETURN,
             },
-            flags: match set.felix_for(node).disable_conntrack_invalid_check {
+            flags: match felix.disable_conntrack_invalid_check {
                 Some(true) => settings_flags::JUDGE_INVALID,
                 _ => 0,
             },
@@ -268,50 +330,115 @@ impl Compiler {
         selected
     }
 
-    /// Index of the table that judges `workload` in one direction; `selecting` are the policies that select it.
+    /// The host endpoints of the node with their tables.
+    fn host_endpoints<'a>(
+        &mut self,
+        set: &ResourceSet,
+        profiles: &HashMap<&'a str, &Profile>,
+        node: &str,
+        failsafes: &[Vec<FailsafePort>; 2],
+        tables: &mut Tables<'a>,
+    ) -> BTreeMap<String, LocalHostEndpoint> {
+        let local: Vec<_> =
+            self.endpoints.host_endpoints().iter().filter(|(host, _)| host.node == node).cloned().collect();
+        let mut compiled = BTreeMap::new();
+        if !local.is_empty() {
+            for direction in [Direction::Ingress, Direction::Egress] {
+                self.failsafes(failsafes, direction, tables);
+            }
+        }
+        for (host, group) in local {
+            let mut selecting = Vec::new();
+            for &index in &self.order {
+                let policy = &set.policies[index];
+                if policy.namespace.is_none() && self.memberships.of(&self.endpoints, &policy.selector).contains(group)
+                {
+                    selecting.push(index);
+                }
+            }
+            let with = |hooks: &[PolicyHook]| -> Vec<usize> {
+                selecting.iter().copied().filter(|&index| hooks.contains(&set.policies[index].hook)).collect()
+            };
+            let before = with(&[PolicyHook::PreDnat]);
+            let (policies, forward) = (with(&[PolicyHook::Normal, PolicyHook::Forward]), with(&[PolicyHook::Forward]));
+            let mut table = |side: Side, failsafes, policies: &[usize], profiles_of: Option<&[String]>| {
+                // Policies before DNAT are about what comes in.
+                let before = if side.direction == Direction::Ingress { &before[..] } else { &[] };
+                let outline = Outline { side, failsafes, before, policies, profiles: profiles_of };
+                self.table(set, profiles, &outline, tables)
+            };
+            let endpoint = LocalHostEndpoint {
+                interface: host.interface.clone(),
+                host: TablePair {
+                    egress: table(Side::of(Direction::Egress), true, &policies, Some(&host.profiles)),
+                    ingress: table(Side::of(Direction::Ingress), true, &policies, Some(&host.profiles)),
+                },
+                forward: (!forward.is_empty() || !before.is_empty()).then(|| TablePair {
+                    egress: table(Side::outside(Direction::Ingress), false, &forward, None),
+                    ingress: table(Side::outside(Direction::Egress), false, &forward, None),
+                }),
+                from_workloads: (host.interface == HostInterface::All && !before.is_empty())
+                    .then(|| table(Side::of(Direction::Ingress), true, &[], None)),
+            };
+            compiled.insert(host.name.clone(), endpoint);
+        }
+        compiled
+    }
+
+    /// The ports that host endpoints never shut, as rules for one direction: of the inbound and of the outbound list, the one of
+    /// that direction about what asks, the other about what answers.
+    fn failsafes(
+        &mut self,
+        ports: &[Vec<FailsafePort>; 2],
+        direction: Direction,
+        tables: &mut Tables<'_>,
+    ) -> [Arc<Expansion>; 2] {
+        let known = &mut tables.of_failsafes[direction as usize];
+        let make = || {
+            [0, 1].map(|list| {
+                let (name, rules) = (failsafe::LISTS[list], &ports[list]);
+                let of = (None, Some(name.to_owned()), String::new(), Side::of(direction));
+                self.expand(of, None, &failsafe::rules(name, rules, direction), &failsafe::name(name, direction))
+            })
+        };
+        known.get_or_insert_with(make).clone()
+    }
+
+    /// Index of a table.
     fn table<'a>(
         &mut self,
         set: &ResourceSet,
         profiles: &HashMap<&'a str, &Profile>,
-        workload: &WorkloadEndpoint,
-        selecting: &[usize],
-        direction: Direction,
+        outline: &Outline<'_>,
         tables: &mut Tables<'a>,
     ) -> usize {
+        let Outline { side, failsafes, before, policies, profiles: of_profiles } = *outline;
+        let direction = side.direction;
         let deny_action = tables.deny_action;
-        let mut parts = vec![direction as u32, deny_action as u32];
-        let mut tiers: Vec<(&str, bool, Vec<Arc<Expansion>>)> = Vec::new();
-        let selecting = selecting.iter().map(|&index| (index, &set.policies[index]));
-        for (index, policy) in selecting.filter(|(_, policy)| applies(policy, direction)) {
-            if tiers.last().is_none_or(|tier| tier.0 != policy.tier) {
-                let passes = set.tier(&policy.tier).is_some_and(|tier| tier.default_action == TierAction::Pass);
-                parts.push(TIER_END | self.tier_end(&policy.tier, passes));
-                tiers.push((&policy.tier, passes, Vec::new()));
-            }
-            let of_policy = &mut tables.of_policies[index][direction as usize];
-            let expansion = of_policy.get_or_insert_with(|| self.policy(index, policy, direction)).clone();
-            parts.push(expansion.number);
-            if let Some((.., expansions)) = tiers.last_mut() {
-                expansions.push(expansion);
-            }
-        }
-        parts.push(PROFILES);
-        let of_profiles: Vec<Arc<Expansion>> = workload
-            .profiles
-            .iter()
-            .filter_map(|name| profiles.get_key_value(name.as_str()))
-            .map(|(name, profile)| {
-                let of_profile = &mut tables.of_profiles.entry(name).or_default()[direction as usize];
-                of_profile.get_or_insert_with(|| self.profile(profile, direction)).clone()
-            })
-            .collect();
-        parts.extend(of_profiles.iter().map(|expansion| expansion.number));
+        let mut parts = vec![side.index() as u32, deny_action as u32];
+        let of_failsafes = tables.of_failsafes[direction as usize].as_ref().filter(|_| failsafes);
+        let first = of_failsafes.map(|lists| Arc::clone(&lists[direction as usize]));
+        parts.extend(first.iter().map(|expansion| expansion.number));
+        let before = self.tiers(set, before, side, &mut parts, tables);
+        parts.push(POLICIES);
+        let tiers = self.tiers(set, policies, side, &mut parts, tables);
+        parts.push(if of_profiles.is_some() { PROFILES } else { NO_PROFILES });
+        let of_profiles: Option<Vec<Arc<Expansion>>> = of_profiles.map(|names| {
+            let known = names.iter().filter_map(|name| profiles.get_key_value(name.as_str()));
+            known
+                .map(|(name, profile)| {
+                    let of_profile = &mut tables.of_profiles.entry(name).or_default()[side.index()];
+                    of_profile.get_or_insert_with(|| self.profile(profile, direction)).clone()
+                })
+                .collect()
+        });
+        parts.extend(of_profiles.iter().flatten().map(|expansion| expansion.number));
         tables.known_or(parts, &mut self.tables, || {
             #[cfg(test)]
             {
                 self.work.tables += 1;
             }
-            lay_out(&tiers, &of_profiles, direction, deny_action)
+            lay_out(first.as_ref(), &before, &tiers, of_profiles.as_deref(), direction, deny_action)
         })
     }
 
@@ -353,36 +480,43 @@ impl Compiler {
         direction: Direction,
         tables: &mut Tables<'a>,
     ) -> Option<usize> {
-        let mut tiers: Vec<(&str, Vec<Arc<Expansion>>)> = Vec::new();
         let mut parts = vec![direction as u32, UNTRACKED];
-        let selecting = selecting.iter().map(|&index| (index, &set.policies[index]));
-        for (index, policy) in selecting.filter(|(_, policy)| applies(policy, direction)) {
-            if tiers.last().is_none_or(|tier| tier.0 != policy.tier) {
-                parts.push(TIER_END | self.tier_end(&policy.tier, true));
-                tiers.push((&policy.tier, Vec::new()));
-            }
-            let of_policy = &mut tables.of_policies[index][direction as usize];
-            let expansion = of_policy.get_or_insert_with(|| self.policy(index, policy, direction)).clone();
-            parts.push(expansion.number);
-            if let Some((_, expansions)) = tiers.last_mut() {
-                expansions.push(expansion);
-            }
-        }
+        let tiers = self.tiers(set, selecting, Side::of(direction), &mut parts, tables);
         if tiers.is_empty() {
             return None;
         }
-        let of_failsafes = tables.of_failsafes[direction as usize].get_or_insert_with(|| {
-            let lists = failsafe::LISTS.into_iter().zip(failsafes);
-            let expansions = lists.map(|(list, ports)| {
-                let name = failsafe::name(list, direction);
-                let of = (None, Some(list.to_owned()), String::new(), direction);
-                self.expand(of, None, &failsafe::rules(list, ports, direction), &name)
-            });
-            expansions.collect()
-        });
-        let of_failsafes = of_failsafes.clone();
+        let of_failsafes = self.failsafes(failsafes, direction, tables);
         parts.extend(of_failsafes.iter().map(|expansion| expansion.number));
         tables.known_or(parts, &mut self.tables, || lay_out_untracked(&of_failsafes, &tiers, direction)).into()
+    }
+
+    /// The tiers of policies that apply, and what of them tells one table from another.
+    fn tiers<'s>(
+        &mut self,
+        set: &'s ResourceSet,
+        policies: &[usize],
+        side: Side,
+        parts: &mut Vec<u32>,
+        tables: &mut Tables<'_>,
+    ) -> Vec<TierRules<'s>> {
+        let mut tiers: Vec<TierRules<'s>> = Vec::new();
+        for (index, policy) in policies.iter().map(|&index| (index, &set.policies[index])) {
+            if !applies(policy, side.direction) {
+                continue;
+            }
+            if tiers.last().is_none_or(|tier| tier.name != policy.tier) {
+                let passes = set.tier(&policy.tier).is_some_and(|tier| tier.default_action == TierAction::Pass);
+                parts.push(TIER_END | self.tier_end(&policy.tier, passes));
+                tiers.push(TierRules { name: &policy.tier, passes, policies: Vec::new() });
+            }
+            let of_policy = &mut tables.of_policies[index][side.index()];
+            let expansion = of_policy.get_or_insert_with(|| self.policy(index, policy, side)).clone();
+            parts.push(expansion.number);
+            if let Some(tier) = tiers.last_mut() {
+                tier.policies.push(expansion);
+            }
+        }
+        tiers
     }
 
     fn tier_end(&mut self, tier: &str, passes: bool) -> u32 {
@@ -390,21 +524,22 @@ impl Compiler {
         *self.tier_ends.entry((tier.to_owned(), passes)).or_insert(next)
     }
 
-    fn policy(&mut self, index: usize, policy: &Shared<Policy>, direction: Direction) -> Arc<Expansion> {
+    fn policy(&mut self, index: usize, policy: &Shared<Policy>, side: Side) -> Arc<Expansion> {
         // Most have the same place as before, which spares making a name of them.
         if let Some((known, expansions)) = self.policies.get(index)
-            && let Some(expansion) = &expansions[direction as usize]
+            && let Some(expansion) = &expansions[side.index()]
             && known.is(policy)
         {
             return Arc::clone(expansion);
         }
         let name_in_all = format!("{}/{}", policy.tier, policy.name);
-        let of = (Some(policy.kind), policy.namespace.clone(), name_in_all, direction);
+        let of = (Some(policy.kind), policy.namespace.clone(), name_in_all, side);
         if let Some(known) = self.expansions.get(&of)
             && known.policy.as_ref().is_some_and(|known| known.is(policy))
         {
             return Arc::clone(&known.expansion);
         }
+        let direction = side.direction;
         let name = RuleName {
             direction,
             reason: Reason::Rule,
@@ -419,7 +554,7 @@ impl Compiler {
     }
 
     fn profile(&mut self, profile: &Profile, direction: Direction) -> Arc<Expansion> {
-        let of = (None, None, profile.name.clone(), direction);
+        let of = (None, None, profile.name.clone(), Side::of(direction));
         let name = RuleName::of_profile(&profile.name, direction);
         self.expand(of, None, of_direction(&profile.ingress, &profile.egress, direction), &name)
     }
@@ -437,7 +572,8 @@ impl Compiler {
             self.work.expansions += 1;
         }
         let Self { names, conditions, expansions, next_expansion, .. } = self;
-        let rules = expand_all(rules, name, of.1.as_deref(), names, conditions);
+        let namespace = of.1.as_deref();
+        let rules = expand_all(rules, name, of.3.seat, namespace, names, conditions);
         let conditions = conditions.take_met();
         let expansion = match expansions.get(&of).map(|known| &known.expansion) {
             Some(known) if known.rules == rules && known.conditions == conditions => Arc::clone(known),
@@ -452,8 +588,15 @@ impl Compiler {
     }
 }
 
+/// What a tier brings into a table.
+struct TierRules<'s> {
+    name: &'s str,
+    /// Whether its end passes.
+    passes: bool,
+    policies: Vec<Arc<Expansion>>,
+}
+
 /// The tables of one compilation.
-#[derive(Default)]
 struct Tables<'a> {
     all: Vec<Arc<Table>>,
     known: HashMap<Vec<u32>, usize>,
@@ -463,7 +606,7 @@ struct Tables<'a> {
     /// Those of profiles by name.
     of_profiles: HashMap<&'a str, OfPolicy>,
     /// Those of the failsafe ports, by direction.
-    of_failsafes: [Option<Vec<Arc<Expansion>>>; 2],
+    of_failsafes: [Option<[Arc<Expansion>; 2]>; 2],
     /// What becomes of denied packets where no rule says anything.
     deny_action: DenyAction,
 }
@@ -494,13 +637,9 @@ fn applies(policy: &Policy, direction: Direction) -> bool {
     }
 }
 
-/// Untracked policy: failsafe ports, then tiers (name, policies). What is denied is so in silence, and what no rule decides is
+/// Untracked policy: failsafe ports, then tiers. What is denied is so in silence, and what no rule decides is
 /// left to the policy behind: neither a tier nor the whole has an end that denies.
-fn lay_out_untracked(
-    failsafes: &[Arc<Expansion>],
-    tiers: &[(&str, Vec<Arc<Expansion>>)],
-    direction: Direction,
-) -> Table {
+fn lay_out_untracked(failsafes: &[Arc<Expansion>], tiers: &[TierRules<'_>], direction: Direction) -> Table {
     let rule = |action, next, (_, name, matches): &(Does, Arc<RuleName>, Arc<RuleMatch>)| TableRule {
         action,
         next,
@@ -512,7 +651,7 @@ fn lay_out_untracked(
         .flat_map(|failsafe| &failsafe.rules)
         .map(|expanded| rule(Action::Leave, 0, expanded))
         .collect();
-    for (_, policies) in tiers {
+    for TierRules { policies, .. } in tiers {
         let expanded: Vec<_> = policies.iter().flat_map(|policy| &policy.rules).collect();
         let next = u16::try_from(rules.len() + expanded.len()).unwrap_or(u16::MAX);
         rules.extend(expanded.into_iter().map(|expanded| match expanded.0.0 {
@@ -528,8 +667,10 @@ fn lay_out_untracked(
 
 /// One rule after the other: tiers (name, whether its end passes, policies), then profiles.
 fn lay_out(
-    tiers: &[(&str, bool, Vec<Arc<Expansion>>)],
-    profiles: &[Arc<Expansion>],
+    failsafes: Option<&Arc<Expansion>>,
+    before: &[TierRules<'_>],
+    tiers: &[TierRules<'_>],
+    profiles: Option<&[Arc<Expansion>]>,
     direction: Direction,
     deny_action: DenyAction,
 ) -> Table {
@@ -544,7 +685,9 @@ fn lay_out(
         name: name.clone(),
         matches: matches.clone(),
     };
-    for (name, passes, policies) in tiers {
+    rules.extend(failsafes.iter().flat_map(|failsafes| &failsafes.rules).map(|expanded| rule(Action::Allow, expanded)));
+    let all_tiers = before.iter().map(|tier| (tier, false)).chain(tiers.iter().map(|tier| (tier, true)));
+    for (TierRules { name, passes, policies }, ends) in all_tiers {
         let start = rules.len();
         rules.extend(policies.iter().flat_map(|policy| &policy.rules).map(|expanded| {
             let (action, own) = expanded.0;
@@ -557,13 +700,19 @@ fn lay_out(
             rule(action, expanded)
         }));
         let action = if *passes { Action::Pass } else { denial(None) };
-        rules.push(default_rule(action, direction, Reason::TierDefault, Some(name)));
+        if ends {
+            rules.push(default_rule(action, direction, Reason::TierDefault, Some(name)));
+        }
         // A pass leads to whatever comes after this tier.
         let next = u16::try_from(rules.len()).unwrap_or(u16::MAX);
         for rule in &mut rules[start..] {
             rule.next = if rule.action == Action::Pass { next } else { 0 };
         }
     }
+    let Some(profiles) = profiles else {
+        rules.push(default_rule(Action::Allow, direction, Reason::NoPolicy, None));
+        return Table { rules };
+    };
     rules.extend(profiles.iter().flat_map(|profile| &profile.rules).map(|expanded| {
         let (action, own) = expanded.0;
         let action = match action {
@@ -610,6 +759,7 @@ fn of_direction<'r>(ingress: &'r [Rule], egress: &'r [Rule], direction: Directio
 fn expand_all(
     rules: &[Rule],
     name: &RuleName,
+    seat: Direction,
     namespace: Option<&str>,
     names: &PortNames,
     conditions: &mut Conditions,
@@ -623,7 +773,7 @@ fn expand_all(
             None => Arc::new(RuleName { rule: number, ..name.clone() }),
         };
         last = Some(name.clone());
-        for matches in expand(rule, name.direction, namespace, names, conditions) {
+        for matches in expand(rule, seat, namespace, names, conditions) {
             expanded.push(((rule.action, rule.deny_action), name.clone(), matches));
         }
     }

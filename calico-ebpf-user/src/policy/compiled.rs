@@ -1,9 +1,11 @@
 //! What the compiler makes of the resources for one node, before it is laid out in maps.
 
-use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc};
+use std::{borrow::Cow, collections::BTreeMap, fmt, net::IpAddr, sync::Arc};
 
 use calico_ebpf_common::abi::Action;
 use ipnet::{IpNet, Ipv6Net};
+
+use crate::resources::model::HostInterface;
 
 /// The whole desired state of policy on one node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -14,6 +16,8 @@ pub struct Compiled {
     pub workloads: BTreeMap<String, LocalWorkload>,
     /// Interfaces of this node that have untracked policy, by name.
     pub untracked: BTreeMap<String, UntrackedInterface>,
+    /// Host endpoints of this node, by name.
+    pub host_endpoints: BTreeMap<String, LocalHostEndpoint>,
     /// What holds for which addresses.
     pub addresses: Addresses,
     /// Sets of address conditions, each sorted, by the numbers that [`Compiled::addresses`] has for them. Number 0 is the
@@ -81,6 +85,84 @@ pub struct UntrackedInterface {
     pub ingress: Option<usize>,
     /// Index of the table for what the host itself sends by it, where there is one.
     pub egress: Option<usize>,
+}
+
+/// A host endpoint of this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalHostEndpoint {
+    /// Which interfaces it is.
+    pub interface: HostInterface,
+    /// Indices of the tables for what the host itself sends and receives.
+    pub host: TablePair,
+    /// Those for what the host forwards, where policy has a say about it. They are whoever's is outside: what comes in by the
+    /// interface is sent by somebody out there, what leaves is received.
+    pub forward: Option<TablePair>,
+    /// Index of the table for what workloads send to the host, where policy has a say about it: that of `preDNAT` policies
+    /// of the host endpoint of all interfaces.
+    pub from_workloads: Option<usize>,
+}
+
+/// Indices of the two tables that judge one end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TablePair {
+    /// For what it sends.
+    pub egress: usize,
+    /// For what it receives.
+    pub ingress: usize,
+}
+
+/// Who may be an end of a connection that is judged: a local workload, or what a host endpoint judges.
+#[derive(Clone, Debug)]
+pub struct Seat<'a> {
+    /// Its name in the maps: a workload's is `namespace/name`.
+    pub name: Cow<'a, str>,
+    /// Its tables.
+    pub tables: TablePair,
+    /// Its addresses; any where there are none.
+    pub addresses: Option<&'a [IpAddr]>,
+}
+
+/// What a host endpoint judges besides what the host itself sends and receives, as names of seats show it.
+const FORWARDED: &str = " (forwarded)";
+const FROM_WORKLOADS: &str = " (from workloads)";
+
+/// The seat of what a host endpoint forwards.
+#[must_use]
+pub fn forward_seat(host_endpoint: &str) -> String {
+    format!("{host_endpoint}{FORWARDED}")
+}
+
+/// The seat of what workloads send to the host.
+#[must_use]
+pub fn from_workloads_seat(host_endpoint: &str) -> String {
+    format!("{host_endpoint}{FROM_WORKLOADS}")
+}
+
+/// The name of the host endpoint that a seat is of; `None` if it is a workload's.
+#[must_use]
+pub fn host_endpoint_of_seat(name: &str) -> Option<&str> {
+    let name = name.strip_suffix(FORWARDED).or_else(|| name.strip_suffix(FROM_WORKLOADS)).unwrap_or(name);
+    (!name.contains('/')).then_some(name)
+}
+
+impl Compiled {
+    /// All that have tables.
+    pub fn seats(&self) -> impl Iterator<Item = Seat<'_>> {
+        let workloads = self.workloads.iter().map(|(name, workload)| Seat {
+            name: Cow::Borrowed(name),
+            tables: TablePair { egress: workload.egress, ingress: workload.ingress },
+            addresses: Some(&workload.addresses),
+        });
+        let of_host = self.host_endpoints.iter().flat_map(|(name, endpoint)| {
+            let host = Some((Cow::Borrowed(name.as_str()), endpoint.host));
+            let forward = endpoint.forward.map(|tables| (Cow::Owned(forward_seat(name)), tables));
+            let from_workloads = endpoint
+                .from_workloads
+                .map(|table| (Cow::Owned(from_workloads_seat(name)), TablePair { egress: table, ingress: table }));
+            [host, forward, from_workloads].into_iter().flatten()
+        });
+        workloads.chain(of_host.map(|(name, tables)| Seat { name, tables, addresses: None }))
+    }
 }
 
 /// An ordered list of rules for one direction; the last one matches everything.
@@ -197,6 +279,8 @@ pub enum Reason {
     Failsafe,
     /// No rule of untracked policy matched.
     Undecided,
+    /// No policy of a host endpoint decides about what it forwards.
+    NoPolicy,
 }
 
 impl Direction {
@@ -219,6 +303,7 @@ impl fmt::Display for RuleName {
             Reason::NoProfile => f.write_str(" no profile")?,
             Reason::Failsafe => f.write_str(" failsafe")?,
             Reason::Undecided => f.write_str(" end of untracked policy")?,
+            Reason::NoPolicy => f.write_str(" no policy")?,
         }
         if let Some(tier) = &self.tier {
             write!(f, " {tier}")?;

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::resources::{
     Shared,
-    model::{NetworkSet, ResourceSet, WorkloadEndpoint},
+    model::{NamedPort, NetworkSet, ResourceSet},
     selector::Selector,
 };
 
@@ -308,12 +308,22 @@ impl AddressConditions {
             let holding = of_groups.holdings[endpoints.of_network_set(index) as usize];
             (holding != 0).then(|| (network_set.clone(), holding))
         });
-        networks.update(of_sets.collect(), single, holdings);
+        let of_sets = of_sets.collect();
+        // Rules find host endpoints by their expected addresses.
+        for (host, group) in endpoints.host_endpoints() {
+            let ports = named_ports(&host.ports, *group, &by_port, endpoints, memberships);
+            let of_ports = holdings.number(&ports);
+            let holding = holdings.union(of_groups.holdings[*group as usize], of_ports);
+            if holding != 0 {
+                single.extend(host.expected_ips.iter().map(|address| (IpNet::from(*address), holding)));
+            }
+        }
+        networks.update(of_sets, single, holdings);
 
         let mut of_ports = HashMap::new();
         for (index, workload) in endpoints.with_ports().filter(|_| !by_port.is_empty()) {
             let group = endpoints.of_workload(index as usize);
-            let ports = named_ports(workload, group, &by_port, endpoints, memberships);
+            let ports = named_ports(&workload.ports, group, &by_port, endpoints, memberships);
             of_ports.insert(index, holdings.number(&ports));
         }
         let mut of_workload = |index: u32, holdings: &mut Holdings| {
@@ -347,16 +357,16 @@ impl AddressConditions {
 /// Conditions about named ports, each with its selector, by protocol, port and name.
 type ByPort<'a> = HashMap<(u8, u16, &'a str), Vec<(u32, Option<&'a Selector>)>>;
 
-/// The conditions about named ports that hold for a workload of this group, ascending.
+/// The conditions about named ports that hold for an endpoint of this group, ascending.
 fn named_ports(
-    workload: &WorkloadEndpoint,
+    ports: &[NamedPort],
     group: u32,
     by_port: &ByPort<'_>,
     endpoints: &Endpoints,
     memberships: &mut Memberships,
 ) -> Vec<u32> {
     let mut holding = Vec::new();
-    for port in &workload.ports {
+    for port in ports {
         for (number, selector) in by_port.get(&(port.protocol, port.port, &port.name)).into_iter().flatten() {
             if selector.is_none_or(|selector| memberships.of(endpoints, selector).contains(group)) {
                 holding.push(*number);

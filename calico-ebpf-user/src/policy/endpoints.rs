@@ -7,7 +7,9 @@ use std::{
 
 use crate::resources::{
     Shared,
-    model::{Labels, NAMESPACE_LABEL, NAMESPACE_PREFIX, NamedPort, Profile, ResourceSet, WorkloadEndpoint},
+    model::{
+        HostEndpoint, Labels, NAMESPACE_LABEL, NAMESPACE_PREFIX, NamedPort, Profile, ResourceSet, WorkloadEndpoint,
+    },
     selector::{Expression, Selector},
 };
 
@@ -32,6 +34,8 @@ pub(super) struct Endpoints {
     of_workloads: Vec<Facts>,
     /// Index into `groups` for each network set of the resources.
     of_network_sets: Vec<u32>,
+    /// Host endpoints of the resources in the order of their names, each with its index into `groups`.
+    host_endpoints: Vec<(Shared<HostEndpoint>, u32)>,
     /// Groups with a label, and with a label of a value.
     by_key: HashMap<String, Vec<u32>>,
     by_value: HashMap<(String, String), Vec<u32>>,
@@ -84,7 +88,13 @@ impl Endpoints {
         self.inherited = inherited;
         let (gone, come) = (&old[first..old.len() - last], &new[first..new.len() - last]);
         let other_addresses = gone.iter().map(|w| &w.addresses).ne(come.iter().map(|w| &w.addresses));
-        self.other_ports = with_ports(gone).ne(with_ports(come));
+        let ports_of_hosts = |endpoints: &[(Shared<HostEndpoint>, u32)]| -> Vec<NamedPort> {
+            endpoints.iter().flat_map(|(endpoint, _)| endpoint.ports.clone()).collect()
+        };
+        let host_ports = ports_of_hosts(&self.host_endpoints);
+        let of_hosts = set.host_endpoints.values();
+        self.host_endpoints = of_hosts.map(|host| (host.clone(), self.group(&host.labels, &host.profiles))).collect();
+        self.other_ports = with_ports(gone).ne(with_ports(come)) || host_ports != ports_of_hosts(&self.host_endpoints);
         #[cfg(test)]
         {
             self.looked_at = come.len();
@@ -142,7 +152,8 @@ impl Endpoints {
     pub(super) fn living(&self) -> usize {
         let mut living = vec![false; self.groups.len()];
         let of_workloads = self.of_workloads.iter().map(|facts| facts.group);
-        for group in of_workloads.chain(self.of_network_sets.iter().copied()) {
+        let of_hosts = self.host_endpoints.iter().map(|(_, group)| *group);
+        for group in of_workloads.chain(of_hosts).chain(self.of_network_sets.iter().copied()) {
             living[group as usize] = true;
         }
         living.into_iter().filter(|living| *living).count()
@@ -171,6 +182,11 @@ impl Endpoints {
     pub(super) fn with_ports(&self) -> impl Iterator<Item = (u32, &WorkloadEndpoint)> {
         let facts = (0..).zip(&self.of_workloads).zip(&**self.workloads);
         facts.filter_map(|((index, facts), workload)| facts.has_ports.then_some((index, &**workload)))
+    }
+
+    /// Host endpoints with their groups, in the order of their names.
+    pub(super) fn host_endpoints(&self) -> &[(Shared<HostEndpoint>, u32)] {
+        &self.host_endpoints
     }
 
     /// Whether the last update brought other named ports.

@@ -33,7 +33,8 @@ pub(super) struct PortNames(HashMap<String, BTreeMap<u8, BTreeSet<u16>>>);
 impl PortNames {
     pub(super) fn new(set: &ResourceSet) -> Self {
         let mut names = HashMap::<String, BTreeMap<u8, BTreeSet<u16>>>::new();
-        for port in set.workloads.iter().flat_map(|workload| &workload.ports) {
+        let of_hosts = set.host_endpoints.values().flat_map(|endpoint| &endpoint.ports);
+        for port in set.workloads.iter().flat_map(|workload| &workload.ports).chain(of_hosts) {
             let numbers = match names.get_mut(&port.name) {
                 Some(numbers) => numbers,
                 None => names.entry(port.name.clone()).or_default(),
@@ -48,11 +49,11 @@ impl PortNames {
     }
 }
 
-/// Expands `rule`, of a policy in `namespace`, into rules of a table for `direction`: none if it can never match. They
-/// come one after the other and do the same.
+/// Expands `rule`, of a policy in `namespace`, into rules of a table of whoever sends (`Egress`) or receives: none if it can
+/// never match. They come one after the other and do the same.
 pub(super) fn expand(
     rule: &Rule,
-    direction: Direction,
+    seat: Direction,
     namespace: Option<&str>,
     names: &PortNames,
     conditions: &mut Conditions,
@@ -70,7 +71,7 @@ pub(super) fn expand(
         for (destination_ports, destination_match) in &destination_choices {
             // The protocol is in both; where only one looks at it, the other need not.
             let source_ports = if *source_ports == protocols { Ranges::all() } else { source_ports.clone() };
-            let (own, peer) = match direction {
+            let (own, peer) = match seat {
                 Direction::Ingress => (destination_match.clone(), source_match.clone()),
                 Direction::Egress => (source_match.clone(), destination_match.clone()),
             };

@@ -4,6 +4,7 @@
 //! hold already is not written again. So a store that has adopted the maps of another process is like any other.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet, HashMap, HashSet, hash_map::Entry},
     net::{IpAddr, Ipv6Addr},
     sync::Arc,
@@ -11,19 +12,20 @@ use std::{
 
 use calico_ebpf_common::abi::{
     Action, AddressEntry, HOST, INTERFACE_NAME, MAX_CHUNKS, MAX_RULES, NO_SLOT, PolicyRef, Settings, Stamped,
-    Untracked, Workload,
+    Untracked, Workload, settings_flags,
 };
 use calico_ebpf_common::judge::{self, Arena as _};
 use ipnet::{IpNet, Ipv6Net};
 
 use super::{
     arena::Arena,
-    compiled::{Compiled, Direction, RuleName, Table},
+    compiled::{Compiled, Direction, RuleName, Seat, Table, from_workloads_seat},
     layout::{Built, ClassIndex, ClassKey, Classes, Counter},
     nets::{Nets, Run},
     prefixes::Prefixes,
     write::{Changes, KernelState, LimitError, Limits, Plan, Write},
 };
+use crate::resources::model::HostInterface;
 
 /// Where the IPv6 prefixes begin in an ordered map.
 const FIRST_V6: IpNet = IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::UNSPECIFIED, 0));
@@ -306,20 +308,22 @@ fn side(generation: u32) -> usize {
 
 /// Tables that the judge cannot follow to the end are refused.
 fn check_tables(compiled: &Compiled) -> Result<(), LimitError> {
-    let of_workloads = compiled.workloads.iter().flat_map(|(name, workload)| {
-        [(Direction::Egress, workload.egress), (Direction::Ingress, workload.ingress)].map(|table| (name, table))
+    let of_seats = compiled.seats().flat_map(|Seat { name, tables, .. }| {
+        [(Direction::Egress, tables.egress), (Direction::Ingress, tables.ingress)].map(|table| (name.clone(), table))
     });
     let of_interfaces = compiled.untracked.iter().flat_map(|(name, of)| {
         let tables = [(Direction::Egress, of.egress), (Direction::Ingress, of.ingress)];
-        tables.into_iter().filter_map(move |(direction, table)| Some((name, (direction, table?))))
+        tables
+            .into_iter()
+            .filter_map(move |(direction, table)| Some((Cow::Borrowed(name.as_str()), (direction, table?))))
     });
     let mut checked = HashSet::new();
-    for (name, (direction, table)) in of_workloads.chain(of_interfaces) {
+    for (name, (direction, table)) in of_seats.chain(of_interfaces) {
         if !checked.insert(table) {
             continue;
         }
         let rules = &compiled.tables[table].rules;
-        let (workload, direction) = (name.clone(), direction.as_str());
+        let (workload, direction) = (name.into_owned(), direction.as_str());
         if rules.len() > MAX_RULES as usize {
             return Err(LimitError::Rules { workload, direction, needed: rules.len(), limit: MAX_RULES as usize });
         }
@@ -438,8 +442,10 @@ type NewClass = ((bool, u32), u32);
 impl Planner<'_> {
     /// Gives slots to new workloads, and takes those of workloads that go.
     fn slots(&mut self, compiled: &Compiled) -> Result<(), LimitError> {
+        let seats: Vec<Seat<'_>> = compiled.seats().collect();
+        let wanted: HashSet<&str> = seats.iter().map(|seat| &*seat.name).collect();
         let gone: Vec<String> =
-            self.old.workloads.keys().filter(|name| !compiled.workloads.contains_key(*name)).cloned().collect();
+            self.old.workloads.keys().filter(|name| !wanted.contains(name.as_str())).cloned().collect();
         for name in gone {
             if let Some(owner) = self.next.workloads.remove(&name) {
                 self.set_policy(owner, PolicyRef::default());
@@ -454,19 +460,19 @@ impl Planner<'_> {
         let mut taken: BTreeSet<u32> = self.old.workloads.values().map(|owner| owner.slot.slot).collect();
         taken.extend(&self.old.stray_slots);
         let mut candidates = (0..).filter(|slot| !taken.contains(slot));
-        for name in compiled.workloads.keys().filter(|name| !self.old.workloads.contains_key(*name)) {
+        for name in seats.iter().map(|seat| &*seat.name).filter(|name| !self.old.workloads.contains_key(*name)) {
             let slot = candidates.next().unwrap_or(u32::MAX);
             if slot >= self.old.limits.slots {
                 let limit = self.old.limits.slots as usize;
-                let needed = compiled.workloads.len().max(limit + 1);
-                return Err(LimitError::Count { what: "workloads on this node", needed, limit });
+                let needed = seats.len().max(limit + 1);
+                return Err(LimitError::Count { what: "workloads and host endpoints on this node", needed, limit });
             }
             let incarnation = self.old.incarnations.get(&slot).copied().unwrap_or(0).wrapping_add(1);
             self.next.incarnations.insert(slot, incarnation);
             let slot = Slot { slot, incarnation };
-            self.next.workloads.insert(name.clone(), Owner { slot, policy: Workload::default().policy });
-            self.prepare.push(Write::WorkloadName { slot: slot.slot, name: name.clone() });
-            self.changes.added.push(name.clone());
+            self.next.workloads.insert(name.to_owned(), Owner { slot, policy: Workload::default().policy });
+            self.prepare.push(Write::WorkloadName { slot: slot.slot, name: name.to_owned() });
+            self.changes.added.push(name.to_owned());
         }
         Ok(())
     }
@@ -638,11 +644,11 @@ impl Planner<'_> {
                 numbers.insert(table, number);
             }
         };
-        for (name, workload) in &compiled.workloads {
-            let Some(owner) = self.old.workloads.get(name) else { continue };
+        for Seat { name, tables, .. } in compiled.seats() {
+            let Some(owner) = self.old.workloads.get(&*name) else { continue };
             let was = owner.policy[now];
-            take(workload.egress, was.egress_table);
-            take(workload.ingress, was.ingress_table);
+            take(tables.egress, was.egress_table);
+            take(tables.ingress, was.ingress_table);
         }
         for (name, of) in &compiled.untracked {
             let interface = interface_name(name);
@@ -772,11 +778,11 @@ impl Planner<'_> {
         let now = side(self.old.generation);
         let host_changed = self.old.settings[now].host_action != compiled.host_action;
         let mut compared = HashMap::new();
-        for (name, workload) in &compiled.workloads {
-            let Some(&owner) = self.next.workloads.get(name) else { continue };
+        for Seat { name, tables, addresses } in compiled.seats() {
+            let Some(&owner) = self.next.workloads.get(&*name) else { continue };
             let was = owner.policy[now];
-            let (egress_table, ingress_table) = (built[workload.egress].1.header, built[workload.ingress].1.header);
-            let mut differs = |from, to| self.verdicts_differ(from, to, &workload.addresses, moves, &mut compared);
+            let (egress_table, ingress_table) = (built[tables.egress].1.header, built[tables.ingress].1.header);
+            let mut differs = |from, to| self.verdicts_differ(from, to, addresses, moves, &mut compared);
             let egress = differs(was.egress_table, egress_table) || host_changed;
             let ingress = differs(was.ingress_table, ingress_table);
             let policy = PolicyRef {
@@ -785,16 +791,16 @@ impl Planner<'_> {
                 egress_epoch: if egress { self.generation } else { was.egress_epoch },
                 ingress_epoch: if ingress { self.generation } else { was.ingress_epoch },
             };
-            if self.old.workloads.contains_key(name) {
+            if self.old.workloads.contains_key(&*name) {
                 if egress {
-                    self.changes.egress.push(name.clone());
+                    self.changes.egress.push(name.to_string());
                 }
                 if ingress {
-                    self.changes.ingress.push(name.clone());
+                    self.changes.ingress.push(name.to_string());
                 }
             }
             let owner = self.set_policy(owner, policy);
-            self.next.workloads.insert(name.clone(), owner);
+            self.next.workloads.insert(name.into_owned(), owner);
         }
     }
 
@@ -809,14 +815,15 @@ impl Planner<'_> {
         owner
     }
 
-    /// Whether the verdicts of a workload with these addresses may differ between two tables, each in its generation.
+    /// Whether the verdicts of whoever has these addresses (any, where there are none) may differ between two tables, each in
+    /// its generation.
     ///
     /// Equal contents are kept once, so what is at another place is something else.
     fn verdicts_differ(
         &self,
         from: u32,
         to: u32,
-        addresses: &[IpAddr],
+        addresses: Option<&[IpAddr]>,
         moves: &Moves,
         compared: &mut HashMap<(u32, u32), bool>,
     ) -> bool {
@@ -839,6 +846,9 @@ impl Planner<'_> {
                 [0, 1, 2, 6, 7, 8, 9, 10, 11].into_iter().any(|field| old.u32_at(field) != new.u32_at(field));
             other_rules || meets_other(peer, if from == to { &moves.moved } else { &moves.all })
         });
+        let Some(addresses) = addresses else {
+            return whoever || meets_other(own, if from == to { &moves.moved } else { &moves.all });
+        };
         whoever
             || addresses.iter().any(|address| {
                 let class = || self.next.addresses.get(&IpNet::from(*address)).map(|entry| entry.class.value[1]);
@@ -875,8 +885,19 @@ impl Planner<'_> {
 
     fn settings(&mut self, compiled: &Compiled, built: &[BuiltTable]) -> Result<(), LimitError> {
         let nets4 = self.next.nets.root();
-        let mut settings =
-            Settings { host_action: compiled.host_action, nets4, flags: compiled.flags, ..Settings::default() };
+        let from_workloads = compiled
+            .host_endpoints
+            .iter()
+            .find(|(_, endpoint)| endpoint.interface == HostInterface::All)
+            .and_then(|(name, _)| self.next.slot(&from_workloads_seat(name)));
+        let mut settings = Settings {
+            host_action: compiled.host_action,
+            nets4,
+            flags: compiled.flags | if compiled.host_endpoints.is_empty() { 0 } else { settings_flags::HOST_ENDPOINTS },
+            // 0 is nobody.
+            from_workloads: from_workloads.map_or(0, |slot| slot.slot + 1),
+            ..Settings::default()
+        };
         let (needed, limit) = (compiled.untracked.len(), settings.untracked.len());
         if needed > limit {
             return Err(LimitError::Count { what: "interfaces with untracked policy", needed, limit });

@@ -12,6 +12,7 @@ mod demo;
 mod faults;
 mod flood;
 mod flows;
+mod host_endpoints;
 mod instances;
 mod kernel;
 mod lab;

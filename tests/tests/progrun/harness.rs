@@ -195,7 +195,7 @@ impl World {
             });
             let interface =
                 Interface { role: role::WORKLOAD, slot: name.slot, mtu: 1500, mac: HOST_MAC, ..Interface::default() };
-            self.insert::<4, 36>(names::INTERFACES, &ifindex, &interface);
+            self.insert::<4, 44>(names::INTERFACES, &ifindex, &interface);
             self.insert::<4, 24>(names::ADDRESSES4, &name.v4, &owned(name.slot, 0));
             self.insert::<16, 24>(names::ADDRESSES6, &name.v6, &owned(name.slot, 1));
         }

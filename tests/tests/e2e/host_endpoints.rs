@@ -1,0 +1,271 @@
+//! Interfaces of the host as endpoints of their own.
+
+use std::{io::Write as _, net::SocketAddr, process::Stdio, time::Duration};
+
+use calico_ebpf_tests::{
+    Protocol::{Icmp, Tcp, Udp},
+    World,
+    lab::{self, HOST4, HOST6, Namespace, UPLINK},
+    resources::{self, NODE},
+};
+
+/// A `HostEndpoint` with the label `role: edge`; `spec` is lines of it, each indented by two.
+fn host_endpoint(name: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: projectcalico.org/v3
+kind: HostEndpoint
+metadata: {{name: {name}, labels: {{role: edge}}}}
+spec:
+  node: {NODE}
+{spec}"
+    )
+}
+
+fn uplink() -> String {
+    host_endpoint("edge", &format!("  interfaceName: {UPLINK}\n"))
+}
+
+/// A policy of the host endpoints.
+fn policy(name: &str, rules: &str) -> String {
+    resources::policy(name, "role == 'edge'", rules)
+}
+
+const ALLOW_ALL: &str = "  ingress: [{action: Allow}]\n  egress: [{action: Allow}]\n";
+
+fn world(workloads: &[&str], ports: &[u16]) -> World {
+    let mut world = World::new(workloads);
+    ports.iter().for_each(|port| world.serve(*port));
+    world
+}
+
+fn nft(namespace: &Namespace, rules: &str) {
+    let mut nft = namespace.command("nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn().expect("nft");
+    nft.stdin.take().expect("piped").write_all(rules.as_bytes()).expect("writes");
+    assert!(nft.wait().expect("nft").success(), "{rules}");
+}
+
+#[test]
+fn one_without_policy_leaves_the_failsafe_ports_and_forwards_everything() {
+    let mut world = world(&["a", "b"], &[22, 53, 68, 80, 2379]);
+    world.start();
+    world.allowed("outside", "host", Tcp(80));
+    world.allowed("host", "outside", Tcp(80));
+    world.write("host.yaml", &uplink());
+    assert_eq!(world.command(&["reload"]).code, 0, "{}", world.log());
+    for (port, inbound, outbound) in [(22, true, false), (80, false, false), (2379, true, true)] {
+        for (from, to, allowed) in [("outside", "host", inbound), ("host", "outside", outbound)] {
+            if allowed { world.allowed(from, to, Tcp(port)) } else { world.denied(from, to, Tcp(port)) }
+        }
+    }
+    world.allowed("outside", "host", Udp(68));
+    world.denied("outside", "host", Udp(53));
+    world.allowed("host", "outside", Udp(53));
+    world.denied("host", "outside", Udp(68));
+    world.denied("outside", "host", Icmp);
+    world.denied("host", "outside", Icmp);
+    for protocol in [Tcp(80), Udp(80), Icmp] {
+        world.allowed("outside", "a", protocol);
+        world.allowed("a", "outside", protocol);
+        world.allowed("a", "b", protocol);
+        world.allowed("host", "a", protocol);
+    }
+    world.denied("a", "host", Tcp(80));
+    world.remove("host.yaml");
+    assert_eq!(world.command(&["reload"]).code, 0, "{}", world.log());
+    world.allowed("outside", "host", Tcp(80));
+    world.allowed("host", "outside", Icmp);
+}
+
+#[test]
+fn policies_judge_what_the_host_sends_and_receives() {
+    let mut world = world(&["a"], &[22, 80, 443]);
+    world.write("host.yaml", &uplink());
+    world.start();
+    world.denied("outside", "host", Tcp(80));
+    let rules = "  ingress: [{action: Allow, protocol: TCP, destination: {ports: [80]}}]
+  egress: [{action: Allow, protocol: UDP, destination: {ports: [443]}}, {action: Allow, protocol: ICMP}, {action: Allow, protocol: ICMPv6}]\n";
+    world.enforce(&[policy("edge", rules)]);
+    world.allowed("outside", "host", Tcp(80));
+    world.denied("outside", "host", Tcp(443));
+    world.denied("outside", "host", Udp(80));
+    world.denied("outside", "host", Icmp);
+    world.allowed("host", "outside", Udp(443));
+    world.denied("host", "outside", Tcp(443));
+    world.allowed("host", "outside", Icmp);
+    // A policy that says nothing of forwarding has no say about it.
+    world.enforce(&[policy(
+        "deny",
+        "  order: 1\n  types: [Ingress, Egress]\n  ingress: [{action: Deny}]\n  egress: [{action: Deny}]\n",
+    )]);
+    world.denied("outside", "host", Tcp(80));
+    world.denied("host", "outside", Icmp);
+    world.allowed("outside", "host", Tcp(22));
+    for protocol in [Tcp(80), Udp(80), Icmp] {
+        world.allowed("outside", "a", protocol);
+        world.allowed("a", "outside", protocol);
+        world.allowed("host", "a", protocol);
+    }
+    world.enforce(&[policy("all", ALLOW_ALL)]);
+    for protocol in [Tcp(80), Udp(80), Icmp] {
+        world.allowed("outside", "host", protocol);
+        world.allowed("host", "outside", protocol);
+    }
+}
+
+#[test]
+fn policies_of_what_is_forwarded() {
+    let mut world = world(&["a", "b"], &[80, 443]);
+    world.write("host.yaml", &uplink());
+    world.start();
+    world.enforce(&[policy(
+        "forward",
+        "  applyOnForward: true
+  ingress: [{action: Allow, protocol: TCP, destination: {selector: app == 'a', ports: [80]}}]
+  egress: [{action: Allow, protocol: UDP, source: {selector: app == 'b'}, destination: {ports: [443]}}]\n",
+    )]);
+    world.allowed("outside", "a", Tcp(80));
+    world.denied("outside", "a", Tcp(443));
+    world.denied("outside", "b", Tcp(80));
+    world.denied("outside", "a", Icmp);
+    world.allowed("b", "outside", Udp(443));
+    world.denied("b", "outside", Udp(80));
+    world.denied("a", "outside", Udp(443));
+    world.denied("b", "outside", Icmp);
+    world.allowed("a", "b", Tcp(443));
+    world.allowed("host", "a", Tcp(443));
+    // For the host itself it counts as well: nothing of it is allowed.
+    world.denied("outside", "host", Tcp(80));
+    world.denied("host", "outside", Udp(443));
+    world.enforce(&[policy("forward", &format!("  applyOnForward: true\n{ALLOW_ALL}"))]);
+    for protocol in [Tcp(80), Udp(80), Icmp] {
+        for (from, to) in [("outside", "a"), ("b", "outside"), ("outside", "host"), ("host", "outside")] {
+            world.allowed(from, to, protocol);
+        }
+    }
+}
+
+#[test]
+fn policies_before_dnat() {
+    let mut world = world(&["a"], &[22, 80, 8055]);
+    world.write("host.yaml", &uplink());
+    world.start();
+    let a = world.lab.workload("a");
+    let (v4, v6) = (a.v4, a.v6);
+    nft(
+        &world.lab.host,
+        &format!(
+            "table ip hostport4 {{
+                chain pre {{ type nat hook prerouting priority dstnat; ip daddr {HOST4} tcp dport 32010 dnat to {v4}:8055; }}
+                chain post {{ type nat hook postrouting priority srcnat; }}
+            }}
+            table ip6 hostport6 {{
+                chain pre {{ type nat hook prerouting priority dstnat; ip6 daddr {HOST6} tcp dport 32010 dnat to [{v6}]:8055; }}
+                chain post {{ type nat hook postrouting priority srcnat; }}
+            }}"
+        ),
+    );
+    let before_dnat = |name: &str, order: u32, rule: &str| {
+        policy(name, &format!("  order: {order}\n  preDNAT: true\n  applyOnForward: true\n  ingress: [{rule}]\n"))
+    };
+    let deny = before_dnat("deny", 20, "{action: Deny}");
+    world.enforce(std::slice::from_ref(&deny));
+    world.denied("outside", "host", Tcp(32010));
+    world.denied("outside", "a", Tcp(8055));
+    world.denied("outside", "host", Tcp(80));
+    world.allowed("outside", "host", Tcp(22));
+    world.allowed("a", "outside", Tcp(80));
+    world.allowed("host", "a", Tcp(8055));
+    let allow = |port: u16| {
+        before_dnat("allow", 10, &format!("{{action: Allow, protocol: TCP, destination: {{ports: [{port}]}}}}"))
+    };
+    world.enforce(&[deny.clone(), allow(8055)]);
+    world.denied("outside", "host", Tcp(32010));
+    world.enforce(&[deny.clone(), allow(32010)]);
+    world.allowed("outside", "host", Tcp(32010));
+    world.denied("outside", "a", Tcp(8055));
+    // What is allowed here no other policy of the host endpoint is asked about.
+    world.enforce(&[deny, allow(80), policy("normal", "  ingress: [{action: Deny}]\n")]);
+    world.allowed("outside", "host", Tcp(80));
+    // At its end nothing happens.
+    world.enforce(&[
+        allow(32010),
+        policy("normal", "  ingress: [{action: Allow, protocol: TCP, destination: {ports: [80]}}]\n"),
+    ]);
+    world.allowed("outside", "host", Tcp(80));
+    world.denied("outside", "host", Tcp(8055));
+    world.allowed("outside", "a", Tcp(8055));
+}
+
+#[test]
+fn all_interfaces_and_those_that_carry_an_address() {
+    let mut world = world(&["a"], &[22, 80]);
+    world.write("felix.yaml", &resources::felix("defaultEndpointToHostAction", "Accept"));
+    world.write("host.yaml", &host_endpoint("all", "  interfaceName: '*'\n"));
+    world.start();
+    world.denied("outside", "host", Tcp(80));
+    world.allowed("outside", "host", Tcp(22));
+    world.denied("host", "outside", Tcp(80));
+    world.allowed("outside", "a", Tcp(80));
+    world.allowed("a", "host", Tcp(80));
+    world.allowed("host", "a", Tcp(80));
+    // Policy before DNAT of all interfaces has a say about workloads, too.
+    let before = "  preDNAT: true\n  applyOnForward: true\n  ingress: [{action: Deny, protocol: TCP, destination: {ports: [80]}}]\n";
+    world.enforce(&[policy("before", before)]);
+    world.denied("a", "host", Tcp(80));
+    world.allowed("a", "host", Udp(80));
+    world.enforce(&[policy("all", ALLOW_ALL)]);
+    world.allowed("outside", "host", Tcp(80));
+    world.allowed("a", "host", Tcp(80));
+    // One by address, which names no interface, goes before that of all.
+    let carrying = format!("  expectedIPs: ['{HOST4}', '{HOST6}']\n").replace("edge", "x");
+    let carrying = host_endpoint("carrying", &carrying).replace("role: edge", "role: inner");
+    world.write("host.yaml", &resources::documents(&[host_endpoint("all", "  interfaceName: '*'\n"), carrying]));
+    assert_eq!(world.command(&["reload"]).code, 0, "{}", world.log());
+    world.denied("outside", "host", Tcp(80));
+    world.allowed("outside", "host", Tcp(22));
+    let status = world.status();
+    assert_eq!(status["hostEndpoints"][1]["endpoint"], "carrying", "{status}");
+    assert_eq!(status["hostEndpoints"][1]["interfaces"], serde_json::json!([UPLINK]), "{status}");
+}
+
+#[test]
+fn a_running_connection_follows_policy_and_outlives_the_agent() {
+    let mut world = world(&["a"], &[80, 443]);
+    world.write("host.yaml", &uplink());
+    world.start();
+    let allow = |port: u16| {
+        let rule = format!("{{action: Allow, protocol: TCP, destination: {{ports: [{port}]}}}}");
+        policy("edge", &format!("  applyOnForward: true\n  ingress: [{rule}]\n  egress: [{rule}]\n"))
+    };
+    world.enforce(&[allow(80)]);
+    let pairs = [("outside", "host"), ("host", "outside"), ("outside", "a"), ("a", "outside")];
+    for index in 0..2 {
+        let talks = pairs.map(|(from, to)| {
+            let to = SocketAddr::new(world.addresses(to)[index], 80);
+            calico_ebpf_tests::stream::Talk::start(world.namespace(from), to)
+        });
+        for talk in &talks {
+            assert!(talk.goes_on(Duration::from_secs(3)), "{}", world.describe());
+        }
+        world.kill();
+        for talk in &talks {
+            assert!(talk.goes_on(Duration::from_secs(3)), "{}", world.describe());
+        }
+        world.denied("outside", "host", Tcp(443));
+        world.start();
+        for talk in &talks {
+            assert!(talk.goes_on(Duration::from_secs(3)), "{}", world.describe());
+        }
+        world.enforce(&[allow(443)]);
+        for (talk, pair) in talks.iter().zip(pairs) {
+            assert!(!talk.goes_on(Duration::from_millis(1500)), "{pair:?}\n{}", world.describe());
+        }
+        world.allowed("outside", "host", Tcp(443));
+        world.enforce(&[allow(80)]);
+        for talk in &talks {
+            assert!(talk.goes_on(Duration::from_secs(10)), "{}", world.describe());
+        }
+    }
+    let reached = lab::tcp(world.namespace("outside"), SocketAddr::new(HOST4.into(), 80), Duration::from_secs(3));
+    assert!(reached.expect("a probe"));
+}
