@@ -32,6 +32,7 @@ fn workload(slot: u32, interface: &str, addresses: &[&str]) -> DesiredWorkload {
         addresses: addresses.iter().map(|text| ip(text)).collect(),
         mac: None,
         spoof: false,
+        migration: None,
     }
 }
 

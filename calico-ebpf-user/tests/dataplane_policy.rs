@@ -63,6 +63,7 @@ fn desired(compiled: &Compiled, store: &Store) -> Desired {
         addresses: workload.addresses.clone(),
         mac: workload.mac,
         spoof: !workload.spoof.is_empty(),
+        migration: None,
     });
     Desired { workloads: workloads.collect(), node: NODE.to_owned(), ..Desired::default() }
 }

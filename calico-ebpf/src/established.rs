@@ -12,7 +12,7 @@ use crate::{
     conns,
     policy::judge_ends,
     skb::Skb,
-    tables::{Tables, active, locate},
+    tables::{Located, Tables, active, locate},
     work::{AGAIN, Code, Env, FOREIGN, MISS, Related, code, work},
 };
 
@@ -171,6 +171,18 @@ fn try_again<F: Tables>() -> Result<Code, DropReason> {
         over,
         track::is_expired(conn, packet.protocol, env.now, &env.root.timeouts),
     ) else {
+        if !over && has_moved_away::<F>(packet, conn, [&opener_at, &responder_at]) {
+            // SAFETY: the entry stays writable as long as the program runs.
+            unsafe {
+                let end = if at_end(&conn.ends[0]).is_err() {
+                    &raw mut (*conn_ptr).ends[0]
+                } else {
+                    &raw mut (*conn_ptr).ends[1]
+                };
+                (*end).slot = NO_SLOT;
+            }
+            return Ok(AGAIN);
+        }
         conns::close_early::<F>(&work.key, conn.account, conn.flags, env.now);
         return Ok(MISS);
     };
@@ -212,6 +224,17 @@ fn try_again<F: Tables>() -> Result<Code, DropReason> {
         // connection, with its sender as the opener. It expires like any other, since what is dropped does not refresh it.
         Err(reason) => Err(reason),
     }
+}
+
+/// Whether a workload of this host has gone whose connection may go on: somebody else may have its address elsewhere. What
+/// the connection's other end may do was judged, and is judged again when that changes.
+#[inline(always)]
+fn has_moved_away<F: Tables>(packet: &Packet<F>, conn: &Conn, now_at: [&Located; 2]) -> bool {
+    let gone = [at_end(&conn.ends[0]).is_err(), at_end(&conn.ends[1]).is_err()];
+    let elsewhere = |at: &Located| at.slot == NO_SLOT && !at.host;
+    packet.protocol == protocol::TCP
+        && conn.flags & conn_flags::ASSURED != 0
+        && (gone[0] && !gone[1] && elsewhere(now_at[0]) || gone[1] && !gone[0] && elsewhere(now_at[1]))
 }
 
 /// Looks for the connection of the packet that the ICMP error at hand quotes. 1 if there is one: it is in

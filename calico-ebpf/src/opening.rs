@@ -5,7 +5,7 @@ use core::ptr;
 use calico_ebpf_common::{
     abi::{
         ACCOUNT_HOST, CONN_VERSION, Conn, ConnEnd, DropReason, Event, NO_RULE, NO_SLOT, OpenerKind, account_opened_by,
-        account_opened_to, conn_flags, settings_flags, tcp_state,
+        account_opened_to, conn_flags, settings_flags, tcp_state, workload_flags,
     },
     packet::{Kind, Packet, protocol},
     track::{self, State},
@@ -13,14 +13,14 @@ use calico_ebpf_common::{
 
 use crate::{
     conns, count,
-    maps::EVENTS,
+    maps::{EVENTS, ROOT},
     policy::judge_ends,
     tables::{Tables, active},
-    work::{Env, Work},
+    work::{Env, Work, jiffies},
 };
 
-/// How long after this data path took over from another one, which knew the connections, packets are taken to belong
-/// to connections that were there before.
+/// How long after this data path took over from another one, or a workload from another host, which knew the connections,
+/// packets are taken to belong to connections that were there before.
 const TAKEOVER_SECONDS: u32 = 30;
 
 /// Who opened a connection, and by which rules.
@@ -49,7 +49,7 @@ pub(crate) fn judge<F: Tables>(
     slots: [u32; 2],
     classes: [u32; 2],
 ) -> Result<Opening, DropReason> {
-    check_opens(env, packet)?;
+    check_opens(env, packet, slots)?;
     let [from, to] = packet.transport.rule_ports(packet.protocol);
     let judged =
         judge_ends::<F>(env.generation, [active(slots[0]), active(slots[1])], classes, packet.protocol, [from, to]);
@@ -57,10 +57,10 @@ pub(crate) fn judge<F: Tables>(
         Ok(rules) => return Ok(Opening { from_opener: true, rules }),
         Err(reason) => reason,
     };
-    if !may_be_older(env, packet) {
+    if !may_be_older(env, packet, slots) {
         return Err(reason);
     }
-    // It may be an answer in a connection that is older than this data path.
+    // It may be an answer in a connection that another one knew.
     let workloads = [active(slots[1]), active(slots[0])];
     match judge_ends::<F>(env.generation, workloads, [classes[1], classes[0]], packet.protocol, [to, from]) {
         Ok(rules) => Ok(Opening { from_opener: false, rules }),
@@ -71,7 +71,7 @@ pub(crate) fn judge<F: Tables>(
 /// What belongs to a connection or to nothing, and is here because its connection is not known, is dropped as netfilter
 /// drops what it calls invalid. Segments in the middle may open a connection: they are counted.
 #[inline(always)]
-fn check_opens<F: Tables>(env: &Env, packet: &Packet<F>) -> Result<(), DropReason> {
+fn check_opens<F: Tables>(env: &Env, packet: &Packet<F>, slots: [u32; 2]) -> Result<(), DropReason> {
     let is_tcp = packet.protocol == protocol::TCP;
     let reason = if is_tcp && !track::may_open(&packet.transport) {
         DropReason::TcpInvalid
@@ -84,20 +84,39 @@ fn check_opens<F: Tables>(env: &Env, packet: &Packet<F>) -> Result<(), DropReaso
         return Ok(());
     };
     let judged = env.root.settings(env.generation).flags & settings_flags::JUDGE_INVALID != 0;
-    if judged || took_over(env) { Ok(()) } else { Err(reason) }
+    if judged || took_over(env, slots) { Ok(()) } else { Err(reason) }
 }
 
-/// Whether the packet may be of a connection that was there before this data path.
+/// Whether the packet may be of a connection that was there before this data path, or before one of these workloads came.
 #[inline(always)]
-pub(crate) fn may_be_older<F: Tables>(env: &Env, packet: &Packet<F>) -> bool {
-    took_over(env) && packet.protocol == protocol::TCP && !track::opens(&packet.transport)
+pub(crate) fn may_be_older<F: Tables>(env: &Env, packet: &Packet<F>, slots: [u32; 2]) -> bool {
+    packet.protocol == protocol::TCP && !track::opens(&packet.transport) && took_over(env, slots)
 }
 
-/// Whether this data path has just taken over from another one.
+/// Whether this data path has just taken over from another one, or one of these workloads.
 #[inline(always)]
-fn took_over(env: &Env) -> bool {
-    let root = env.root;
-    root.takeover != 0 && env.now.wrapping_sub(root.takeover) < TAKEOVER_SECONDS * root.hz
+fn took_over(env: &Env, slots: [u32; 2]) -> bool {
+    is_recent(env.root.takeover, env.now, env.root.hz) || cali_came(slots[0], slots[1]) != 0
+}
+
+#[inline(always)]
+fn is_recent(takeover: u32, now: u32, hz: u32) -> bool {
+    takeover != 0 && now.wrapping_sub(takeover) < TAKEOVER_SECONDS * hz
+}
+
+/// 1 if one of the workloads with these slots has just come from another host, or is about to.
+///
+/// A global function over plain numbers: its callers have no room on the stack.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn cali_came(from: u32, to: u32) -> u32 {
+    u32::from(came(from) || came(to))
+}
+
+#[inline(always)]
+fn came(slot: u32) -> bool {
+    let (Some(workload), Some(root)) = (active(slot), ROOT.get(0)) else { return false };
+    workload.flags & workload_flags::ARRIVING != 0 || is_recent(workload.takeover, jiffies(), root.hz)
 }
 
 /// Enters a new connection whose first packet is the one at hand. `slots` are the source's and the destination's; `kind`

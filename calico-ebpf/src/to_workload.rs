@@ -84,7 +84,7 @@ fn try_first<F: Receiver>(skb: &Skb, missed: Code) -> Result<Code, DropReason> {
         // have cut it.
         let in_the_middle = packet.protocol == protocol::TCP
             && !track::opens(&packet.transport)
-            && !opening::may_be_older(&env, packet);
+            && !opening::may_be_older(&env, packet, [NO_SLOT, slot]);
         if has_entry && !in_the_middle {
             let slots = [NO_SLOT, slot];
             // The host is never refused: without an entry the answers are judged.

@@ -16,6 +16,8 @@ pub mod workload_flags {
     pub const HOST_ENDPOINT: u32 = 1 << 4;
     /// With [`HOST_ENDPOINT`]: whoever is outside.
     pub const OUTSIDE: u32 = 1 << 5;
+    /// It comes from another node and has given no sign of life here yet.
+    pub const ARRIVING: u32 = 1 << 6;
 }
 
 /// The rule tables of one workload in one generation.
@@ -48,8 +50,9 @@ pub struct Workload {
     pub mac: [u8; 6],
     /// The host side's MAC address: what ARP and neighbour solicitations are answered with.
     pub host_mac: [u8; 6],
-    /// Zero.
-    pub reserved: u32,
+    /// Jiffies at which it gave a sign of life here, having come from another node; 0: it did not come from elsewhere, or
+    /// that is long ago.
+    pub takeover: u32,
     /// By the lowest bit of the generation.
     pub policy: [PolicyRef; 2],
 }

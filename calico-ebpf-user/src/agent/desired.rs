@@ -8,13 +8,19 @@ use crate::{
         store::Store,
     },
     resources::model::FelixConfiguration,
-    routes::RouteParameters,
+    routes::{RouteParameters, migration::Migrations},
 };
 
 /// All but policy. `store` gives the slots; a workload without one is left out, which a plan of the same policy never
 /// leads to.
 #[must_use]
-pub(super) fn desired(accepted: &Accepted, store: &Store, node: &str, uplinks: &Uplinks) -> Desired {
+pub(super) fn desired(
+    accepted: &Accepted,
+    store: &Store,
+    node: &str,
+    uplinks: &Uplinks,
+    migrations: &Migrations,
+) -> Desired {
     let workloads = accepted.compiled.workloads.iter().filter_map(|(name, workload)| {
         Some(DesiredWorkload {
             name: name.clone(),
@@ -24,6 +30,7 @@ pub(super) fn desired(accepted: &Accepted, store: &Store, node: &str, uplinks: &
             addresses: workload.addresses.clone(),
             mac: workload.mac,
             spoof: !workload.spoof.is_empty(),
+            migration: migrations.get(name).cloned(),
         })
     });
     let host_endpoints = accepted.compiled.host_endpoints.iter().filter_map(|(name, endpoint)| {
@@ -68,6 +75,8 @@ fn routes(felix: &FelixConfiguration) -> RouteParameters {
         source_v6: felix.device_route_source_address_v6,
         priority_v4: felix.ipv4_normal_route_priority.unwrap_or(default.priority_v4),
         priority_v6: felix.ipv6_normal_route_priority.unwrap_or(default.priority_v6),
+        elevated_v4: felix.ipv4_elevated_route_priority.unwrap_or(default.elevated_v4),
+        elevated_v6: felix.ipv6_elevated_route_priority.unwrap_or(default.elevated_v6),
     }
 }
 

@@ -8,7 +8,7 @@ use crate::{
     dataplane::{DesiredWorkload, Uplinks, preview, view::View},
     observe::{interfaces, inventory},
     policy::{maps::ROOM, store::Store},
-    routes,
+    routes::{self, migration::Migrations},
 };
 
 /// The steps, in order.
@@ -29,7 +29,7 @@ pub fn steps(options: &Options) -> anyhow::Result<Vec<String>> {
     };
     let host_addresses = preview::host_addresses()?;
     let plan = store.plan(&accepted.compiled, &host_addresses).context("the maps have no room for this policy")?;
-    let desired = desired(&accepted, &plan.next, &options.node, &options.uplinks);
+    let desired = desired(&accepted, &plan.next, &options.node, &options.uplinks, &Migrations::default());
 
     let known = view.as_ref().map_or_else(|| Ok(Vec::new()), inventory::workloads)?;
     let installed = view.as_ref().map_or_else(|| Ok(Vec::new()), routes::read)?;

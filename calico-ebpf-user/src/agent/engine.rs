@@ -4,7 +4,7 @@ use std::{
     collections::BTreeSet,
     net::IpAddr,
     sync::Arc,
-    time::{Instant, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::Context as _;
@@ -12,7 +12,7 @@ use calico_ebpf_common::abi::LOAD_BYTES;
 
 use super::{desired::desired, sources::Sources};
 use crate::{
-    dataplane::{Applied, Dataplane, Desired, NatOutgoing, Uplinks},
+    dataplane::{Applied, Dataplane, Desired, NatOutgoing, Uplinks, alive::Awaited},
     observe::{
         clock,
         status::{LastLoad, Problem},
@@ -23,7 +23,11 @@ use crate::{
         store::Store,
         write::{Changes, Plan},
     },
-    resources::model::FelixConfiguration,
+    resources::{
+        Shared,
+        model::{FelixConfiguration, WorkloadEndpoint},
+    },
+    routes::migration::{Migrations, Pace, moves},
 };
 
 /// Errors of a refused load that are logged; `status` and `validate` have them all.
@@ -42,6 +46,8 @@ pub(super) struct Accepted {
     pub(super) nat_outgoing: Option<NatOutgoing>,
     /// Addresses of local workloads that questions of the link are answered for.
     pub(super) answered: Vec<IpAddr>,
+    /// The workloads of all nodes.
+    pub(super) workloads: Shared<Vec<Shared<WorkloadEndpoint>>>,
     /// Staged policies, where they would change something.
     pub(super) staged: Option<Arc<Staged>>,
 }
@@ -67,6 +73,8 @@ pub(super) struct Engine {
     accepted: Arc<Accepted>,
     /// The host's addresses that the maps know.
     host_addresses: BTreeSet<IpAddr>,
+    /// Workloads that come from other nodes.
+    migrations: Migrations,
     /// The last apply did not get through: the next one has to do it again.
     unfinished: bool,
     applied: Applied,
@@ -101,6 +109,7 @@ impl Engine {
     pub(super) fn start(start: Start) -> anyhow::Result<Self> {
         let Start { sources, accepted, warnings, node, uplinks, dataplane } = start;
         let store = dataplane.store().context("cannot read what the maps hold")?;
+        let migrations = dataplane.migrations().context("cannot read what the maps hold")?;
         let mut engine = Self {
             sources,
             node,
@@ -109,6 +118,7 @@ impl Engine {
             store,
             accepted: Arc::new(accepted),
             host_addresses: BTreeSet::new(),
+            migrations,
             unfinished: true,
             applied: Applied::default(),
             desired: Desired::default(),
@@ -116,6 +126,9 @@ impl Engine {
             failed_loads: 0,
             loads: 0,
         };
+        // What an earlier process left may be long ago.
+        let now = engine.dataplane.now().context("cannot read the clock")?;
+        engine.migrations.settle(now, engine.pace());
         engine.put_in_force(Arc::clone(&engine.accepted))?;
         engine.loaded(Vec::new(), warnings);
         Ok(engine)
@@ -179,7 +192,7 @@ impl Engine {
         if self.unfinished || observed.host_addresses != self.host_addresses {
             self.put_in_force(Arc::clone(&self.accepted)).map(drop)
         } else {
-            let desired = desired(&self.accepted, &self.store, &self.node, &self.uplinks);
+            let desired = self.desired();
             let applied = self.dataplane.apply(None, &desired)?;
             self.report(desired, applied);
             Ok(())
@@ -209,7 +222,8 @@ impl Engine {
         let begin = Instant::now();
         let plan = self.store.plan(&accepted.compiled, &host_addresses)?;
         tracing::debug!(plan = ?begin.elapsed(), writes = plan.prepare.len(), "what to do is known");
-        let desired = desired(&accepted, &plan.next, &self.node, &self.uplinks);
+        let migrations = self.migrations_to(&accepted);
+        let desired = desired(&accepted, &plan.next, &self.node, &self.uplinks, &migrations);
         let only_policy = may_spare && !self.is_unfinished() && desired == self.desired;
         let done = if only_policy {
             self.dataplane.apply_policy(&plan).map(|()| None)
@@ -220,7 +234,9 @@ impl Engine {
             Ok(applied) => {
                 let Plan { next, changes, .. } = plan;
                 self.store = next;
+                self.tell_moves(&accepted);
                 self.accepted = accepted;
+                self.migrations = migrations;
                 self.host_addresses = host_addresses;
                 self.unfinished = false;
                 if let Some(applied) = applied {
@@ -235,6 +251,92 @@ impl Engine {
                 Err(error.into())
             }
         }
+    }
+
+    /// All but policy, as it is to be now.
+    fn desired(&self) -> Desired {
+        desired(&self.accepted, &self.store, &self.node, &self.uplinks, &self.migrations)
+    }
+
+    /// Who comes from other nodes once `accepted` is in force.
+    fn migrations_to(&self, accepted: &Accepted) -> Migrations {
+        let mut migrations = self.migrations.clone();
+        for moved in moves(&self.accepted.workloads, &accepted.workloads, &self.node) {
+            if moved.to == self.node {
+                migrations.come(moved.name, moved.from);
+            }
+        }
+        migrations.retain(|name| accepted.compiled.workloads.contains_key(name));
+        migrations
+    }
+
+    fn tell_moves(&self, accepted: &Accepted) {
+        for moved in moves(&self.accepted.workloads, &accepted.workloads, &self.node) {
+            if moved.to == self.node {
+                tracing::info!(
+                    endpoint = moved.name,
+                    from = moved.from,
+                    "a workload comes from another node: it has no routes before it gives a sign of life here"
+                );
+            } else {
+                tracing::info!(endpoint = moved.name, to = moved.to, "a workload went to another node");
+            }
+        }
+    }
+
+    /// The workloads that are to give a sign of life.
+    pub(super) fn awaited(&self) -> Vec<Awaited> {
+        if self.migrations.is_empty() {
+            return Vec::new();
+        }
+        self.dataplane.awaited(&self.desired).unwrap_or_else(|error| {
+            tracing::warn!(%error, "cannot wait for signs of life");
+            Vec::new()
+        })
+    }
+
+    /// A workload that was waited for has given a sign of life.
+    pub(super) fn alive(&mut self, name: &str) {
+        if let Err(error) = self.try_alive(name) {
+            tracing::error!(endpoint = name, error = %format!("{error:#}"), "cannot give it its routes: tried again soon");
+        }
+    }
+
+    fn try_alive(&mut self, name: &str) -> anyhow::Result<()> {
+        let now = self.dataplane.now().context("cannot read the clock")?;
+        if !self.migrations.alive(name, now) {
+            return Ok(());
+        }
+        let desired = self.desired();
+        if let Some(workload) = desired.workloads.iter().find(|workload| workload.name == name) {
+            self.dataplane.welcome(workload, &desired.routes)?;
+        }
+        tracing::info!(endpoint = name, "a sign of life: its routes have the elevated priority now");
+        self.resync();
+        Ok(())
+    }
+
+    /// Ends migrations whose time is over.
+    pub(super) fn settle(&mut self) {
+        if let Ok(now) = self.dataplane.now()
+            && self.migrations.settle(now, self.pace())
+        {
+            self.resync();
+        }
+    }
+
+    /// Until [`Engine::settle`] has something to do.
+    pub(super) fn settles_in(&self) -> Option<Duration> {
+        if self.migrations.is_empty() {
+            return None;
+        }
+        self.migrations.next(self.dataplane.now().ok()?, self.pace())
+    }
+
+    fn pace(&self) -> Pace {
+        let pace = Pace::new(self.dataplane.hz());
+        let configured = self.accepted.felix.live_migration_route_convergence_time;
+        configured.map_or(pace, |seconds| Pace { convergence: Duration::from_secs(seconds.into()), ..pace })
     }
 
     fn report(&mut self, desired: Desired, applied: Applied) {

@@ -24,7 +24,7 @@ use super::{
     watch::FileWatch,
 };
 use crate::{
-    dataplane::{Instance, watch::Watcher},
+    dataplane::{Instance, alive::Signs, watch::Watcher},
     observe::{
         clock,
         metrics::Numbers,
@@ -60,6 +60,10 @@ pub(super) struct Live {
     calls: mpsc::Receiver<Call>,
     shared: Arc<Shared>,
     started: SystemTime,
+    /// Signs of life of workloads that come from other nodes.
+    signs: Signs,
+    /// A workload that came is here for good then.
+    settle: Option<Instant>,
     next_resync: Instant,
     retry: Option<Instant>,
     /// Something changed about links: when to look.
@@ -90,6 +94,8 @@ impl Live {
             calls,
             shared,
             started: SystemTime::now(),
+            signs: Signs::default(),
+            settle: None,
             next_resync: Instant::now() + jittered(RESYNC),
             retry: None,
             look: None,
@@ -113,6 +119,7 @@ impl Live {
         );
         loop {
             self.publish();
+            self.await_arrivals();
             let wake = self.wake();
             tokio::select! {
                 _ = terminate.recv() => break,
@@ -123,6 +130,7 @@ impl Live {
                     tracing::debug!("the files may have changed");
                     self.load();
                 }
+                endpoint = self.signs.next() => self.engine.alive(&endpoint),
                 event = self.links.changed() => self.links_changed(event).await,
                 () = sleep_until(wake.into()) => self.timers(),
                 _ = check.tick() => self.check(),
@@ -134,7 +142,7 @@ impl Live {
 
     /// The next thing to do without being told.
     fn wake(&self) -> Instant {
-        [Some(self.next_resync), self.retry, self.look, self.confirmation.deadline()]
+        [Some(self.next_resync), self.retry, self.look, self.settle, self.confirmation.deadline()]
             .into_iter()
             .flatten()
             .min()
@@ -145,6 +153,9 @@ impl Live {
         let now = Instant::now();
         if self.confirmation.deadline().is_some_and(|deadline| deadline <= now) {
             self.roll_back();
+        }
+        if self.settle.is_some_and(|at| at <= now) {
+            self.engine.settle();
         }
         if self.next_resync <= now {
             self.next_resync = now + jittered(RESYNC);
@@ -171,7 +182,13 @@ impl Live {
         self.rest = begin + took * (1 + SHARE);
     }
 
+    fn await_arrivals(&mut self) {
+        self.settle = self.engine.settles_in().map(|left| Instant::now() + left);
+        self.signs.listen(self.engine.awaited());
+    }
+
     fn check(&mut self) {
+        self.signs.ask();
         if !self.engine.dataplane().attachments_intact() {
             tracing::warn!("a filter of ours was removed or replaced by somebody else: putting it back");
             self.resync();

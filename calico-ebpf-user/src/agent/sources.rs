@@ -79,12 +79,14 @@ impl Sources {
         let felix = set.felix_for(&self.node);
         let nat_outgoing = nat_outgoing(&set, &compiled, &felix);
         let answered = answered(&set, &compiled, &felix);
+        let workloads = set.workloads.clone();
         Accepted {
             content,
             compiled,
             felix,
             nat_outgoing,
             answered,
+            workloads,
             staged: Staged::new(set, &self.node).map(Arc::new),
         }
     }

@@ -8,7 +8,7 @@ use crate::{
     dataplane::{self, view::View},
     observe::{
         inventory,
-        status::{HostEndpointState, LastLoad, NatState, RouteState, Status, WorkloadState},
+        status::{HostEndpointState, LastLoad, MigrationState, NatState, RouteState, Status, WorkloadState},
     },
     policy::compiled::host_endpoint_of_seat,
     routes,
@@ -42,6 +42,7 @@ fn stopped(context: &Context) -> anyhow::Result<Status> {
                 state: state(local.workload.ifindex != 0).into(),
                 attachment: None,
                 delivery: None,
+                migration: MigrationState::of(local.migration.as_ref()),
             })
             .collect(),
         host_endpoints: host_endpoints(&view)?,
@@ -116,9 +117,11 @@ fn render(status: &Status) -> String {
     }
     if !status.workloads.is_empty() {
         let mut table = Table::new(&["WORKLOAD", "INTERFACE", "STATE", "ATTACHED", "DELIVERY"]);
-        for WorkloadState { endpoint, interface, state, attachment, delivery } in &status.workloads {
+        for WorkloadState { endpoint, interface, state, attachment, delivery, migration } in &status.workloads {
+            let migration = migration.as_ref().map(|migration| format!(", routes {migration}")).unwrap_or_default();
+            let state = format!("{state}{migration}");
             let [attachment, delivery] = [attachment, delivery].map(|text| text.as_deref().unwrap_or("-"));
-            table.row([endpoint.as_str(), interface, state, attachment, delivery]);
+            table.row([endpoint.as_str(), interface, &state, attachment, delivery]);
         }
         text.push('\n');
         text.push_str(&table.render(0));

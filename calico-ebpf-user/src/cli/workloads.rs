@@ -6,7 +6,10 @@ use calico_ebpf_common::abi::workload_flags;
 use serde::Serialize;
 
 use super::{context::Context, output, table::Table};
-use crate::observe::inventory::{self, Local};
+use crate::observe::{
+    inventory::{self, Local},
+    status::MigrationState,
+};
 
 /// A local workload, as printed.
 #[derive(Debug, Serialize)]
@@ -24,11 +27,14 @@ struct Line {
     active: bool,
     /// Packets go straight into the workload's namespace.
     fast_path: bool,
+    /// Where it comes from another node: how far that is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    migration: Option<MigrationState>,
 }
 
 impl From<Local> for Line {
     fn from(local: Local) -> Self {
-        let Local { slot, endpoint, pod, interface, addresses, workload, policy: _ } = local;
+        let Local { slot, endpoint, pod, interface, addresses, workload, policy: _, migration } = local;
         let flag = |flag| workload.flags & flag != 0;
         Self {
             endpoint,
@@ -41,6 +47,7 @@ impl From<Local> for Line {
             slot,
             active: flag(workload_flags::ACTIVE),
             fast_path: flag(workload_flags::PEER),
+            migration: MigrationState::of(migration.as_ref()),
         }
     }
 }
@@ -67,7 +74,10 @@ fn render(lines: &[Line]) -> String {
             addresses.join(","),
             line.mac.clone().unwrap_or_else(|| "-".into()),
             if line.mtu == 0 { "-".into() } else { line.mtu.to_string() },
-            state.into(),
+            match &line.migration {
+                Some(migration) => format!("{state}, routes {migration}"),
+                None => state.to_owned(),
+            },
         ]);
     }
     table.render(0)

@@ -7,10 +7,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use calico_ebpf_common::abi::{names, role, uplink_flags};
+use calico_ebpf_common::abi::{names, role, uplink_flags, workload_flags};
 
 use super::{
     Options,
+    alive::Awaited,
     desired::{
         Applied, Attachment, Desired, DesiredWorkload, LinkState, NatTable, Observed, Uplink, Uplinks, WorkloadStatus,
     },
@@ -35,7 +36,8 @@ use crate::{
     policy::{store::Store, write::Plan},
     resources::model::HostInterface,
     routes::{
-        RouteStatus,
+        RouteParameters, RouteStatus,
+        migration::{Migration, Migrations, Stage, priority},
         plan::{RouteAction, plan as plan_routes, route},
     },
 };
@@ -173,7 +175,7 @@ impl Dataplane {
     /// links, routes and what belongs to them are seen to.
     ///
     /// In this order: translation of what leaves the pools, where there is to be any, prepare and commit (a new policy
-    /// waits for nothing else), slots made active and filters on their interfaces, dropping programs where a workload is
+    /// waits for nothing else), routes of workloads that are gone withdrawn, slots made active and filters on their interfaces, dropping programs where a workload is
     /// gone, routes, grace period, retire. Idempotent.
     ///
     /// # Errors
@@ -191,8 +193,10 @@ impl Dataplane {
             self.tables.set_uplink_flag(uplink_flags::UNTRACKED, true)?;
         }
         if let Some(plan) = plan {
+            self.announce_arrivals(desired)?;
             self.tables.write(&plan.prepare)?;
             self.tables.commit(plan.generation)?;
+            self.withdraw(desired, &mut applied);
         }
         let found = self.find(desired)?;
         let uplinks = self.uplinks(desired, &found.links, &mut applied)?;
@@ -293,6 +297,115 @@ impl Dataplane {
             what: self.hooks.directory.display().to_string(),
             message: "the pins are gone".to_owned(),
         })
+    }
+
+    /// The clock that migrations go by, in ticks.
+    ///
+    /// # Errors
+    /// If the program cannot be run.
+    pub fn now(&self) -> Result<u32> {
+        load::clock(&self.hooks.directory)
+    }
+
+    /// Ticks in a second.
+    #[must_use]
+    pub fn hz(&self) -> u32 {
+        self.hz
+    }
+
+    /// The migrations to this node that the maps tell of.
+    ///
+    /// # Errors
+    /// If they cannot be read.
+    pub fn migrations(&self) -> Result<Migrations> {
+        let mut migrations = Migrations::default();
+        for (slot, owner) in self.tables.owners() {
+            let workload = self.tables.workload(*slot)?;
+            if let Some(migration) = Migration::of_slot(&workload, owner.from.as_ref()) {
+                migrations.resume(owner.endpoint.clone(), migration);
+            }
+        }
+        Ok(migrations)
+    }
+
+    /// The workloads that are to give a sign of life, as far as they have an interface.
+    ///
+    /// # Errors
+    /// If the maps cannot be read.
+    pub fn awaited(&self, desired: &Desired) -> Result<Vec<Awaited>> {
+        let mut awaited = Vec::new();
+        for workload in &desired.workloads {
+            if !workload.migration.as_ref().is_some_and(|migration| migration.stage == Stage::Withheld) {
+                continue;
+            }
+            let runtime = self.tables.runtime(workload.slot)?;
+            if runtime.ifindex != 0 {
+                awaited.push(Awaited {
+                    endpoint: workload.name.clone(),
+                    ifindex: runtime.ifindex,
+                    host_mac: runtime.host_mac,
+                    addresses: workload.addresses.clone(),
+                    mac: workload.mac,
+                });
+            }
+        }
+        Ok(awaited)
+    }
+
+    /// Gives a workload that has come from another node its routes at once; the next [`Dataplane::apply`] sees to the rest.
+    ///
+    /// # Errors
+    /// If the maps cannot be written.
+    pub fn welcome(&mut self, workload: &DesiredWorkload, parameters: &RouteParameters) -> Result<()> {
+        let Some(Migration { stage: Stage::Elevated { since }, .. }) = workload.migration else { return Ok(()) };
+        let before = self.tables.runtime(workload.slot)?;
+        if before.ifindex == 0 {
+            return Ok(());
+        }
+        let flags = before.flags & !workload_flags::ARRIVING;
+        self.tables.set_runtime(workload.slot, &Runtime { flags, takeover: since, ..before })?;
+        let priority = priority(workload.migration.as_ref());
+        for address in &workload.addresses {
+            let Some(route) = route(*address, before.ifindex, priority, parameters) else { continue };
+            self.owned.insert((route.address, route.ifindex));
+            // It may be there already, or somebody else's is: the next look finds out.
+            if let Err(error) = self.netlink.add_route(&route) {
+                tracing::debug!("route {address}: {error}");
+            }
+        }
+        Ok(())
+    }
+
+    /// Leaves word of those that come from other nodes before their policy is in force.
+    fn announce_arrivals(&self, desired: &Desired) -> Result<()> {
+        let arrives = |workload: &&DesiredWorkload| {
+            workload.migration.as_ref().is_some_and(|migration| migration.stage == Stage::Withheld)
+        };
+        desired.workloads.iter().filter(arrives).try_for_each(|workload| self.tables.announce_arrival(workload.slot))
+    }
+
+    /// Withdraws the routes of addresses that no workload has any more: others may have them, and nothing waits for that.
+    fn withdraw(&mut self, desired: &Desired, applied: &mut Applied) {
+        let kept: BTreeSet<IpAddr> =
+            desired.workloads.iter().flat_map(|workload| workload.addresses.iter().copied()).collect();
+        let gone: BTreeSet<_> = self.owned.iter().filter(|(address, _)| !kept.contains(address)).copied().collect();
+        if gone.is_empty() {
+            return;
+        }
+        let deleted = self.netlink.routes(&self.info.route_protocols).and_then(|there| {
+            plan_routes(&[], &there, &gone).iter().try_for_each(|action| {
+                tracing::debug!("{action}");
+                if let RouteAction::Delete(route) = action {
+                    self.netlink.delete_route(route)?;
+                    applied.changes += 1;
+                }
+                Ok(())
+            })
+        });
+        // All routes are looked at again at the end.
+        if let Err(error) = deleted {
+            tracing::debug!("cannot withdraw routes at once: {error}");
+        }
     }
 
     /// Indices of the uplinks that exist.
@@ -552,6 +665,7 @@ impl Dataplane {
             endpoint: workload.name.clone(),
             pod: workload.pod.clone(),
             interface: workload.interface.clone(),
+            from: workload.migration.as_ref().and_then(|migration| migration.from.clone()),
             sysctls: same.map(|owner| owner.sysctls.clone()).unwrap_or_default(),
         }
     }
@@ -707,13 +821,12 @@ impl Dataplane {
         self.owned.extend(wanted.iter().map(|(_, route)| (route.address, route.ifindex)));
         self.owned.retain(|(_, ifindex)| found.links.by_index(*ifindex).is_some());
         for workload in &desired.workloads {
+            let priority = priority(workload.migration.as_ref());
             for address in &workload.addresses {
+                // One that is withheld is not missing.
+                let Some(Route { metric, .. }) = route(*address, 0, priority, &desired.routes) else { continue };
                 let route = wanted.iter().find(|(name, route)| name == &workload.name && route.address == *address);
                 let installed = route.is_some_and(|(_, route)| !missing.contains(&(route.address, route.ifindex)));
-                let metric = match address {
-                    IpAddr::V4(_) => desired.routes.priority_v4,
-                    IpAddr::V6(_) => desired.routes.priority_v6,
-                };
                 applied.routes.push(RouteStatus {
                     address: *address,
                     interface: workload.interface.clone(),
@@ -741,7 +854,9 @@ impl Dataplane {
             if failed.contains(&link.index) || !link.up {
                 continue;
             }
-            let routes = workload.addresses.iter().map(|address| route(*address, link.index, &desired.routes));
+            let priority = priority(workload.migration.as_ref());
+            let addresses = workload.addresses.iter();
+            let routes = addresses.filter_map(|address| route(*address, link.index, priority, &desired.routes));
             wanted.extend(routes.map(|route| (workload.name.clone(), route)));
         }
         let mut owned = self.owned.clone();
@@ -878,6 +993,7 @@ impl Dataplane {
                 ifindex: link.map(|link| link.index),
                 attachment: link.and_then(|link| attachment(link.index)),
                 peer: link.is_some_and(has_peer),
+                migration: workload.migration.clone(),
             });
         }
         let present = uplinks.iter().filter_map(|index| found.links.by_index(*index));

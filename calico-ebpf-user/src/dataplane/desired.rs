@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     resources::model::HostInterface,
-    routes::{RouteParameters, RouteStatus},
+    routes::{RouteParameters, RouteStatus, migration::Migration},
 };
 
 /// What should be, besides policy (which the store's plan brings).
@@ -60,6 +60,8 @@ pub struct DesiredWorkload {
     pub mac: Option<[u8; 6]>,
     /// Whether it has `allowSpoofedSourcePrefixes`.
     pub spoof: bool,
+    /// How it comes from another node, if it does.
+    pub migration: Option<Migration>,
 }
 
 /// A host endpoint of this node.
@@ -141,6 +143,8 @@ pub struct WorkloadStatus {
     pub attachment: Option<Attachment>,
     /// Whether packets are put straight into the other end of its veth.
     pub peer: bool,
+    /// How it comes from another node, if it does.
+    pub migration: Option<Migration>,
 }
 
 /// State of one host endpoint.

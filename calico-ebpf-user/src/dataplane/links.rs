@@ -14,7 +14,7 @@ use super::{
     netlink::{Hook, Link, LinkTable},
     tc::Hanging,
 };
-use crate::policy::store::interface_name;
+use crate::{policy::store::interface_name, routes::migration::Stage};
 
 /// What the loader writes into a slot of `cali_wl`; the rest of it is the policy store's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -24,6 +24,7 @@ pub(crate) struct Runtime {
     pub(crate) mtu: u32,
     pub(crate) mac: [u8; 6],
     pub(crate) host_mac: [u8; 6],
+    pub(crate) takeover: u32,
 }
 
 /// One step. `Display` is what `--dry-run` prints.
@@ -256,6 +257,12 @@ fn runtime(workload: &DesiredWorkload, link: &Link, found: &Found) -> Runtime {
     if workload.spoof {
         flags |= workload_flags::SPOOF;
     }
+    let mut takeover = 0;
+    match workload.migration.as_ref().map(|migration| migration.stage) {
+        Some(Stage::Withheld) => flags |= workload_flags::ARRIVING,
+        Some(Stage::Elevated { since } | Stage::Settling { since }) => takeover = since,
+        None => {}
+    }
     let before = found.runtimes.get(&workload.slot).copied().unwrap_or_default();
     // A learned address is kept as long as the interface is the same, and the one at the other end stays what it is: what is
     // behind that, a virtual machine say, may have another.
@@ -263,7 +270,7 @@ fn runtime(workload: &DesiredWorkload, link: &Link, found: &Found) -> Runtime {
     let peer = found.peer_macs.get(&link.index);
     let news = peer.filter(|peer| peer.is_news);
     let mac = workload.mac.or(news.map(|peer| peer.mac)).or(learned).or(peer.map(|peer| peer.mac)).unwrap_or_default();
-    Runtime { ifindex: link.index, flags, mtu: link.mtu, mac, host_mac: link.mac }
+    Runtime { ifindex: link.index, flags, mtu: link.mtu, mac, host_mac: link.mac, takeover }
 }
 
 #[cfg(test)]
@@ -296,6 +303,7 @@ mod tests {
             addresses: Vec::new(),
             mac: None,
             spoof: false,
+            migration: None,
         }
     }
 

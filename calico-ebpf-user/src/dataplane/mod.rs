@@ -4,6 +4,7 @@
 //! Nothing here decides policy. Everything is synchronous (the calls take micro- to milliseconds); only [`watch`] waits.
 //! All of it works in the network namespace of the calling thread: see [`netns::enter`].
 
+pub mod alive;
 mod apply;
 mod bpffs;
 pub mod desired;

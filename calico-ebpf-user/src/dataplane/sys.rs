@@ -16,6 +16,7 @@ use std::{
 };
 
 use bytemuck::{Pod, Zeroable};
+use tokio::io::unix::AsyncFd;
 
 // Commands, flags and attribute layouts: include/uapi/linux/bpf.h.
 const BPF_MAP_LOOKUP_ELEM: u32 = 1;
@@ -552,6 +553,46 @@ pub(crate) fn grace_period() {
         // Refused where CPUs run without a tick (nohz_full) and before 4.16: programs end within microseconds.
         std::thread::sleep(Duration::from_millis(250));
     }
+}
+
+/// A socket that sees each frame that comes in on an interface, before any program, and sends frames as they are. Needs a
+/// tokio runtime.
+pub(crate) fn packet_socket(ifindex: u32) -> io::Result<AsyncFd<OwnedFd>> {
+    const PACKET_IGNORE_OUTGOING: libc::c_int = 23;
+    const ALL: u16 = (libc::ETH_P_ALL as u16).to_be();
+    let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: takes no pointers. Without a protocol it receives nothing before it is bound.
+    let fd = unsafe { libc::socket(libc::AF_PACKET, kind, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just given it to us.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    let on: libc::c_int = 1;
+    let length = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: the option is an integer, of the size that the kernel is told.
+    let set = unsafe {
+        libc::setsockopt(fd, libc::SOL_PACKET, PACKET_IGNORE_OUTGOING, std::ptr::from_ref(&on).cast(), length)
+    };
+    if set != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let address = libc::sockaddr_ll {
+        sll_family: libc::AF_PACKET as u16,
+        sll_protocol: ALL,
+        sll_ifindex: ifindex.cast_signed(),
+        sll_hatype: 0,
+        sll_pkttype: 0,
+        sll_halen: 0,
+        sll_addr: [0; 8],
+    };
+    let length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+    // SAFETY: an address of the size that the kernel is told.
+    if unsafe { libc::bind(fd, std::ptr::from_ref(&address).cast(), length) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: an open descriptor that nobody else has; the socket owns it until it is dropped.
+    unsafe { AsyncFd::register(socket) }.map_err(io::Error::from)
 }
 
 /// How many copies per-CPU values have.

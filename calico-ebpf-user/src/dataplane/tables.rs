@@ -9,7 +9,7 @@ use std::{
 
 use calico_ebpf_common::abi::{
     AddressEntry, Block, Interface, Neighbour, NeighbourKey, PolicyRef, RULE_BYTES, Root, Settings, Timeouts,
-    WORKLOAD_BYTES, Workload, names,
+    WORKLOAD_BYTES, Workload, names, workload_flags,
 };
 use ipnet::IpNet;
 
@@ -45,6 +45,9 @@ pub struct Owner {
     pub pod: Option<String>,
     /// Host side of its veth or tap, as configured.
     pub interface: String,
+    /// The node that it came from, as long as its routes are not as ever.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
     /// Sysctls of that interface that were set.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub sysctls: Vec<SavedSysctl>,
@@ -222,8 +225,8 @@ impl Tables {
 
     /// The slot's side of its interface.
     pub(crate) fn runtime(&self, slot: u32) -> Result<Runtime> {
-        let Workload { ifindex, flags, mtu, mac, host_mac, .. } = self.workload(slot)?;
-        Ok(Runtime { ifindex, flags, mtu, mac, host_mac })
+        let Workload { ifindex, flags, mtu, mac, host_mac, takeover, .. } = self.workload(slot)?;
+        Ok(Runtime { ifindex, flags, mtu, mac, host_mac, takeover })
     }
 
     /// Sets it. The flags come last when the slot becomes active and first when it no longer is.
@@ -239,7 +242,17 @@ impl Tables {
         macs[..6].copy_from_slice(&runtime.mac);
         macs[6..].copy_from_slice(&runtime.host_mac);
         self.store_workload(slot, offset_of!(Workload, mac), &macs)?;
+        self.store_workload(slot, offset_of!(Workload, takeover), &runtime.takeover.to_ne_bytes())?;
         flags(runtime.flags)
+    }
+
+    /// Leaves with a slot that is not active yet that its workload comes from another node: whoever goes on from here knows.
+    pub(crate) fn announce_arrival(&self, slot: u32) -> Result<()> {
+        let flags = self.runtime(slot)?.flags;
+        if flags & workload_flags::ACTIVE != 0 {
+            return Ok(());
+        }
+        self.store_workload(slot, offset_of!(Workload, flags), &workload_flags::ARRIVING.to_ne_bytes())
     }
 
     /// The interface map.
@@ -266,9 +279,9 @@ impl Tables {
             return Ok(());
         }
         let text = |owner: &Owner| serde_json::to_string(owner).unwrap_or_default();
-        // Long names leave no room for the rest: first the pod goes, and last what only `purge` asks for. The endpoint alone
+        // Long names leave no room for the rest: first pod and origin go, and last what only `purge` asks for. The endpoint alone
         // matters to a takeover.
-        let shorter = Owner { pod: None, ..owner.clone() };
+        let shorter = Owner { pod: None, from: None, ..owner.clone() };
         let short = Owner { sysctls: Vec::new(), ..shorter.clone() };
         let value = text_value(&text(&owner))
             .or_else(|| text_value(&text(&shorter)))
@@ -339,13 +352,12 @@ impl Tables {
         self.root.load(0).map_err(DataplaneError::io(names::ROOT))
     }
 
-    /// Local workloads' addresses with their interfaces, as the maps tell in the generation in force.
+    /// Local workloads' addresses with their interfaces, as the maps tell in the generation in force and, where that has just
+    /// come, of the one before: the writer may not have come to their routes.
     pub(crate) fn owned_addresses(&self) -> Result<BTreeSet<(IpAddr, u32)>> {
-        let generation = self.generation()?;
         let mut owned = BTreeSet::new();
         let mut add = |address: IpAddr, entry: &AddressEntry| -> Result<()> {
-            let slot = entry.slot(generation);
-            if slot < self.limits.slots {
+            for slot in entry.slot.value.into_iter().filter(|slot| *slot < self.limits.slots) {
                 let ifindex = self.workload(slot)?.ifindex;
                 if ifindex != 0 {
                     owned.insert((address, ifindex));
@@ -558,6 +570,7 @@ mod tests {
             endpoint: format!("{}/{}", "n".repeat(20), "e".repeat(60)),
             pod: None,
             interface: interface.clone(),
+            from: Some("f".repeat(60)),
             sysctls: settings.map(saved).collect(),
         };
         let longest =

@@ -8,6 +8,7 @@ use super::interfaces;
 use crate::{
     dataplane::{self, view::View},
     policy::compiled::{RuleName, host_endpoint_of_seat},
+    routes::migration::Migration,
 };
 
 /// A local workload, as the maps have it.
@@ -27,6 +28,8 @@ pub struct Local {
     pub workload: abi::Workload,
     /// The tables in force.
     pub policy: PolicyRef,
+    /// How it comes from another node, if it does.
+    pub migration: Option<Migration>,
 }
 
 /// All local workloads, in the order of their names.
@@ -81,6 +84,7 @@ pub fn seats(view: &View) -> dataplane::Result<Vec<Local>> {
                 addresses,
                 workload,
                 policy: *workload.policy(generation),
+                migration: Migration::of_slot(&workload, owner.from.as_ref()),
             }
         })
         .collect();
@@ -187,6 +191,7 @@ mod tests {
             addresses: vec![address.parse().expect("address")],
             workload: abi::Workload::default(),
             policy: PolicyRef::default(),
+            migration: None,
         }
     }
 

@@ -7,7 +7,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     dataplane::{self, Applied, Attachment, NatTable, UplinkXdp, view::View},
-    routes::RouteStatus,
+    routes::{
+        RouteStatus,
+        migration::{Migration, Priority, priority},
+    },
 };
 
 /// Everything that `status` shows.
@@ -129,6 +132,37 @@ pub struct WorkloadState {
     /// How packets are given to it: `peer`, straight into the other end of its veth, or `interface`, as a tap needs it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub delivery: Option<String>,
+    /// Where it comes from another node: how far that is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub migration: Option<MigrationState>,
+}
+
+/// A workload that comes from another node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MigrationState {
+    /// The node that had it; `null` where that is not known any more.
+    pub from: Option<String>,
+    /// `withheld`: no routes before it gives a sign of life; `elevated`: its routes win over those of others.
+    pub routes: String,
+}
+
+impl MigrationState {
+    /// `None` where its routes are as ever.
+    #[must_use]
+    pub fn of(migration: Option<&Migration>) -> Option<Self> {
+        let routes = match priority(migration) {
+            Priority::Withheld => "withheld",
+            Priority::Elevated => "elevated",
+            Priority::Normal => return None,
+        };
+        Some(Self { from: migration.and_then(|migration| migration.from.clone()), routes: routes.to_owned() })
+    }
+}
+
+impl fmt::Display for MigrationState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, from {}", self.routes, self.from.as_deref().unwrap_or("another node"))
+    }
 }
 
 /// A route of a workload.
@@ -227,6 +261,7 @@ impl Status {
                 state: workload.state.to_string(),
                 attachment: workload.attachment.map(attachment),
                 delivery: workload.ifindex.map(|_| if workload.peer { "peer" } else { "interface" }.to_owned()),
+                migration: MigrationState::of(workload.migration.as_ref()),
             })
             .collect();
         self.host_endpoints = applied

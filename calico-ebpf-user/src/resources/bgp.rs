@@ -490,7 +490,12 @@ fn read_community(decoder: &mut Decoder<'_>, node: &Node, path: &FieldPath<'_>) 
 }
 
 /// Whole seconds of a duration as Kubernetes writes it, like `2m30s`.
-fn duration(decoder: &mut Decoder<'_>, fields: &Fields<'_>, path: &FieldPath<'_>, name: &str) -> Option<u16> {
+pub(super) fn duration(
+    decoder: &mut Decoder<'_>,
+    fields: &Fields<'_>,
+    path: &FieldPath<'_>,
+    name: &str,
+) -> Option<u16> {
     let (node, path) = (fields.get(name)?, path.field(name));
     let text = decoder.text(node, &path).filter(|text| !text.is_empty())?;
     let seconds = seconds(text);

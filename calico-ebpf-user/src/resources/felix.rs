@@ -4,6 +4,7 @@ use calico_ebpf_common::packet::protocol;
 
 use super::{
     annotations::deny_action,
+    bgp::duration,
     decode::{Decoder, FieldPath, Fields, Table, Use},
     diagnostic::Severity,
     kinds::Document,
@@ -48,6 +49,7 @@ pub(super) fn configuration(decoder: &mut Decoder<'_>, document: &Document<'_>) 
     };
     let failsafe_inbound_host_ports = failsafes("failsafeInboundHostPorts");
     let failsafe_outbound_host_ports = failsafes("failsafeOutboundHostPorts");
+    let live_migration_route_convergence_time = duration(decoder, &spec, &path, "liveMigrationRouteConvergenceTime");
     let get = |name| spec.get(name).map(|node| (node, path.field(name)));
     Some(Body::Felix(Box::new(FelixConfiguration {
         interface_prefixes: get("interfacePrefix").and_then(|(node, path)| prefixes(decoder, node, &path)),
@@ -71,6 +73,7 @@ pub(super) fn configuration(decoder: &mut Decoder<'_>, document: &Document<'_>) 
         ipv6_normal_route_priority,
         ipv4_elevated_route_priority,
         ipv6_elevated_route_priority,
+        live_migration_route_convergence_time,
         nat_outgoing_address: get("natOutgoingAddress").and_then(|(node, path)| address(decoder, node, &path, "IP")),
         nat_outgoing_exclusions: get("natOutgoingExclusions").and_then(|(node, path)| exclusions(decoder, node, &path)),
         nat_port_range: get("natPortRange").and_then(|(node, path)| port_range(decoder, node, &path)),
@@ -292,6 +295,7 @@ const PARAMETERS: Table = &[
     ("ipv6NormalRoutePriority", Use::Read),
     ("ipv4ElevatedRoutePriority", Use::Read),
     ("ipv6ElevatedRoutePriority", Use::Read),
+    ("liveMigrationRouteConvergenceTime", Use::Read),
     ("natOutgoingAddress", Use::Read),
     ("natOutgoingExclusions", Use::Read),
     ("natPortRange", Use::Read),
@@ -394,7 +398,6 @@ const PARAMETERS: Table = &[
     ("istioAmbientMode", Use::NoEffect),
     ("istioDSCPMark", Use::NoEffect),
     ("kubeNodePortRanges", Use::NoEffect),
-    ("liveMigrationRouteConvergenceTime", Use::NoEffect),
     ("logActionRateLimit", Use::NoEffect),
     ("logActionRateLimitBurst", Use::NoEffect),
     ("logDebugFilenameRegex", Use::NoEffect),

@@ -637,6 +637,8 @@ pub struct FelixConfiguration {
     pub ipv4_elevated_route_priority: Option<u32>,
     /// `ipv6ElevatedRoutePriority`.
     pub ipv6_elevated_route_priority: Option<u32>,
+    /// `liveMigrationRouteConvergenceTime`, in seconds.
+    pub live_migration_route_convergence_time: Option<u16>,
     /// `natOutgoingAddress`.
     pub nat_outgoing_address: Option<IpAddr>,
     /// `natOutgoingExclusions`.
@@ -824,6 +826,9 @@ impl ResourceSet {
             ipv6_normal_route_priority: own.ipv6_normal_route_priority.or(default.ipv6_normal_route_priority),
             ipv4_elevated_route_priority: own.ipv4_elevated_route_priority.or(default.ipv4_elevated_route_priority),
             ipv6_elevated_route_priority: own.ipv6_elevated_route_priority.or(default.ipv6_elevated_route_priority),
+            live_migration_route_convergence_time: own
+                .live_migration_route_convergence_time
+                .or(default.live_migration_route_convergence_time),
             nat_outgoing_address: own.nat_outgoing_address.or(default.nat_outgoing_address),
             nat_outgoing_exclusions: own.nat_outgoing_exclusions.or(default.nat_outgoing_exclusions),
             nat_port_range: own.nat_port_range.or(default.nat_port_range),

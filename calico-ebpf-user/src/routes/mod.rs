@@ -3,6 +3,7 @@
 //! Routing daemons learn them from the kernel. Ours are those of our protocol whose destination is or was an address of a
 //! local workload, on its interface; nothing else is ever touched.
 
+pub mod migration;
 pub(crate) mod plan;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -13,6 +14,8 @@ use crate::dataplane::{self, netlink::Netlink, view::View};
 pub const DEFAULT_PROTOCOL: u8 = 80;
 /// `ipv4NormalRoutePriority` and `ipv6NormalRoutePriority` unless configured.
 pub const DEFAULT_PRIORITY: u32 = 1024;
+/// `ipv4ElevatedRoutePriority` and `ipv6ElevatedRoutePriority` unless configured.
+pub const DEFAULT_ELEVATED_PRIORITY: u32 = 512;
 
 /// How routes are written: `FelixConfiguration`'s parameters of these names.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +30,10 @@ pub struct RouteParameters {
     pub priority_v4: u32,
     /// `ipv6NormalRoutePriority`.
     pub priority_v6: u32,
+    /// `ipv4ElevatedRoutePriority`.
+    pub elevated_v4: u32,
+    /// `ipv6ElevatedRoutePriority`.
+    pub elevated_v6: u32,
 }
 
 impl Default for RouteParameters {
@@ -37,6 +44,8 @@ impl Default for RouteParameters {
             source_v6: None,
             priority_v4: DEFAULT_PRIORITY,
             priority_v6: DEFAULT_PRIORITY,
+            elevated_v4: DEFAULT_ELEVATED_PRIORITY,
+            elevated_v6: DEFAULT_ELEVATED_PRIORITY,
         }
     }
 }

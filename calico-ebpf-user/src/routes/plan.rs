@@ -6,7 +6,7 @@ use std::{
     net::IpAddr,
 };
 
-use super::RouteParameters;
+use super::{RouteParameters, migration::Priority};
 use crate::dataplane::netlink::Route;
 
 /// One change of the kernel's routes.
@@ -33,13 +33,18 @@ impl fmt::Display for RouteAction {
     }
 }
 
-/// The route of a workload's address.
-pub(crate) fn route(address: IpAddr, ifindex: u32, parameters: &RouteParameters) -> Route {
-    let (prefix_len, metric, source) = match address {
-        IpAddr::V4(_) => (32, parameters.priority_v4, parameters.source_v4.map(IpAddr::V4)),
-        IpAddr::V6(_) => (128, parameters.priority_v6, parameters.source_v6.map(IpAddr::V6)),
+/// The route of a workload's address, if it is to have one.
+pub(crate) fn route(address: IpAddr, ifindex: u32, priority: Priority, parameters: &RouteParameters) -> Option<Route> {
+    let (prefix_len, normal, elevated, source) = match address {
+        IpAddr::V4(_) => (32, parameters.priority_v4, parameters.elevated_v4, parameters.source_v4.map(IpAddr::V4)),
+        IpAddr::V6(_) => (128, parameters.priority_v6, parameters.elevated_v6, parameters.source_v6.map(IpAddr::V6)),
     };
-    Route { address, prefix_len, ifindex, protocol: parameters.protocol, metric, source, plain: true }
+    let metric = match priority {
+        Priority::Withheld => return None,
+        Priority::Elevated => elevated,
+        Priority::Normal => normal,
+    };
+    Some(Route { address, prefix_len, ifindex, protocol: parameters.protocol, metric, source, plain: true })
 }
 
 /// What leads from `found` (routes of the main table that carry one of our protocols) to `wanted`.
@@ -84,7 +89,7 @@ mod tests {
     }
 
     fn ours(text: &str, ifindex: u32) -> Route {
-        route(address(text), ifindex, &RouteParameters::default())
+        route(address(text), ifindex, Priority::Normal, &RouteParameters::default()).expect("a route")
     }
 
     fn owned(pairs: &[(&str, u32)]) -> BTreeSet<(IpAddr, u32)> {

@@ -17,6 +17,7 @@ mod instances;
 mod kernel;
 mod lab;
 mod look;
+mod migration;
 mod mtu;
 mod nat_outgoing;
 mod neighbours;

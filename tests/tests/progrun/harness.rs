@@ -188,7 +188,7 @@ impl World {
                     mtu: 1500,
                     mac: name.mac,
                     host_mac: HOST_MAC,
-                    reserved: 0,
+                    takeover: 0,
                     policy: [PolicyRef { egress_table: ALLOW, ingress_table: ALLOW, egress_epoch: 1, ingress_epoch: 1 };
                         2],
                 }

@@ -8,6 +8,7 @@ pub mod files;
 pub mod frr;
 pub mod gobgp;
 pub mod keeper;
+pub mod migrate;
 pub mod plan;
 pub mod router;
 pub mod view;

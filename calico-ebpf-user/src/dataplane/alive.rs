@@ -1,0 +1,267 @@
+//! Workloads that come from other nodes: seen as soon as they are alive here.
+//!
+//! A packet socket on the interface sees every frame before the programs do. What counts is what only the workload itself
+//! sends once it runs: not the messages with which its end of the link comes up. Who has announced itself before anybody
+//! listened, or has nothing to say, is asked for its address.
+
+use std::{fmt, future::poll_fn, io, net::IpAddr, os::fd::OwnedFd, task::Poll};
+
+use rustix::net::{RecvFlags, SendFlags, recv, send};
+use tokio::io::unix::AsyncFd;
+
+use super::sys;
+
+const ARP: [u8; 2] = [0x08, 0x06];
+const RARP: [u8; 2] = [0x80, 0x35];
+const IPV4: [u8; 2] = [0x08, 0x00];
+const IPV6: [u8; 2] = [0x86, 0xdd];
+const ICMPV6: u8 = 58;
+const SOLICITATION: u8 = 135;
+const ADVERTISEMENT: u8 = 136;
+/// The gateway that Calico gives to every workload: who asks is known to it.
+const GATEWAY: [u8; 4] = [169, 254, 1, 1];
+
+/// A workload that is waited for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Awaited {
+    /// `namespace/name`.
+    pub endpoint: String,
+    /// Its interface.
+    pub ifindex: u32,
+    /// The interface's own MAC address.
+    pub host_mac: [u8; 6],
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Its MAC address, where configured.
+    pub mac: Option<[u8; 6]>,
+}
+
+/// Listens for signs of life.
+#[derive(Default)]
+pub struct Signs {
+    sockets: Vec<(Awaited, AsyncFd<OwnedFd>)>,
+}
+
+impl fmt::Debug for Signs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.sockets.iter().map(|(awaited, _)| awaited)).finish()
+    }
+}
+
+impl Signs {
+    /// Listens for these, and for nobody else. Those that are new are asked at once. Needs a tokio runtime.
+    pub fn listen(&mut self, awaited: Vec<Awaited>) {
+        self.sockets.retain(|(known, _)| awaited.contains(known));
+        for one in awaited {
+            if self.sockets.iter().any(|(known, _)| *known == one) {
+                continue;
+            }
+            match sys::packet_socket(one.ifindex) {
+                Ok(socket) => {
+                    ask(&one, &socket);
+                    self.sockets.push((one, socket));
+                }
+                Err(error) => tracing::warn!(endpoint = one.endpoint, %error, "cannot listen for its first packet"),
+            }
+        }
+    }
+
+    /// Asks all that are waited for once more.
+    pub fn ask(&self) {
+        self.sockets.iter().for_each(|(awaited, socket)| ask(awaited, socket));
+    }
+
+    /// Waits until one is alive, and says which. May be dropped and called again without losing anything.
+    pub async fn next(&mut self) -> String {
+        let alive = poll_fn(|context| {
+            for (awaited, socket) in &self.sockets {
+                while let Poll::Ready(Ok(mut ready)) = socket.poll_read_ready(context) {
+                    // More than what is looked at does not matter.
+                    let mut frame = [0; 128];
+                    let received = ready.try_io(|socket| {
+                        recv(socket.get_ref(), &mut frame[..], RecvFlags::DONTWAIT).map_err(io::Error::from)
+                    });
+                    match received {
+                        Ok(Ok((length, _))) if is_sign(&frame[..length], awaited) => {
+                            return Poll::Ready(awaited.endpoint.clone());
+                        }
+                        Ok(Ok(_)) => {}
+                        // The interface is down or gone: notifications tell.
+                        Ok(Err(error)) => {
+                            tracing::debug!(endpoint = awaited.endpoint, %error, "while listening");
+                        }
+                        Err(_would_block) => {}
+                    }
+                }
+            }
+            Poll::Pending
+        });
+        alive.await
+    }
+}
+
+fn ask(awaited: &Awaited, socket: &AsyncFd<OwnedFd>) {
+    for question in questions(awaited) {
+        // An interface that is down takes nothing: it is asked again.
+        if let Err(error) = send(socket.get_ref(), &question, SendFlags::DONTWAIT) {
+            tracing::debug!(endpoint = awaited.endpoint, %error, "cannot ask it for its address");
+        }
+    }
+}
+
+/// Whether a frame that came in on its interface is the workload's own. Pure.
+fn is_sign(frame: &[u8], awaited: &Awaited) -> bool {
+    let bytes = |from: usize, length: usize| frame.get(from..from + length).unwrap_or_default();
+    if awaited.mac.is_some_and(|mac| bytes(6, 6) != mac) {
+        return false;
+    }
+    let own = |from: usize, v4: bool| {
+        awaited.addresses.iter().any(|address| match address {
+            IpAddr::V4(address) => v4 && bytes(from, 4) == address.octets(),
+            IpAddr::V6(address) => !v4 && bytes(from, 16) == address.octets(),
+        })
+    };
+    match bytes(12, 2) {
+        // What a hypervisor sends in the name of a guest that has arrived.
+        kind if kind == RARP => true,
+        kind if kind == ARP => own(28, true),
+        kind if kind == IPV4 => own(26, true),
+        kind if kind == IPV6 => {
+            own(22, false) || bytes(20, 1) == [ICMPV6] && bytes(54, 1) == [ADVERTISEMENT] && own(62, false)
+        }
+        _ => false,
+    }
+}
+
+/// What a workload that is alive answers: a question for one of its addresses of each family. Pure.
+fn questions(awaited: &Awaited) -> Vec<Vec<u8>> {
+    let v4 = awaited.addresses.iter().find_map(|address| match address {
+        IpAddr::V4(address) => Some(arp_request(awaited.host_mac, address.octets())),
+        IpAddr::V6(_) => None,
+    });
+    let v6 = awaited.addresses.iter().find_map(|address| match address {
+        IpAddr::V6(address) => Some(solicitation(awaited.host_mac, address.octets())),
+        IpAddr::V4(_) => None,
+    });
+    v4.into_iter().chain(v6).collect()
+}
+
+fn arp_request(mac: [u8; 6], target: [u8; 4]) -> Vec<u8> {
+    let mut frame = vec![0xff; 6];
+    frame.extend(mac);
+    frame.extend(ARP);
+    frame.extend([0, 1, 8, 0, 6, 4, 0, 1]);
+    frame.extend(mac);
+    frame.extend(GATEWAY);
+    frame.extend([0; 6]);
+    frame.extend(target);
+    frame
+}
+
+/// RFC 4861, section 4.3, from the interface's link-local address: the gateway of workloads.
+fn solicitation(mac: [u8; 6], target: [u8; 16]) -> Vec<u8> {
+    let [a, b, c, d, e, f] = mac;
+    let source = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f];
+    let last = [target[13], target[14], target[15]];
+    let mut group = [0; 16];
+    group[..2].copy_from_slice(&[0xff, 2]);
+    group[11..].copy_from_slice(&[1, 0xff, last[0], last[1], last[2]]);
+    let mut message = vec![SOLICITATION, 0, 0, 0, 0, 0, 0, 0];
+    message.extend(target);
+    message.extend([1, 1]);
+    message.extend(mac);
+    let length = message.len() as u16;
+    let summed = [&source[..], &group, &u32::from(length).to_be_bytes(), &[0, 0, 0, ICMPV6], &message].concat();
+    message[2..4].copy_from_slice(&checksum(&summed).to_be_bytes());
+    let mut frame = vec![0x33, 0x33, 0xff, last[0], last[1], last[2]];
+    frame.extend(mac);
+    frame.extend(IPV6);
+    frame.extend([0x60, 0, 0, 0]);
+    frame.extend(length.to_be_bytes());
+    frame.extend([ICMPV6, 255]);
+    frame.extend(source);
+    frame.extend(group);
+    frame.extend(message);
+    frame
+}
+
+/// The Internet checksum of an even number of bytes.
+fn checksum(bytes: &[u8]) -> u16 {
+    let words = bytes.as_chunks::<2>().0.iter();
+    let mut sum: u32 = words.map(|word| u32::from(u16::from_be_bytes(*word))).sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !(sum as u16)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+
+    fn awaited() -> Awaited {
+        Awaited {
+            endpoint: "a/b".to_owned(),
+            ifindex: 7,
+            host_mac: [0xee; 6],
+            addresses: vec![IpAddr::from([10, 0, 0, 1]), "fd00::1".parse().expect("an address")],
+            mac: None,
+        }
+    }
+
+    fn arp(sender: [u8; 4]) -> Vec<u8> {
+        let mut frame = arp_request(MAC, [10, 0, 0, 1]);
+        frame[28..32].copy_from_slice(&sender);
+        frame
+    }
+
+    #[test]
+    fn what_only_the_workload_sends_is_a_sign_of_life() {
+        let awaited = awaited();
+        assert!(is_sign(&arp([10, 0, 0, 1]), &awaited), "a gratuitous ARP");
+        assert!(!is_sign(&arp([0; 4]), &awaited), "whether the address is taken");
+        assert!(!is_sign(&arp([10, 0, 0, 2]), &awaited), "somebody else's");
+        let mut rarp = arp([0; 4]);
+        rarp[12..14].copy_from_slice(&RARP);
+        assert!(is_sign(&rarp, &awaited));
+        let mut packet = vec![0; 60];
+        packet[12..14].copy_from_slice(&IPV4);
+        packet[26..30].copy_from_slice(&[10, 0, 0, 1]);
+        assert!(is_sign(&packet, &awaited), "its first packet");
+        packet[26] = 11;
+        assert!(!is_sign(&packet, &awaited));
+        assert!(!is_sign(&packet[..20], &awaited));
+        assert!(!is_sign(&[], &awaited));
+        let with_mac = Awaited { mac: Some([9; 6]), ..awaited };
+        assert!(!is_sign(&arp([10, 0, 0, 1]), &with_mac), "another one's MAC address");
+    }
+
+    #[test]
+    fn neighbours_of_ipv6_are_told_from_the_noise_of_a_link_that_comes_up() {
+        let awaited = awaited();
+        let target = "fd00::1".parse::<std::net::Ipv6Addr>().expect("an address").octets();
+        let mut frame = solicitation(MAC, target);
+        assert!(!is_sign(&frame, &awaited), "it looks whether the address is taken");
+        frame[54] = ADVERTISEMENT;
+        assert!(is_sign(&frame, &awaited), "it tells that it has the address");
+        frame[77] = 9;
+        assert!(!is_sign(&frame, &awaited), "another address");
+        frame[54] = 143;
+        assert!(!is_sign(&frame, &awaited), "a multicast listener");
+    }
+
+    #[test]
+    fn questions_are_well_formed() {
+        let [v4, v6] = questions(&awaited()).try_into().expect("one for each family");
+        assert_eq!(v4.len(), 42);
+        assert_eq!(v4[38..], [10, 0, 0, 1]);
+        assert_eq!(v6.len(), 14 + 40 + 32);
+        assert_eq!(v6[..6], [0x33, 0x33, 0xff, 0, 0, 1]);
+        assert_eq!(v6[22..38], "fe80::ecee:eeff:feee:eeee".parse::<std::net::Ipv6Addr>().expect("it").octets());
+        // A right checksum makes the sum all ones.
+        let summed = [&v6[22..54], &32_u32.to_be_bytes(), &[0, 0, 0, ICMPV6], &v6[54..]].concat();
+        assert_eq!(checksum(&summed), 0);
+    }
+}
