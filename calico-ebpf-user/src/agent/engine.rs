@@ -27,7 +27,10 @@ use crate::{
         Shared,
         model::{FelixConfiguration, WorkloadEndpoint},
     },
-    routes::migration::{Migrations, Pace, moves},
+    routes::{
+        claim::{Change, Claim, Yielded},
+        migration::{Migrations, Pace, Priority, moves, priority},
+    },
 };
 
 /// Errors of a refused load that are logged; `status` and `validate` have them all.
@@ -75,6 +78,10 @@ pub(super) struct Engine {
     host_addresses: BTreeSet<IpAddr>,
     /// Workloads that come from other nodes.
     migrations: Migrations,
+    /// Workloads that are left to other hosts.
+    yielded: Yielded,
+    /// Better routes of other programs to addresses of our workloads.
+    overruled: Vec<String>,
     /// The last apply did not get through: the next one has to do it again.
     unfinished: bool,
     applied: Applied,
@@ -119,6 +126,8 @@ impl Engine {
             accepted: Arc::new(accepted),
             host_addresses: BTreeSet::new(),
             migrations,
+            yielded: Yielded::default(),
+            overruled: Vec::new(),
             unfinished: true,
             applied: Applied::default(),
             desired: Desired::default(),
@@ -129,6 +138,7 @@ impl Engine {
         // What an earlier process left may be long ago.
         let now = engine.dataplane.now().context("cannot read the clock")?;
         engine.migrations.settle(now, engine.pace());
+        engine.heed_claims();
         engine.put_in_force(Arc::clone(&engine.accepted))?;
         engine.loaded(Vec::new(), warnings);
         Ok(engine)
@@ -189,7 +199,7 @@ impl Engine {
 
     fn try_resync(&mut self) -> anyhow::Result<()> {
         let observed = self.dataplane.observe().context("cannot look at the host's links and addresses")?;
-        if self.unfinished || observed.host_addresses != self.host_addresses {
+        if self.heed_claims() || self.unfinished || observed.host_addresses != self.host_addresses {
             self.put_in_force(Arc::clone(&self.accepted)).map(drop)
         } else {
             let desired = self.desired();
@@ -220,7 +230,7 @@ impl Engine {
         may_spare: bool,
     ) -> anyhow::Result<Changes> {
         let begin = Instant::now();
-        let plan = self.store.plan(&accepted.compiled, &host_addresses)?;
+        let plan = self.plan(&accepted, &host_addresses)?;
         tracing::debug!(plan = ?begin.elapsed(), writes = plan.prepare.len(), "what to do is known");
         let migrations = self.migrations_to(&accepted);
         let desired = desired(&accepted, &plan.next, &self.node, &self.uplinks, &migrations);
@@ -251,6 +261,60 @@ impl Engine {
                 Err(error.into())
             }
         }
+    }
+
+    /// What to do for a set to be in force, but for workloads that are left to others.
+    fn plan(&self, accepted: &Accepted, host_addresses: &BTreeSet<IpAddr>) -> anyhow::Result<Plan> {
+        if self.yielded.is_empty() {
+            return Ok(self.store.plan(&accepted.compiled, host_addresses)?);
+        }
+        let mut compiled = accepted.compiled.clone();
+        compiled.workloads.retain(|name, _| !self.yielded.has(name));
+        Ok(self.store.plan(&compiled, host_addresses)?)
+    }
+
+    /// Looks at what other hosts say about our workloads' addresses; whether that changes which of them are ours.
+    fn heed_claims(&mut self) -> bool {
+        let Self { dataplane, accepted, migrations, .. } = self;
+        // Who is moving here goes before the others, or has not come.
+        let settled =
+            accepted.compiled.workloads.iter().filter(|(name, _)| priority(migrations.get(name)) == Priority::Normal);
+        let (claims, overruled) = match dataplane.claims(settled.map(|(name, local)| (name, &*local.addresses))) {
+            Ok(found) => found,
+            Err(error) => {
+                tracing::debug!("what other hosts say is not known: {error}");
+                return false;
+            }
+        };
+        for line in overruled.iter().filter(|line| !self.overruled.contains(line)) {
+            tracing::warn!("{line}");
+        }
+        self.overruled = overruled;
+        let workloads = &self.accepted.compiled.workloads;
+        self.yielded.retain(|name| workloads.contains_key(name));
+        let changes = self.yielded.update(&claims, &self.node, Instant::now());
+        for change in &changes {
+            match change {
+                Change::Yield(endpoint, Claim { address, via }) => tracing::warn!(
+                    endpoint, %address, via = via.map(|via| via.to_string()),
+                    "another host has this workload, too, and the better route: it is left to that one"
+                ),
+                Change::TakeBack(endpoint) => {
+                    tracing::info!(endpoint, "no other host has this workload any more: it is ours again");
+                }
+            }
+        }
+        !changes.is_empty()
+    }
+
+    /// Workloads that are left to other hosts.
+    pub(super) fn yielded(&self) -> &Yielded {
+        &self.yielded
+    }
+
+    /// Better routes of other programs to addresses of our workloads.
+    pub(super) fn overruled(&self) -> &[String] {
+        &self.overruled
     }
 
     /// All but policy, as it is to be now.

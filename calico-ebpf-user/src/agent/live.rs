@@ -28,7 +28,7 @@ use crate::{
     observe::{
         clock,
         metrics::Numbers,
-        status::{Problem, Status},
+        status::{Problem, Status, YieldedState},
     },
     policy::staged::Staged,
 };
@@ -142,11 +142,18 @@ impl Live {
 
     /// The next thing to do without being told.
     fn wake(&self) -> Instant {
-        [Some(self.next_resync), self.retry, self.look, self.settle, self.confirmation.deadline()]
-            .into_iter()
-            .flatten()
-            .min()
-            .unwrap_or(self.next_resync)
+        [
+            Some(self.next_resync),
+            self.retry,
+            self.look,
+            self.settle,
+            self.engine.yielded().next(),
+            self.confirmation.deadline(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+        .unwrap_or(self.next_resync)
     }
 
     fn timers(&mut self) {
@@ -168,7 +175,7 @@ impl Live {
             }
             self.look = Some(now);
         }
-        if [self.retry, self.look].into_iter().flatten().any(|at| at <= now) {
+        if [self.retry, self.look, self.engine.yielded().next()].into_iter().flatten().any(|at| at <= now) {
             self.resync();
         }
     }
@@ -306,6 +313,8 @@ impl Live {
             ..Status::default()
         };
         status.applied(self.engine.applied());
+        status.yielded = self.engine.yielded().iter().map(YieldedState::from).collect();
+        status.faults.extend_from_slice(self.engine.overruled());
         let counted = self.engine.dataplane().view().and_then(|view| status.counted(&view));
         if let Err(error) = counted {
             status.faults.push(format!("the counters cannot be read: {error}"));

@@ -7,9 +7,6 @@ use ipnet::IpNet;
 use super::{FAMILIES, Family, NodeBgp, SUM, Session};
 use crate::resources::model::{BgpFilterRule, BgpNextHop, BgpOperation, Community};
 
-/// A local preference above this is the counterpart of a metric, not somebody's own.
-const LEAST_OF_METRICS: u32 = 1 << 30;
-
 /// What BIRD shall do on a node. `hold_time`: how long a peer without a sign of life is believed to be there, in seconds.
 #[must_use]
 pub fn bird(node: &NodeBgp, hold_time: u16) -> String {
@@ -34,10 +31,11 @@ pub fn bird(node: &NodeBgp, hold_time: u16) -> String {
 
 fn family_part(text: &mut String, node: &NodeBgp, family: Family) {
     let Family { number: n, whole, .. } = family;
-    let [normal, _] = node.priorities_of(family);
+    let [normal, moving] = node.priorities_of(family);
     let blocks: Vec<&IpNet> = node.blocks.iter().filter(|block| family.has(block)).collect();
     let of_workload = of_workload(node);
     let elevated = SUM - normal;
+    let single = moving + 1;
     text.push_str(&format!(
         "\n# A workload that is moving has a lower metric than {normal}, and wins over what others say.\n\
          filter calico_learn{n} {{\n  \
@@ -46,8 +44,9 @@ fn family_part(text: &mut String, node: &NodeBgp, family: Family) {
          filter calico_program{n} {{\n  \
          if source = RTS_STATIC then accept;\n  \
          if source != RTS_BGP then reject;\n  \
-         if defined(bgp_local_pref) && bgp_local_pref > {LEAST_OF_METRICS} then krt_metric = {SUM} - bgp_local_pref;\n  \
-         else krt_metric = {normal};\n  \
+         # What others say about a single address wins over a workload's route here, if it is not moving here. One metric for\n  \
+         # each net: where it changes, BIRD leaves the old route behind.\n  \
+         if net.len = {whole} then krt_metric = {single}; else krt_metric = {normal};\n  \
          accept;\n}}\n\
          function calico_import{n}() {{\n  \
          if defined(bgp_local_pref) && bgp_local_pref > {elevated} then preference = 200;\n  \

@@ -21,15 +21,13 @@ use crate::{
     resources::model::{
         BgpConfiguration, BgpFilter, BgpNextHop, BgpPeer, BgpPeerAt, Node, PrefixAdvertisement, ResourceSet,
     },
-    routes::DEFAULT_PRIORITY,
+    routes::{DEFAULT_ELEVATED_PRIORITY, DEFAULT_PRIORITY},
 };
 
 /// Calico's AS number where none is given.
 const DEFAULT_AS: u32 = 64512;
 /// What BIRD waits for one that restarts, unless told otherwise: seconds.
 const DEFAULT_RESTART_TIME: u16 = 120;
-/// Metric of the route of a workload that is moving, unless told otherwise.
-const DEFAULT_ELEVATED_PRIORITY: u32 = 512;
 /// What metric and local preference of one route add up to, as in Calico's own configuration.
 const SUM: u32 = 2_147_483_647;
 

@@ -111,6 +111,7 @@ fn render(status: &Status) -> String {
         let errors = load.errors.iter().map(|problem| format!("error: {problem}"));
         errors.chain(load.warnings.iter().map(|problem| format!("warning: {problem}")))
     });
+    let problems = problems.chain(status.yielded.iter().map(|yielded| format!("left to others: {yielded}")));
     for line in problems.chain(status.faults.iter().map(|fault| format!("fault: {fault}"))) {
         text.push_str(&line);
         text.push('\n');

@@ -24,7 +24,7 @@ use super::{
     load::{self, Programs},
     nat_outgoing,
     neighbours::{self, Answerer},
-    netlink::{Hook, Link, LinkTable, Netlink, Route},
+    netlink::{Hook, HostRoute, Link, LinkTable, Netlink, Route},
     nft, reassembly, sys, sysctl,
     tables::{ConnLimits, Owner, Snapshot, Tables, timeouts},
     tc::{Expected, Hooks},
@@ -37,6 +37,7 @@ use crate::{
     resources::model::HostInterface,
     routes::{
         RouteParameters, RouteStatus,
+        claim::{Claim, TOLD_BY_DAEMONS},
         migration::{Migration, Migrations, Stage, priority},
         plan::{RouteAction, plan as plan_routes, route},
     },
@@ -374,6 +375,34 @@ impl Dataplane {
             }
         }
         Ok(())
+    }
+
+    /// What routing daemons say of addresses of these workloads, where that is better than our own routes; and what others do, for
+    /// people.
+    ///
+    /// # Errors
+    /// If netlink fails.
+    pub fn claims<'a>(
+        &mut self,
+        workloads: impl Iterator<Item = (&'a String, &'a [IpAddr])>,
+    ) -> Result<(BTreeMap<String, Claim>, Vec<String>)> {
+        let (mut claims, mut others) = (BTreeMap::new(), Vec::new());
+        for (name, addresses) in workloads {
+            for address in addresses {
+                let found = self.netlink.host_route(*address).map_err(DataplaneError::io("look for a route"))?;
+                let Some(HostRoute { route, via }) = found else { continue };
+                if TOLD_BY_DAEMONS.contains(&route.protocol) && !self.info.route_protocols.contains(&route.protocol) {
+                    claims.insert(name.clone(), Claim { address: *address, via });
+                } else if !self.info.route_protocols.contains(&route.protocol) {
+                    others.push(format!(
+                        "{address} of {name}: another program's route (protocol {}, metric {}) is better than ours; it is \
+                         left alone, and traffic follows it",
+                        route.protocol, route.metric
+                    ));
+                }
+            }
+        }
+        Ok((claims, others))
     }
 
     /// Leaves word of those that come from other nodes before their policy is in force.

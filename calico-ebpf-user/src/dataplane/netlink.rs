@@ -15,7 +15,9 @@ use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressMessage},
     link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp},
-    route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType},
+    route::{
+        RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+    },
     tc::{TcAttribute, TcBpfFlags, TcFilterBpf, TcFilterBpfOption, TcHandle, TcMessage, TcOption},
 };
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
@@ -56,6 +58,14 @@ pub(crate) struct Route {
     pub(crate) source: Option<IpAddr>,
     /// Scope link (always so for IPv6, which has none), unicast, no gateway: of the form that ours have.
     pub(crate) plain: bool,
+}
+
+/// A route to one address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct HostRoute {
+    pub(crate) route: Route,
+    /// The next hop, where there is one.
+    pub(crate) via: Option<IpAddr>,
 }
 
 /// A `cls_bpf` filter.
@@ -215,6 +225,39 @@ impl Netlink {
             }
         }
         Ok(routes.iter().filter_map(parse_route).collect())
+    }
+
+    /// The route by which the kernel would send to an address, if it is one to that very address.
+    pub(crate) fn host_route(&mut self, address: IpAddr) -> io::Result<Option<HostRoute>> {
+        let mut message = RouteMessage::default();
+        let whole = if address.is_ipv4() { 32 } else { 128 };
+        message.header.address_family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+        message.header.destination_prefix_length = whole;
+        message.header.flags = RouteFlags::FibMatch;
+        message.attributes.push(RouteAttribute::Destination(address.into()));
+        let answers = match self.request(&RouteNetlinkMessage::GetRoute(message), NLM_F_REQUEST) {
+            // There is none, or one that says so.
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EINVAL | libc::EACCES | libc::ESRCH)
+                ) =>
+            {
+                return Ok(None);
+            }
+            answers => answers?,
+        };
+        Ok(answers.iter().find_map(|answer| match answer {
+            RouteNetlinkMessage::NewRoute(message) => {
+                let route = parse_route(message).filter(|route| route.prefix_len == whole)?;
+                let via = message.attributes.iter().find_map(|attribute| match attribute {
+                    RouteAttribute::Gateway(gateway) => ip(gateway),
+                    _ => None,
+                });
+                Some(HostRoute { route, via })
+            }
+            _ => None,
+        }))
     }
 
     /// Indices of the devices of the default routes of the main table, best metric first.

@@ -9,6 +9,7 @@ use crate::{
     dataplane::{self, Applied, Attachment, NatTable, UplinkXdp, view::View},
     routes::{
         RouteStatus,
+        claim::Claim,
         migration::{Migration, Priority, priority},
     },
 };
@@ -37,6 +38,9 @@ pub struct Status {
     pub workloads: Vec<WorkloadState>,
     /// The host endpoints.
     pub host_endpoints: Vec<HostEndpointState>,
+    /// Workloads that the files have here and that are left to other hosts, which have the better route.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub yielded: Vec<YieldedState>,
     /// The interfaces towards other hosts.
     pub uplinks: Vec<String>,
     /// How it is with XDP on the uplinks that have untracked policy.
@@ -135,6 +139,31 @@ pub struct WorkloadState {
     /// Where it comes from another node: how far that is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub migration: Option<MigrationState>,
+}
+
+/// A workload that is left to another host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct YieldedState {
+    /// `NAMESPACE/NAME`.
+    pub endpoint: String,
+    /// The address that the other host has, too.
+    pub address: IpAddr,
+    /// The way to it.
+    pub via: Option<IpAddr>,
+}
+
+impl From<(&String, &Claim)> for YieldedState {
+    fn from((endpoint, claim): (&String, &Claim)) -> Self {
+        Self { endpoint: endpoint.clone(), address: claim.address, via: claim.via }
+    }
+}
+
+impl fmt::Display for YieldedState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { endpoint, address, via } = self;
+        write!(f, "{endpoint}: another host has {address}, too, and the better route")?;
+        via.map_or(Ok(()), |via| write!(f, " (via {via})"))
+    }
 }
 
 /// A workload that comes from another node.

@@ -3,6 +3,7 @@
 //! Routing daemons learn them from the kernel. Ours are those of our protocol whose destination is or was an address of a
 //! local workload, on its interface; nothing else is ever touched.
 
+pub mod claim;
 pub mod migration;
 pub(crate) mod plan;
 

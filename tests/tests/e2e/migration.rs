@@ -14,7 +14,10 @@ use calico_ebpf_tests::{
     resources::{self, policy},
     stream::{Beat, Talk},
 };
-use xtask::cluster::{files, migrate::Landing};
+use xtask::{
+    cluster::{files, migrate::Landing, plan::Options},
+    program::{Instance, Program},
+};
 
 const PACE: Duration = Duration::from_millis(2);
 /// What is lost at most on a busy machine: a tenth of what Calico documents. `docs/migration.md` has what it is on a quiet one.
@@ -123,4 +126,136 @@ fn a_workload_moves_and_its_connections_with_it() {
     hosts.denied("w2", "w1", Tcp(80));
     hosts.allowed("w3", "w1", Tcp(80));
     hosts.allowed("outside", "w1", Tcp(80));
+    // Who has not heard of it sends to the old host, which passes it on.
+    let outside = hosts.namespace("outside");
+    let old = ["192.0.2.11", "2001:db8:2::b"];
+    let lines = w1.iter().zip(old).map(|(address, old)| format!("route replace {address} via {old} metric 1\n"));
+    outside.ip_batch(&lines.collect::<String>()).expect("routes");
+    hosts.allowed("outside", "w1", Tcp(80));
+}
+
+#[test]
+fn a_route_waits_for_a_sign_of_life_but_not_where_nothing_is_known() {
+    let Some(mut hosts) = Hosts::start(Options { hosts: 2, workloads: 2, ..MESH }) else { return };
+    let landing = Landing::prepare(&hosts.cluster.view, "w1", "host2").expect("a second interface");
+    say(&hosts, "host2");
+    hosts.reload();
+    let has_route = |hosts: &Hosts, host: &str| routes(hosts, host).contains("caliw1");
+    eventually("the old host to withdraw", CONVERGENCE, || !has_route(&hosts, "host1"));
+    // Asked once a second, what is not there does not answer.
+    thread::sleep(Duration::from_millis(1500));
+    assert_eq!(migration(&hosts, "host2").as_deref(), Some("withheld"), "{}", hosts.describe());
+    assert!(!has_route(&hosts, "host2"), "{}", hosts.describe());
+    // The next process goes on waiting.
+    hosts.cluster.take_program("host2").expect("it runs").kill();
+    hosts.cluster.start_program("host2").expect("starts");
+    assert_eq!(migration(&hosts, "host2").as_deref(), Some("withheld"), "{}", hosts.describe());
+    assert!(!has_route(&hosts, "host2"), "{}", hosts.describe());
+    // It says nothing by itself, and answers.
+    landing.cut_over().expect("moves");
+    eventually("a sign of life", CONVERGENCE, || migration(&hosts, "host2").as_deref() == Some("elevated"));
+    hosts.soon_allowed("w2", "w1", Tcp(80));
+    hosts.soon_allowed("outside", "w1", Tcp(80));
+    // One that starts anew knows nothing of another node, and does not wait.
+    let program = hosts.cluster.take_program("host2").expect("it runs");
+    program.stop().expect("purges");
+    assert!(!has_route(&hosts, "host2"), "{}", hosts.describe());
+    hosts.cluster.start_program("host2").expect("starts");
+    assert_eq!(migration(&hosts, "host2"), None);
+    assert!(has_route(&hosts, "host2"), "{}", hosts.describe());
+    hosts.soon_allowed("outside", "w1", Tcp(80));
+}
+
+#[test]
+fn agents_killed_meanwhile_leave_nothing_wrong() {
+    let Some(mut hosts) = Hosts::start(Options { hosts: 2, workloads: 2, ..MESH }) else { return };
+    let (name, value) = SOON_NORMAL;
+    hosts.enforce(&[resources::felix(name, value)]);
+    let foreign = [
+        "10.65.1.50 via 192.0.2.2 dev up0 proto static metric 4000",
+        "10.65.9.9 dev up0 proto 80 scope link metric 1024",
+    ];
+    for host in ["host1", "host2"] {
+        let lines = foreign.map(|route| format!("route add {route}\n")).concat();
+        hosts.namespace(host).ip_batch(&lines).expect("routes");
+    }
+    let landing = Landing::prepare(&hosts.cluster.view, "w1", "host2").expect("a second interface");
+    let mut there = false;
+    for (killed, delay) in [("host2", 0), ("host1", 0), ("host1", 4), ("host2", 8), ("host2", 20), ("host1", 50)] {
+        there = !there;
+        let (new, old) = if there { ("host2", "host1") } else { ("host1", "host2") };
+        say(&hosts, new);
+        if there { landing.cut_over() } else { landing.go_back() }.expect("moves");
+        thread::sleep(Duration::from_millis(delay));
+        hosts.cluster.take_program(killed).expect("it runs").kill();
+        hosts.cluster.start_program(killed).expect("starts");
+        let what = format!("{new} alone to have routes, {killed} killed after {delay} ms");
+        let own = |hosts: &Hosts, host: &str| routes(hosts, host).matches("dev caliw1").count();
+        let begin = Instant::now();
+        while own(&hosts, new) != 2 || own(&hosts, old) != 0 {
+            assert!(begin.elapsed() < CONVERGENCE, "{what}\n{}", hosts.describe());
+            thread::sleep(Duration::from_millis(20));
+        }
+        for from in ["w2", "outside"] {
+            hosts.soon_allowed(from, "w1", Tcp(80));
+        }
+        for host in ["host1", "host2"] {
+            let all = hosts.namespace(host).ip("-d route show").expect("routes");
+            let there = |route: &str| all.contains(route.split(" dev").next().unwrap_or_default());
+            assert!(foreign.iter().all(|route| there(route)), "{what}: {all}");
+        }
+    }
+    eventually("normal routes", CONVERGENCE, || {
+        ["host1", "host2"].iter().all(|host| !routes(&hosts, host).contains("metric 512"))
+    });
+    hosts.allowed("w2", "w1", Tcp(80));
+}
+
+#[test]
+fn of_two_hosts_that_claim_a_workload_one_steps_back() {
+    let Some(mut hosts) = Hosts::start(Options { hosts: 3, workloads: 3, ..MESH }) else { return };
+    let landing = Landing::prepare(&hosts.cluster.view, "w1", "host2").expect("a second interface");
+    // host2 reads other files, which say that w1 is there.
+    let view = hosts.cluster.view.clone();
+    let other = view.base().join("other");
+    std::fs::create_dir_all(&other).expect("a directory");
+    for entry in std::fs::read_dir(view.config()).expect("files").flatten() {
+        std::fs::copy(entry.path(), other.join(entry.file_name())).expect("copies");
+    }
+    let claim = |claimed: bool| {
+        let text = files::workloads(&view.plan, &view.options, |workload| {
+            if workload.name == "w1" && claimed { "host2".to_owned() } else { workload.host.clone() }
+        });
+        std::fs::write(other.join(".new"), text).expect("writes");
+        std::fs::rename(other.join(".new"), other.join("workloads.yaml")).expect("renames");
+    };
+    let instance = hosts.cluster.program("host2").expect("it runs").instance.clone();
+    hosts.cluster.take_program("host2").expect("it runs").kill();
+    let log = view.log("host2", "calico-ebpf");
+    let more = ["--listen", "off", "--connections", "65536"];
+    let program = Program::start(Instance { config: other.clone(), ..instance }, &more, Some(&log)).expect("starts");
+    claim(true);
+    landing.cut_over().expect("moves");
+    let host1 = hosts.cluster.program("host1").expect("it runs").instance.clone();
+    let yielded = || host1.status().expect("status")["yielded"][0]["endpoint"].as_str().unwrap_or_default().to_owned();
+    eventually("host1 to step back", CONVERGENCE, || yielded().contains("w1"));
+    assert!(!routes(&hosts, "host1").contains("caliw1"), "{}", hosts.describe());
+    assert!(host1.query(&["status"]).expect("status").contains("another host has"), "{}", hosts.describe());
+    for from in ["w2", "w3", "outside"] {
+        hosts.soon_allowed(from, "w1", Tcp(80));
+    }
+    // It stays so.
+    thread::sleep(Duration::from_secs(3));
+    assert!(yielded().contains("w1"), "{}", hosts.describe());
+    // The other one gives up: it comes back.
+    claim(false);
+    landing.go_back().expect("moves");
+    eventually("host1 to take it back", CONVERGENCE, || yielded().is_empty());
+    assert_eq!(routes(&hosts, "host1").matches("dev caliw1").count(), 2, "{}", hosts.describe());
+    for from in ["w2", "w3", "outside"] {
+        hosts.soon_allowed(from, "w1", Tcp(80));
+    }
+    let said = std::fs::read_to_string(view.log("host1", "calico-ebpf")).expect("a log");
+    assert!(said.contains("it is left to that one") && said.contains("it is ours again"), "{said}");
+    drop(program);
 }

@@ -1,6 +1,8 @@
 //! Every shape of packet: what is whole passes where policy allows it, what is not is dropped with the right reason.
 
-use calico_ebpf_common::abi::{DROP_REASONS, DropReason, EVENTS, Event, settings_flags, tcp_state};
+use calico_ebpf_common::abi::{
+    DROP_REASONS, DropReason, EVENTS, Event, NO_SLOT, names, settings_flags, tcp_state, workload_flags,
+};
 use etherparse::{
     Icmpv4Type, IpFragOffset, IpNumber, Ipv4Header, Ipv4Options, Ipv6FragmentHeader, Ipv6Header, Ipv6RawExtHeader,
     PacketBuilder,
@@ -8,7 +10,7 @@ use etherparse::{
 
 use crate::{
     frames::{ACK, SYN, SYN_ACK, Tcp, fragment, icmpv6, tcp4, udp4, udp4_size, udp6, unreachable4},
-    harness::{A, ALLOW, B, DENY, DROP, HOST_MAC, OUTSIDE4, OUTSIDE6, REDIRECT, STACK, UPLINK, World},
+    harness::{A, ALLOW, B, DENY, DROP, HOST_MAC, OUTSIDE4, OUTSIDE6, REDIRECT, STACK, UPLINK, World, owned},
 };
 
 /// A packet of any protocol from workload A.
@@ -299,6 +301,53 @@ fn after_a_takeover_segments_are_of_either_orientation() {
     assert_eq!(world.from_b(&tcp4(B.v4, 82, A.v4, 1000, SYN)).action, DROP, "that is new");
     world.set_root(|root| root.takeover = now.wrapping_sub(31_000));
     assert_eq!(world.from_b(&tcp4(B.v4, 83, A.v4, 1000, ACK)).action, DROP, "half a minute later");
+}
+
+#[test]
+fn after_a_workload_came_segments_of_its_connections_are_of_either_orientation() {
+    let mut world = World::new();
+    world.set_policy(A, ALLOW, DENY);
+    world.set_policy(B, DENY, ALLOW);
+    let now = world.call(calico_ebpf_common::abi::names::PROG_CLOCK);
+    let outside = |port| tcp4(OUTSIDE4, port, A.v4, 1000, ACK);
+    assert_eq!(world.from_uplink(&outside(80)).action, DROP, "it did not come from elsewhere");
+    world.set_workload(A, |workload| workload.flags |= workload_flags::ARRIVING);
+    assert_eq!(world.from_uplink(&outside(80)).action, REDIRECT, "before its first packet");
+    assert_eq!(world.from_b(&tcp4(B.v4, 80, A.v4, 1000, ACK)).action, REDIRECT, "of a neighbour that it talks to");
+    world.set_workload(A, |workload| {
+        workload.flags &= !workload_flags::ARRIVING;
+        workload.takeover = now.max(1);
+    });
+    assert_eq!(world.from_uplink(&outside(81)).action, REDIRECT);
+    assert_eq!(world.from_uplink(&tcp4(OUTSIDE4, 82, A.v4, 1000, SYN)).action, DROP, "that is new");
+    assert_eq!(
+        world.from_uplink(&tcp4(OUTSIDE4, 83, B.v4, 1000, SYN_ACK)).action,
+        DROP,
+        "B has been here all the time"
+    );
+    world.set_workload(A, |workload| workload.takeover = now.wrapping_sub(31_000));
+    assert_eq!(world.from_uplink(&outside(84)).action, DROP, "half a minute later");
+}
+
+#[test]
+fn a_connection_with_a_workload_that_goes_elsewhere_goes_on() {
+    let mut world = World::new();
+    for (frame, from_a) in [
+        (tcp4(A.v4, 1000, B.v4, 80, SYN), true),
+        (tcp4(B.v4, 80, A.v4, 1000, SYN_ACK), false),
+        (tcp4(A.v4, 1000, B.v4, 80, ACK), true),
+    ] {
+        let outcome = if from_a { world.from_a(&frame) } else { world.from_b(&frame) };
+        assert_eq!(outcome.action, REDIRECT);
+    }
+    // B answers only what A has opened.
+    world.set_policy(A, ALLOW, DENY);
+    world.set_workload(B, |workload| workload.flags = 0);
+    world.insert::<4, 24>(names::ADDRESSES4, &B.v4, &owned(NO_SLOT, 0));
+    let answer = tcp4(B.v4, 80, A.v4, 1000, ACK);
+    assert_eq!(world.from_uplink(&answer).action, REDIRECT, "from another host now");
+    assert_eq!(world.from_uplink(&tcp4(B.v4, 81, A.v4, 1000, ACK)).action, DROP, "no connection");
+    assert_ne!(world.from_a(&tcp4(A.v4, 1000, B.v4, 80, ACK)).action, DROP);
 }
 
 #[test]

@@ -60,22 +60,33 @@ impl Landing {
     /// # Errors
     /// `ip` fails.
     pub fn cut_over(&self) -> anyhow::Result<()> {
-        let Self { device, leaves, workload, families } = self;
+        self.switch(self.leaves, self.device)
+    }
+
+    /// Puts it back where it was.
+    ///
+    /// # Errors
+    /// `ip` fails.
+    pub fn go_back(&self) -> anyhow::Result<()> {
+        self.switch(self.device, self.leaves)
+    }
+
+    fn switch(&self, from: &str, to: &str) -> anyhow::Result<()> {
         let mut lines = String::new();
-        for Family { ip, address, gateway } in families {
+        for Family { ip, address, gateway } in &self.families {
             if *ip == "-4" {
-                lines.push_str(&format!("addr add {address} dev {device}\n"));
-                lines.push_str(&format!("route replace {gateway} dev {device} scope link\n"));
-                lines.push_str(&format!("route replace default via {gateway} dev {device}\n"));
+                lines.push_str(&format!("addr add {address} dev {to}\n"));
+                lines.push_str(&format!("route replace {gateway} dev {to} scope link\n"));
+                lines.push_str(&format!("route replace default via {gateway} dev {to}\n"));
             } else {
-                lines.push_str(&format!("addr add {address} dev {device} nodad\n"));
-                lines.push_str(&format!("route add default via {gateway} dev {device} metric 1\n"));
+                lines.push_str(&format!("addr add {address} dev {to} nodad\n"));
+                lines.push_str(&format!("route replace default via {gateway} dev {to} metric 1\n"));
             }
         }
-        for Family { address, .. } in families {
-            lines.push_str(&format!("addr del {address} dev {leaves}\n"));
+        for Family { address, .. } in &self.families {
+            lines.push_str(&format!("addr del {address} dev {from}\n"));
         }
-        workload.ip_batch(&lines)
+        self.workload.ip_batch(&lines)
     }
 
     /// Removes the interface on the host that it left.

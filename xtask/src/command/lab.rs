@@ -11,6 +11,7 @@ use anyhow::{Context as _, bail, ensure};
 use crate::{
     cluster::{
         keeper,
+        migrate::migrate,
         plan::{Options, Role},
         router::Daemon,
         view::View,
@@ -30,6 +31,7 @@ usage: cargo xtask lab                 one host, three workloads, nothing runnin
        cargo xtask lab status          sessions, routes, who reaches whom beside what the policy says
        cargo xtask lab exec WHO -- CMD run a command on a host or in a workload; `calico-ebpf` and `birdc`
                                        (`vtysh`, `gobgp`) are its own
+       cargo xtask lab move WORKLOAD HOST  move a workload to another host while it runs
        cargo xtask lab down            remove it";
 
 /// The command that `arguments` name.
@@ -41,6 +43,10 @@ pub(super) fn run(arguments: &[String]) -> anyhow::Result<()> {
         Some(("status", [])) => status(&keeper::current()?),
         Some(("exec", [who, separator, command @ ..])) if separator == "--" && !command.is_empty() => {
             execute(&keeper::current()?, who, command)
+        }
+        Some(("move", [workload, host])) => {
+            super::need_root("`lab move`")?;
+            migrate(&keeper::current()?, workload, host)
         }
         Some(("down", [])) => keeper::down(),
         Some(("help" | "-h" | "--help", _)) => {
