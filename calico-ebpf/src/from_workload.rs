@@ -203,7 +203,7 @@ fn try_to_host<F: Tables>() -> Result<Code, DropReason> {
             Ok(TO_STACK)
         }
         Err(reason) => {
-            opening::forget(work);
+            opening::forget(&env, work);
             Err(reason)
         }
     }
