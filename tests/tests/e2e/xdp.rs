@@ -27,7 +27,7 @@ fn host_endpoint() -> String {
         "apiVersion: projectcalico.org/v3
 kind: HostEndpoint
 metadata: {{name: uplink, labels: {{role: edge}}}}
-spec: {{node: {NODE}, interfaceName: {UPLINK}}}
+spec: {{node: {NODE}, interfaceName: {UPLINK}, profiles: [projectcalico-default-allow]}}
 "
     )
 }
