@@ -292,7 +292,7 @@ fn a_stray_segment_is_judged_and_its_reset_passes() {
 fn after_a_takeover_segments_are_of_either_orientation() {
     let mut world = World::new();
     world.set_policy(A, ALLOW, DENY);
-    let now = world.call(calico_ebpf_common::abi::names::PROG_CLOCK);
+    let now = world.call(names::PROG_CLOCK);
     world.set_root(|root| root.takeover = now.max(1));
     // What B sends to A in a connection that A opened.
     world.set_policy(B, DENY, ALLOW);
@@ -308,7 +308,7 @@ fn after_a_workload_came_segments_of_its_connections_are_of_either_orientation()
     let mut world = World::new();
     world.set_policy(A, ALLOW, DENY);
     world.set_policy(B, DENY, ALLOW);
-    let now = world.call(calico_ebpf_common::abi::names::PROG_CLOCK);
+    let now = world.call(names::PROG_CLOCK);
     let outside = |port| tcp4(OUTSIDE4, port, A.v4, 1000, ACK);
     assert_eq!(world.from_uplink(&outside(80)).action, DROP, "it did not come from elsewhere");
     world.set_workload(A, |workload| workload.flags |= workload_flags::ARRIVING);
