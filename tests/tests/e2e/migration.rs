@@ -86,14 +86,14 @@ fn a_workload_moves_and_its_connections_with_it() {
     landing.cut_over().expect("moves");
     assert!(wire.send(&gratuitous_arp(own_mac, v4)));
     println!("\nfact: cut over after {:?}", begin.elapsed());
-    let elevated = |host: &str| {
-        let text = routes(&hosts, host);
-        w1.iter().all(|address| {
-            text.lines().any(|line| line.contains(&format!("{address} ")) && line.contains("metric 512"))
-        })
+    let told = |who: &str, preference: u32| {
+        let told = hosts.cluster.view.bird(who).ask("show route all 10.65.1.1/32").unwrap_or_default();
+        told.contains(&format!("BGP.local_pref: {preference}"))
     };
-    for host in ["host2", "host3", "host1"] {
-        eventually(&format!("elevated routes on {host}"), CONVERGENCE, || elevated(host));
+    let elevated = || routes(&hosts, "host2").matches("metric 512").count() == w1.len();
+    eventually("elevated routes on host2", CONVERGENCE, elevated);
+    for host in ["host3", "host1"] {
+        eventually(&format!("elevated routes told to {host}"), CONVERGENCE, || told(host, 2_147_483_647 - 512));
     }
     assert_eq!(migration(&hosts, "host2").as_deref(), Some("elevated"), "{}", hosts.describe());
     assert!(!routes(&hosts, "host1").contains("caliw1"), "{}", hosts.describe());
@@ -108,11 +108,13 @@ fn a_workload_moves_and_its_connections_with_it() {
     }
     // Then as ever, and nobody has lost anything by that.
     let beats: Vec<Beat> = w1.iter().map(|to| Beat::start(&hosts.namespace("w3"), at(*to), PACE)).collect();
-    for host in ["host2", "host3"] {
-        eventually(&format!("normal routes on {host}"), CONVERGENCE, || {
-            let text = routes(&hosts, host);
-            w1.iter().all(|address| text.contains(&format!("{address} "))) && !text.contains("metric 512")
-        });
+    eventually("normal routes on host2", CONVERGENCE, || !routes(&hosts, "host2").contains("metric 512"));
+    for host in ["host3", "host1"] {
+        eventually(&format!("normal routes told to {host}"), CONVERGENCE, || told(host, 2_147_483_647 - 1024));
+        // One route for each family, and none left behind.
+        let text = routes(&hosts, host);
+        let ways = w1.iter().map(|address| text.matches(&format!("{address} via")).count());
+        assert_eq!(ways.collect::<Vec<_>>(), [1, 1], "{text}");
     }
     assert_eq!(migration(&hosts, "host2"), None);
     thread::sleep(Duration::from_millis(500));
