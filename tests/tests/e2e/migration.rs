@@ -20,7 +20,7 @@ use xtask::{
 };
 
 const PACE: Duration = Duration::from_millis(2);
-/// What is lost at most on a busy machine: a tenth of what Calico documents. `docs/migration.md` has what it is on a quiet one.
+/// What is lost at most on a busy machine: a tenth of what Calico documents.
 const MOST_LOST: Duration = Duration::from_millis(200);
 
 fn routes(hosts: &Hosts, who: &str) -> String {

@@ -332,6 +332,8 @@ fn after_a_workload_came_segments_of_its_connections_are_of_either_orientation()
 #[test]
 fn a_connection_with_a_workload_that_goes_elsewhere_goes_on() {
     let mut world = World::new();
+    // B answers only what A has opened.
+    world.set_policy(A, ALLOW, DENY);
     for (frame, from_a) in [
         (tcp4(A.v4, 1000, B.v4, 80, SYN), true),
         (tcp4(B.v4, 80, A.v4, 1000, SYN_ACK), false),
@@ -340,8 +342,6 @@ fn a_connection_with_a_workload_that_goes_elsewhere_goes_on() {
         let outcome = if from_a { world.from_a(&frame) } else { world.from_b(&frame) };
         assert_eq!(outcome.action, REDIRECT);
     }
-    // B answers only what A has opened.
-    world.set_policy(A, ALLOW, DENY);
     world.set_workload(B, |workload| workload.flags = 0);
     world.insert::<4, 24>(names::ADDRESSES4, &B.v4, &owned(NO_SLOT, 0));
     let answer = tcp4(B.v4, 80, A.v4, 1000, ACK);
