@@ -65,22 +65,22 @@ pub(crate) fn to_workload<F: Tables>(skb: &Skb, packet: &Packet<F>, workload: &W
 
 /// `struct bpf_fib_lookup` (`include/uapi/linux/bpf.h`), with the parts that are used by themselves.
 #[repr(C, align(8))]
-struct Fib {
-    family: u8,
-    protocol: u8,
+pub(crate) struct Fib {
+    pub family: u8,
+    pub protocol: u8,
     /// Big-endian, as is the other.
-    source_port: u16,
-    destination_port: u16,
+    pub source_port: u16,
+    pub destination_port: u16,
     /// Of the packet from its IP header on: with it the kernel holds the packet against the MTU of the route, too.
-    length: u16,
+    pub length: u16,
     /// Of the interface that the packet came in by; behind the lookup of the one that it leaves by.
-    ifindex: u32,
+    pub ifindex: u32,
     /// Of IPv4 the type of service, of IPv6 traffic class and flow label.
-    flow_info: u32,
-    source: [u64; 2],
+    pub flow_info: u32,
+    pub source: [u64; 2],
     /// Behind the lookup the next hop, of the family that `family` says then: IPv4 routes may have one of IPv6.
-    destination: [u64; 2],
-    rest: [u64; 2],
+    pub destination: [u64; 2],
+    pub rest: [u64; 2],
 }
 const _: () = assert!(size_of::<FibParams>() == size_of::<Fib>());
 

@@ -8,7 +8,7 @@ use calico_ebpf_common::{
 use crate::{
     established::{Hook, NoHit, find, related},
     forward::{TO_STACK, to_workload},
-    opening,
+    opening, reverse_path,
     skb::Skb,
     tables::{Tables, active, has_host_endpoints, host_seats, locate},
     to_workload::Receiver,
@@ -61,13 +61,18 @@ fn try_first<F: Tables>(skb: &Skb) -> Result<Code, DropReason> {
         return Err(DropReason::SpoofedLocal);
     }
     let destination = locate::<F>(&packet.destination, env.generation);
-    if destination.slot == NO_SLOT || matches!(packet.kind, Kind::LaterFragment) || packet.fragment {
+    if destination.slot == NO_SLOT {
+        return Ok(TO_STACK);
+    }
+    if matches!(packet.kind, Kind::LaterFragment) || packet.fragment {
+        reverse_path::check::<F>(&env, skb)?;
         return Ok(TO_STACK);
     }
     let workload = active(destination.slot).ok_or(DropReason::NoInterface)?;
     if matches!(packet.kind, Kind::IcmpError) && related::<F>(skb) != 0 && work.related.to == destination.slot {
         return if work.related.via_stack { Ok(TO_STACK) } else { to_workload(skb, packet, workload) };
     }
+    reverse_path::check::<F>(&env, skb)?;
     let slots = [NO_SLOT, destination.slot];
     let opening = opening::judge(&env, packet, slots, [source.class, destination.class])?;
     if matches!(packet.kind, Kind::Flow) {

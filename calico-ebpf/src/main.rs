@@ -21,6 +21,7 @@ mod nets;
 mod opening;
 mod policy;
 mod refuse;
+mod reverse_path;
 mod skb;
 mod tables;
 mod to_uplink;

@@ -63,6 +63,8 @@ drop_reasons! {
     UntrackedIngress = 27, "untracked-ingress";
     /// Of the host itself, by an interface whose untracked policy denies it.
     UntrackedEgress = 28, "untracked-egress";
+    /// It came in by an uplink, and there is no way back to its source, or another one.
+    ReversePath = 29, "reverse-path";
 }
 
 impl DropReason {

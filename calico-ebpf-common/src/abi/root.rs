@@ -23,6 +23,10 @@ pub mod settings_flags {
     pub const JUDGE_INVALID: u32 = 1;
     /// Some interfaces are host endpoints: their entries in the interface map say which.
     pub const HOST_ENDPOINTS: u32 = 1 << 1;
+    /// Calico's `bpfEnforceRPF: Strict`: the way back to who opens a connection from outside is the one it came by.
+    pub const BACK_STRICT: u32 = 1 << 4;
+    /// `Loose`: there is a way back.
+    pub const BACK_LOOSE: u32 = 1 << 5;
 }
 
 /// Bits of [`Root::uplink_flags`]: what the programs of uplinks do besides. Without any, they do not look for it.

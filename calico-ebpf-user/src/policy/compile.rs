@@ -24,8 +24,8 @@ use super::{
 use crate::resources::{
     Shared,
     model::{
-        DenyAction, EndpointToHostAction, FailsafePort, HostInterface, Policy, PolicyHook, PolicyKind, Profile,
-        ResourceSet, Rule, RuleAction, TierAction, WorkloadEndpoint,
+        DenyAction, EndpointToHostAction, FailsafePort, FelixConfiguration, HostInterface, Policy, PolicyHook, PolicyKind,
+        Profile, ResourceSet, ReversePath, Rule, RuleAction, TierAction, WorkloadEndpoint,
     },
 };
 
@@ -266,10 +266,7 @@ impl Compiler {
                 EndpointToHostAction::Accept => host_action::ACCEPT,
                 EndpointToHostAction::Return => host_action::RETURN,
             },
-            flags: match felix.disable_conntrack_invalid_check {
-                Some(true) => settings_flags::JUDGE_INVALID,
-                _ => 0,
-            },
+            flags: flags(&felix),
         }
     }
 
@@ -811,4 +808,18 @@ impl Compiled {
         }
         names
     }
+}
+
+/// What is set for all packets of a node, as `abi::settings_flags`.
+fn flags(felix: &FelixConfiguration) -> u32 {
+    let invalid = match felix.disable_conntrack_invalid_check {
+        Some(true) => settings_flags::JUDGE_INVALID,
+        _ => 0,
+    };
+    let back = match felix.reverse_path.unwrap_or_default() {
+        ReversePath::Strict => settings_flags::BACK_STRICT,
+        ReversePath::Loose => settings_flags::BACK_LOOSE,
+        ReversePath::Disabled => 0,
+    };
+    invalid | back
 }

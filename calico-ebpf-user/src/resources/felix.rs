@@ -10,7 +10,7 @@ use super::{
     kinds::Document,
     model::{
         DenyAction, EndpointToHostAction, FailsafePort, FelixConfiguration, L2Reachability, NatOutgoingExclusions,
-        PortMatch,
+        PortMatch, ReversePath,
     },
     parsed::Body,
     rules, values,
@@ -63,6 +63,7 @@ pub(super) fn configuration(decoder: &mut Decoder<'_>, document: &Document<'_>) 
         generic_xdp_enabled: get("genericXDPEnabled").and_then(|(node, path)| decoder.boolean(node, &path)),
         local_subnet_l2_reachability: get("localSubnetL2Reachability")
             .and_then(|(node, path)| l2_reachability(decoder, node, &path)),
+        reverse_path: get("bpfEnforceRPF").and_then(|(node, path)| reverse_path(decoder, node, &path)),
         device_route_protocol: get("deviceRouteProtocol")
             .and_then(|(node, path)| decoder.integer(node, &path, 1..=255)),
         device_route_source_address: get("deviceRouteSourceAddress")
@@ -206,6 +207,20 @@ fn l2_reachability(decoder: &mut Decoder<'_>, node: &Node, path: &FieldPath<'_>)
     }
 }
 
+/// In any case of letters, as Calico's API takes it.
+fn reverse_path(decoder: &mut Decoder<'_>, node: &Node, path: &FieldPath<'_>) -> Option<ReversePath> {
+    let text = decoder.text(node, path).filter(|text| !text.is_empty())?;
+    match text.to_ascii_lowercase().as_str() {
+        "disabled" => Some(ReversePath::Disabled),
+        "strict" => Some(ReversePath::Strict),
+        "loose" => Some(ReversePath::Loose),
+        _ => {
+            decoder.error(node, path, format!("\"{text}\" is not possible: expected Disabled, Strict or Loose"));
+            None
+        }
+    }
+}
+
 fn exclusions(decoder: &mut Decoder<'_>, node: &Node, path: &FieldPath<'_>) -> Option<NatOutgoingExclusions> {
     let text = decoder.text(node, path).filter(|text| !text.is_empty())?;
     match text {
@@ -318,7 +333,7 @@ const PARAMETERS: Table = &[
     ("bpfDisableGROForIfaces", Use::NoEffect),
     ("bpfDisableUnprivileged", Use::NoEffect),
     ("bpfEnabled", Use::NoEffect),
-    ("bpfEnforceRPF", Use::NoEffect),
+    ("bpfEnforceRPF", Use::Read),
     ("bpfExcludeCIDRsFromNAT", Use::NoEffect),
     ("bpfExportBufferSizeMB", Use::NoEffect),
     ("bpfExtToServiceConnmark", Use::NoEffect),

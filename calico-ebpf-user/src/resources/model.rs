@@ -623,6 +623,8 @@ pub struct FelixConfiguration {
     pub generic_xdp_enabled: Option<bool>,
     /// `localSubnetL2Reachability`.
     pub local_subnet_l2_reachability: Option<L2Reachability>,
+    /// `bpfEnforceRPF`.
+    pub reverse_path: Option<ReversePath>,
     /// `deviceRouteProtocol`.
     pub device_route_protocol: Option<u8>,
     /// `deviceRouteSourceAddress` and `deviceRouteSourceAddressIPv6`.
@@ -725,6 +727,18 @@ pub enum EndpointToHostAction {
     Return,
 }
 
+/// `bpfEnforceRPF`: what is asked of the way back to who opens a connection from outside.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ReversePath {
+    /// Nothing.
+    Disabled,
+    /// It is the one that the packet came by.
+    Strict,
+    /// There is one: Calico's default.
+    #[default]
+    Loose,
+}
+
 impl ResourceSet {
     /// The labels of an endpoint with these labels and profiles: its own win, then the earlier profile.
     #[must_use]
@@ -817,6 +831,7 @@ impl ResourceSet {
             xdp_enabled: own.xdp_enabled.or(default.xdp_enabled),
             generic_xdp_enabled: own.generic_xdp_enabled.or(default.generic_xdp_enabled),
             local_subnet_l2_reachability: own.local_subnet_l2_reachability.or(default.local_subnet_l2_reachability),
+            reverse_path: own.reverse_path.or(default.reverse_path),
             device_route_protocol: own.device_route_protocol.or(default.device_route_protocol),
             device_route_source_address: own.device_route_source_address.or(default.device_route_source_address),
             device_route_source_address_v6: own

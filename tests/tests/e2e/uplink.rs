@@ -1,7 +1,7 @@
 //! Towards the neighbours of the host.
 
 use std::{
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr, UdpSocket},
     process::Stdio,
     thread,
     time::{Duration, Instant},
@@ -10,7 +10,7 @@ use std::{
 use calico_ebpf_tests::{
     Protocol::{Icmp, Tcp, Udp},
     World,
-    lab::{self, GATEWAY4, GATEWAY6, HOST_SIDE_MAC, HOST4, HOST6, Namespace, OUTSIDE4, UPLINK},
+    lab::{self, GATEWAY4, GATEWAY6, HOST_SIDE_MAC, HOST4, HOST6, Namespace, OUTSIDE4, OUTSIDE6, UPLINK},
     resources,
     stream::{Beat, transfer},
 };
@@ -219,4 +219,69 @@ fn large_transfers_arrive_whole() {
         let received = world.namespace("a").enter(|| transfer(SocketAddr::new(to, 80), length)).expect("enters");
         assert_eq!(received, length, "{to}");
     }
+}
+
+/// An address that only the neighbour outside has, without a network.
+const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 9);
+
+#[test]
+fn a_way_for_ipv4_may_lead_over_ipv6() {
+    let mut world = World::new(&["a"]);
+    world.serve(80);
+    world.lab.outside.ip(&format!("addr add {ELSEWHERE}/32 dev lo")).expect("an address");
+    // As BGP writes it where sessions and next hops are of IPv6 alone (RFC 8950).
+    world.lab.host.ip(&format!("route add {ELSEWHERE}/32 via inet6 {OUTSIDE6} dev {UPLINK}")).expect("a route");
+    world.start();
+    let to = SocketAddr::new(ELSEWHERE.into(), 80);
+    for round in 0..3 {
+        // The next hop is resolved as one of IPv6.
+        world.lab.host.ip(&format!("-6 neigh flush dev {UPLINK}")).expect("flushes");
+        let reached = lab::tcp(world.namespace("a"), to, Duration::from_secs(3)).expect("a probe");
+        assert!(reached, "round {round}\n{}", world.describe());
+    }
+    let length = 1 << 20;
+    assert_eq!(world.namespace("a").enter(|| transfer(to, length)).expect("enters"), length);
+    let connections = world.command(&["conntrack"]).stdout;
+    let ours: Vec<&str> = connections.lines().filter(|line| line.contains(&to.to_string())).collect();
+    assert!(ours.len() >= 4 && ours.iter().all(|line| line.contains(" fast ")), "past the stack: {connections}");
+    let neighbours = world.lab.host.ip(&format!("-4 neigh show dev {UPLINK}")).expect("neighbours");
+    assert!(!neighbours.contains(&ELSEWHERE.to_string()), "nobody asks for it by ARP: {neighbours}");
+    // The route goes, and with it the way; another one of the same kind counts at once.
+    world.lab.host.ip(&format!("route del {ELSEWHERE}/32")).expect("deletes");
+    assert!(!lab::tcp(world.namespace("a"), to, Duration::from_millis(400)).expect("a probe"));
+    world.lab.host.ip(&format!("route add {ELSEWHERE}/32 via inet6 {OUTSIDE6} dev {UPLINK}")).expect("a route");
+    assert!(lab::tcp(world.namespace("a"), to, Duration::from_secs(3)).expect("a probe"), "{}", world.describe());
+}
+
+#[test]
+fn who_comes_by_another_way_than_answers_would_go() {
+    let mut world = World::new(&["a", "b"]);
+    world.lab.outside.ip(&format!("addr add {ELSEWHERE}/32 dev lo")).expect("an address");
+    world.start();
+    let a = world.lab.workload("a");
+    let receiver = a.namespace.enter(|| UdpSocket::bind((a.v4, 5000))).expect("enters").expect("a socket");
+    receiver.set_read_timeout(Some(Duration::from_millis(400))).expect("a timeout");
+    let mut port = 6000;
+    let mut arrives = || {
+        port += 1;
+        let send = || UdpSocket::bind((ELSEWHERE, port))?.send_to(b"x", (a.v4, 5000));
+        world.lab.outside.enter(send).expect("enters").expect("sends");
+        receiver.recv(&mut [0; 8]).is_ok()
+    };
+    let drops = || world.status()["drops"]["reverse-path"].as_u64().unwrap_or_default();
+    let mode = |mode: &str| {
+        world.write("felix.yaml", &resources::felix("bpfEnforceRPF", mode));
+        assert_eq!(world.command(&["reload"]).code, 0);
+    };
+    // Loose unless told otherwise: some way must be there.
+    assert!(!arrives() && drops() == 1, "{}", world.describe());
+    world.lab.host.ip(&format!("route add {ELSEWHERE}/32 dev calib scope link")).expect("a route");
+    assert!(arrives(), "{}", world.describe());
+    mode("Strict");
+    assert!(!arrives() && drops() == 2, "{}", world.describe());
+    world.lab.host.ip(&format!("route replace {ELSEWHERE}/32 via {OUTSIDE4}")).expect("a route");
+    assert!(arrives(), "{}", world.describe());
+    world.lab.host.ip(&format!("route del {ELSEWHERE}/32")).expect("deletes");
+    mode("Disabled");
+    assert!(arrives() && drops() == 2, "{}", world.describe());
 }

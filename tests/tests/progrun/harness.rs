@@ -208,6 +208,11 @@ impl World {
         self.insert::<4, 24>(names::ADDRESSES4, &HOST4, &host);
     }
 
+    /// `ip ARGUMENTS` in its namespace.
+    pub(crate) fn ip(&self, arguments: &str) {
+        self.namespace.ip(arguments).expect("ip");
+    }
+
     pub(crate) fn ifindex(&self, interface: &str) -> u32 {
         self.indices[interface]
     }

@@ -1,9 +1,9 @@
 //! Who may send what.
 
-use calico_ebpf_common::abi::{DropReason, names, workload_flags};
+use calico_ebpf_common::abi::{DropReason, names, settings_flags, workload_flags};
 
 use crate::{
-    frames::{udp4, udp6},
+    frames::{fragment, udp4, udp6},
     harness::{A, B, DROP, HOST4, OUTSIDE4, REDIRECT, STACK, UPLINK, World},
 };
 
@@ -121,4 +121,46 @@ fn from_the_uplink_nobody_is_local() {
     assert_eq!(world.host_to_a(&udp4(HOST4, 1000, A.v4, 53)).action, STACK);
     assert_eq!(world.from_uplink(&udp4(HOST4, 1000, A.v4, 53)).action, DROP);
     assert_eq!(world.drops(DropReason::SpoofedLocal), 6);
+}
+
+#[test]
+fn there_must_be_a_way_back() {
+    let mut world = World::new();
+    // Nobody's network, one behind the uplink, one behind another interface; of both families.
+    let (lost4, behind4, other4) = ([203, 0, 113, 7], [198, 51, 100, 7], [198, 18, 0, 7]);
+    let of6 = |net: u8| [0x20, 1, 0x0d, 0xb8, 0, net, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7];
+    let (lost6, behind6, other6) = (of6(0x66), of6(2), of6(0x18));
+    world.ip(&format!("route add 198.18.0.0/16 dev {}", B.interface));
+    world.ip(&format!("-6 route add 2001:db8:18::/48 dev {}", B.interface));
+    let expect = |world: &mut World, flags: u32, port: u16, expected: [bool; 3]| {
+        world.set_root(|root| root.settings[1].flags = flags);
+        let before = world.drops(DropReason::ReversePath);
+        let v4 = [lost4, behind4, other4].map(|s| world.from_uplink(&udp4(s, port, A.v4, 53)).action == REDIRECT);
+        let v6 = [lost6, behind6, other6].map(|s| world.from_uplink(&udp6(s, port, A.v6, 53)).action == REDIRECT);
+        assert_eq!((v4, v6), (expected, expected), "flags {flags}");
+        let dropped = expected.iter().filter(|passes| !**passes).count() as u64;
+        assert_eq!(world.drops(DropReason::ReversePath) - before, 2 * dropped, "flags {flags}");
+    };
+    expect(&mut world, 0, 1000, [true, true, true]);
+    // Connections that are known are not asked again.
+    expect(&mut world, settings_flags::BACK_STRICT, 1000, [true, true, true]);
+    expect(&mut world, settings_flags::BACK_LOOSE, 1001, [false, true, true]);
+    expect(&mut world, settings_flags::BACK_STRICT, 1002, [false, true, false]);
+    // A blackhole is no way.
+    world.ip("route add blackhole 203.0.113.0/24");
+    world.ip("-6 route add blackhole 2001:db8:66::/48");
+    expect(&mut world, settings_flags::BACK_LOOSE, 1003, [false, true, true]);
+    // A default route is one, for all.
+    world.ip("route del blackhole 203.0.113.0/24");
+    world.ip("-6 route del blackhole 2001:db8:66::/48");
+    world.ip("route add default via 192.0.2.2");
+    world.ip("-6 route add default via 2001:db8:2::2");
+    expect(&mut world, settings_flags::BACK_LOOSE, 1004, [true, true, true]);
+    expect(&mut world, settings_flags::BACK_STRICT, 1005, [true, true, false]);
+    // What is for the host is the stack's.
+    assert_eq!(world.from_uplink(&udp4(other4, 1, HOST4, 53)).action, STACK);
+    // The first part of a packet in parts, too.
+    let before = world.drops(DropReason::ReversePath);
+    assert_eq!(world.from_uplink(&fragment(udp4(other4, 1006, A.v4, 53), 7, 0, true)).action, DROP);
+    assert_eq!(world.drops(DropReason::ReversePath) - before, 1);
 }
