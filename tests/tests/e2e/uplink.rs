@@ -229,6 +229,8 @@ fn a_way_for_ipv4_may_lead_over_ipv6() {
     let mut world = World::new(&["a"]);
     world.serve(80);
     world.lab.outside.ip(&format!("addr add {ELSEWHERE}/32 dev lo")).expect("an address");
+    // Its own questions are not to tell the host who it is.
+    world.lab.outside.sysctl("net/ipv4/conf/all/arp_announce", "2").expect("a setting");
     // As BGP writes it where sessions and next hops are of IPv6 alone (RFC 8950).
     world.lab.host.ip(&format!("route add {ELSEWHERE}/32 via inet6 {OUTSIDE6} dev {UPLINK}")).expect("a route");
     world.start();
