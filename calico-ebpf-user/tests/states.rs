@@ -16,7 +16,7 @@ use calico_ebpf_user::{
     },
     resources::{self, model::ResourceSet},
 };
-use cases::{Probe, REFUSED, Topology, data, flow, read, resources_of};
+use cases::{Probe, Topology, data, flow, read, resources_of};
 use serde_json::json;
 
 const NODE: &str = "node1";
@@ -136,9 +136,6 @@ fn all_conformance_cases_one_after_the_other() {
     let mut states = Vec::new();
     for (path, case) in ["calico", "k8s", "own"].into_iter().flat_map(cases::cases) {
         let name = cases::name(&path);
-        if REFUSED.contains(&name.as_str()) {
-            continue;
-        }
         let common = resources_of(&topology, &case).to_string();
         let set = load("conformance", &[&common, &fs::read_to_string(&path).expect("a file")]);
         let judged = |probe: &Probe| Some((flow(&topology, probe)?, probe.allow));
@@ -154,9 +151,6 @@ fn the_order_of_documents_means_nothing() {
     let topology: Topology = read(&data().join("topology.json"));
     for (path, case) in ["calico", "own"].into_iter().flat_map(cases::cases) {
         let name = cases::name(&path);
-        if REFUSED.contains(&name.as_str()) {
-            continue;
-        }
         let mut common = resources_of(&topology, &case);
         let text = fs::read_to_string(&path).expect("a file");
         let mut documents: Vec<&str> = text.split("\n---\n").collect();

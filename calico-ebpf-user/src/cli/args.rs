@@ -233,6 +233,9 @@ pub(super) struct Explain {
     /// [default: 0]
     #[arg(long, value_name = "C", conflicts_with = "queries", requires = "icmp_type")]
     pub icmp_code: Option<u8>,
+    /// The interface of the host that it passes, where that is not the only host endpoint
+    #[arg(long, value_name = "NAME", conflicts_with = "queries")]
+    pub interface: Option<String>,
     /// Many flows: a file with one JSON object a line, `-` for standard input; one answer a line comes back
     #[arg(long, value_name = "FILE")]
     pub queries: Option<PathBuf>,

@@ -23,14 +23,14 @@ use crate::{
     },
     policy::{
         compile::compile,
-        compiled::RuleName,
+        compiled::{Direction, RuleName, forward_seat, from_workloads_seat},
         flow::{EndVerdict, Flow, Verdict, word},
         maps::Maps,
         staged,
     },
     resources::{
-        self, Severity,
-        model::{EndpointToHostAction, ResourceSet, WorkloadEndpoint},
+        self, Severity, host_endpoint_of,
+        model::{EndpointToHostAction, HostInterface, ResourceSet, WorkloadEndpoint},
     },
 };
 
@@ -48,6 +48,7 @@ struct Query {
     source_port: Option<u16>,
     icmp_type: Option<u8>,
     icmp_code: Option<u8>,
+    interface: Option<String>,
 }
 
 /// An answer, and where there are staged policies what it would be with them applied.
@@ -151,6 +152,7 @@ fn serve(arguments: &args::Explain, format: Format, judge: &mut Answering<'_>) -
                 source_port: arguments.source_port,
                 icmp_type: arguments.icmp_type,
                 icmp_code: arguments.icmp_code,
+                interface: arguments.interface.clone(),
             };
             let question = match Question::new(&query) {
                 Ok(question) => question,
@@ -227,6 +229,7 @@ struct Question {
     port: Option<u16>,
     source_port: u16,
     icmp: (Option<u8>, u8),
+    interface: Option<String>,
 }
 
 impl Question {
@@ -247,6 +250,7 @@ impl Question {
             port: query.port,
             source_port: if has_ports { query.source_port.unwrap_or(SOURCE_PORT) } else { 0 },
             icmp: (query.icmp_type, query.icmp_code.unwrap_or(0)),
+            interface: query.interface.clone(),
         })
     }
 
@@ -318,6 +322,7 @@ impl<'a> Judge<'a> {
             if to.host {
                 verdict.destination = None;
             }
+            self.judge_host(question, &from, &to, &flow, &mut verdict)?;
             Outcome {
                 verdict: word(verdict.allow()),
                 source: verdict.source.take().map(End::new),
@@ -348,12 +353,84 @@ impl<'a> Judge<'a> {
         Ok(outcome)
     }
 
+    /// What host endpoints of this node say of a flow that passes one. Where it denies, it stands in place of a workload
+    /// elsewhere.
+    fn judge_host(
+        &mut self,
+        question: &Question,
+        from: &Party<'a>,
+        to: &Party<'a>,
+        flow: &Flow,
+        verdict: &mut Verdict,
+    ) -> anyhow::Result<()> {
+        let is_local = |party: &Party<'_>| party.workload.is_some_and(|workload| workload.node == self.node);
+        let is_outside = |party: &Party<'_>| !party.host && !is_local(party);
+        if self.set.host_endpoints_of(self.node).next().is_none() {
+            return Ok(());
+        }
+        let (from_outside, to_outside) = (is_outside(from), is_outside(to));
+        let (from_local, to_local) = (is_local(from), is_local(to));
+        // Whose, of which seat, and at which end.
+        let asked: Vec<(String, Direction)> = if from.host && to_outside {
+            vec![(self.host_endpoint(question, flow.source)?, Direction::Egress)]
+        } else if to.host && from_outside {
+            vec![(self.host_endpoint(question, flow.destination)?, Direction::Ingress)]
+        } else if to.host && from_local {
+            let all = self.set.host_endpoints_of(self.node).find(|host| host.interface == HostInterface::All);
+            all.map(|host| (from_workloads_seat(&host.name), Direction::Ingress)).into_iter().collect()
+        } else if from_outside && to_local {
+            vec![(forward_seat(&self.host_endpoint(question, flow.destination)?), Direction::Egress)]
+        } else if from_local && to_outside {
+            vec![(forward_seat(&self.host_endpoint(question, flow.source)?), Direction::Ingress)]
+        } else {
+            Vec::new()
+        };
+        let Some(maps) = self.maps_of(self.node)? else { return Ok(()) };
+        for (seat, side) in asked {
+            let Some(judged) = maps.judge_seat(&seat, side, flow) else { continue };
+            let end = match side {
+                Direction::Egress => &mut verdict.source,
+                Direction::Ingress => &mut verdict.destination,
+            };
+            if end.is_none() || !judged.allow {
+                *end = Some(judged);
+            }
+        }
+        Ok(())
+    }
+
+    /// The host endpoint that a flow passes, of those of this node; `address` is the one of its ends that is inside.
+    fn host_endpoint(&self, question: &Question, address: IpAddr) -> anyhow::Result<String> {
+        let endpoints = || self.set.host_endpoints_of(self.node);
+        let by_name = endpoints().map(|host| (host.name.as_str(), &host.interface));
+        if let Some(interface) = &question.interface {
+            let addresses = match endpoints().find(|host| host.expected_ips.contains(&address)) {
+                Some(host) => &host.expected_ips[..],
+                None => &[],
+            };
+            return Ok(host_endpoint_of(by_name, interface, addresses).map(str::to_owned).unwrap_or_default());
+        }
+        if let Some(host) = endpoints().find(|host| host.expected_ips.contains(&address)) {
+            return Ok(host.name.clone());
+        }
+        let mut endpoints = endpoints();
+        match (endpoints.next(), endpoints.next()) {
+            (Some(only), None) => Ok(only.name.clone()),
+            _ => {
+                bail!("the host has several host endpoints: say which interface it passes (--interface, \"interface\")")
+            }
+        }
+    }
+
     fn to_host(&self) -> EndpointToHostAction {
         self.set.felix_for(self.node).default_endpoint_to_host_action.unwrap_or_default()
     }
 
-    /// Whether this node has the address, as far as its `Node` says.
+    /// Whether this node has the address, as far as its `Node` and its host endpoints say.
     fn is_own(&self, address: IpAddr) -> bool {
+        if self.set.host_endpoints_of(self.node).any(|host| host.expected_ips.contains(&address)) {
+            return true;
+        }
         let Some(node) = self.set.node_resources.get(self.node) else { return false };
         [node.ipv4, node.ipv6].into_iter().flatten().any(|net| net.addr() == address)
             || node.addresses.contains(&address)
@@ -362,11 +439,21 @@ impl<'a> Judge<'a> {
     /// Both ends, as far as they live on the workload's node.
     fn judge(&mut self, workload: Option<&'a WorkloadEndpoint>, flow: &Flow) -> anyhow::Result<Verdict> {
         let Some(workload) = workload else { return Ok(Verdict::default()) };
-        if !self.maps.contains_key(workload.node.as_str()) {
-            let maps = Maps::of(&compile(self.set, &workload.node), &BTreeSet::new())?;
-            self.maps.insert(&workload.node, maps);
+        Ok(self.maps_of(&workload.node)?.map(|maps| maps.judge(flow)).unwrap_or_default())
+    }
+
+    fn maps_of(&mut self, node: &'a str) -> anyhow::Result<Option<&Maps>> {
+        if !self.maps.contains_key(node) {
+            let maps = Maps::of(&compile(self.set, node), &BTreeSet::new())?;
+            self.maps.insert(node, maps);
         }
-        Ok(self.maps.get(workload.node.as_str()).map(|maps| maps.judge(flow)).unwrap_or_default())
+        Ok(self.maps.get(node))
+    }
+
+    /// An address that a host endpoint of this node expects.
+    fn expected(&self, is_family: fn(&IpAddr) -> bool) -> Option<IpAddr> {
+        let mut all = self.set.host_endpoints_of(self.node).flat_map(|host| &host.expected_ips);
+        all.find(|address| is_family(address)).copied()
     }
 
     fn party(&self, who: &Who) -> anyhow::Result<Party<'a>> {
@@ -374,8 +461,8 @@ impl<'a> Judge<'a> {
         match who {
             // Which of its addresses it would use cannot be known offline.
             Who::Host => Ok(Party {
-                v4: Some(Ipv4Addr::UNSPECIFIED.into()),
-                v6: Some(Ipv6Addr::UNSPECIFIED.into()),
+                v4: self.expected(IpAddr::is_ipv4).or(Some(Ipv4Addr::UNSPECIFIED.into())),
+                v6: self.expected(IpAddr::is_ipv6).or(Some(Ipv6Addr::UNSPECIFIED.into())),
                 workload: None,
                 host: true,
             }),

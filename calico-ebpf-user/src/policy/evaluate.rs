@@ -9,8 +9,8 @@ use super::{
     flow::{EndVerdict, Flow, Verdict},
 };
 use crate::resources::model::{
-    DenyAction, EntityRule, Labels, NAMESPACE_LABEL, NamedPort, Policy, PolicyHook, PolicyKind, PortMatch, Profile,
-    ResourceSet, Rule, RuleAction, TierAction, WorkloadEndpoint,
+    DenyAction, EntityRule, FailsafePort, HostEndpoint, Labels, NAMESPACE_LABEL, NamedPort, Policy, PolicyHook,
+    PolicyKind, PortMatch, Profile, ResourceSet, Rule, RuleAction, TierAction, WorkloadEndpoint,
 };
 
 /// Judges a flow at both ends, wherever their workloads are. Where several have one address, the first is meant.
@@ -33,24 +33,120 @@ pub fn evaluate(set: &ResourceSet, flow: &Flow) -> Verdict {
 type Judged = (Option<Option<DenyAction>>, RuleName);
 
 fn judge(set: &ResourceSet, workload: &WorkloadEndpoint, direction: Direction, flow: &Flow) -> Judged {
-    let name =
-        |reason| RuleName { direction, reason, tier: None, kind: None, namespace: None, policy: None, rule: None };
     let labels = labels(set, workload);
+    let policies = policies(set, direction, |policy| {
+        !matches!(policy.hook, PolicyHook::PreDnat | PolicyHook::Untracked)
+            && policy.namespace.as_ref().is_none_or(|namespace| *namespace == workload.namespace)
+            && policy.selector.matches(&labels)
+    });
+    if let Some(judged) = by_policies(set, &policies, true, direction, flow) {
+        return judged;
+    }
+    by_profiles(set, &workload.profiles, direction, flow)
+}
+
+/// What a host endpoint is asked about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostWay {
+    /// What the host itself sends.
+    Sent,
+    /// What it receives.
+    Received,
+    /// What comes in by the interface, to be forwarded.
+    Arriving,
+    /// What leaves by the interface, forwarded.
+    Leaving,
+    /// What workloads send to the host: of that of all interfaces.
+    FromWorkloads,
+}
+
+/// Judges a flow at a host endpoint.
+#[must_use]
+pub fn evaluate_host(set: &ResourceSet, endpoint: &HostEndpoint, way: HostWay, flow: &Flow) -> EndVerdict {
+    let (action, rule) = judge_host(set, endpoint, way, flow);
+    let reject = action
+        .is_some_and(|own| own.unwrap_or_else(|| set.felix_for(&endpoint.node).deny_action()) == DenyAction::Reject);
+    EndVerdict { endpoint: endpoint.name.clone(), allow: action.is_none(), reject, rule }
+}
+
+fn judge_host(set: &ResourceSet, endpoint: &HostEndpoint, way: HostWay, flow: &Flow) -> Judged {
+    let direction = match way {
+        HostWay::Sent | HostWay::Leaving => Direction::Egress,
+        HostWay::Received | HostWay::Arriving | HostWay::FromWorkloads => Direction::Ingress,
+    };
+    let is_own = matches!(way, HostWay::Sent | HostWay::Received | HostWay::FromWorkloads);
+    if let Some(number) = failsafe(set, endpoint, direction, flow).filter(|_| is_own) {
+        return (None, RuleName { rule: Some(number), ..RuleName::of_failsafes(direction) });
+    }
+    let labels = inherit(set, &endpoint.labels, &endpoint.profiles);
+    let with = |hooks: &[PolicyHook]| {
+        policies(set, direction, |policy| {
+            hooks.contains(&policy.hook) && policy.namespace.is_none() && policy.selector.matches(&labels)
+        })
+    };
+    if direction == Direction::Ingress
+        && let Some(judged) = by_policies(set, &with(&[PolicyHook::PreDnat]), false, direction, flow)
+    {
+        return judged;
+    }
+    let hooks = match way {
+        HostWay::Sent | HostWay::Received => &[PolicyHook::Normal, PolicyHook::Forward][..],
+        HostWay::Arriving | HostWay::Leaving => &[PolicyHook::Forward],
+        HostWay::FromWorkloads => &[],
+    };
+    if let Some(judged) = by_policies(set, &with(hooks), true, direction, flow) {
+        return judged;
+    }
+    match way {
+        HostWay::Sent | HostWay::Received => by_profiles(set, &endpoint.profiles, direction, flow),
+        _ => (None, nameless(direction, Reason::NoPolicy)),
+    }
+}
+
+/// The number of the failsafe port that a flow goes to.
+fn failsafe(set: &ResourceSet, endpoint: &HostEndpoint, direction: Direction, flow: &Flow) -> Option<u32> {
+    let [inbound, outbound] = set.felix_for(&endpoint.node).failsafes();
+    let (ports, other) = match direction {
+        Direction::Ingress => (inbound, flow.source),
+        Direction::Egress => (outbound, flow.destination),
+    };
+    let is = |port: &FailsafePort| {
+        port.protocol == flow.protocol
+            && port.port == flow.destination_port
+            && port.net.is_none_or(|net| net.contains(&other))
+    };
+    (0..).zip(&ports).find(|(_, port)| is(port)).map(|(number, _)| number)
+}
+
+fn nameless(direction: Direction, reason: Reason) -> RuleName {
+    RuleName { direction, reason, tier: None, kind: None, namespace: None, policy: None, rule: None }
+}
+
+/// Policies of one direction in the order of evaluation.
+fn policies(set: &ResourceSet, direction: Direction, applies: impl Fn(&Policy) -> bool) -> Vec<&Policy> {
     let mut policies: Vec<&Policy> = set
         .policies
         .iter()
+        .map(|policy| &**policy)
         .filter(|policy| match direction {
             Direction::Ingress => policy.applies_ingress,
             Direction::Egress => policy.applies_egress,
         })
-        .filter(|policy| !matches!(policy.hook, PolicyHook::PreDnat | PolicyHook::Untracked))
-        .filter(|policy| policy.namespace.as_ref().is_none_or(|namespace| *namespace == workload.namespace))
-        .filter(|policy| policy.selector.matches(&labels))
-        .map(|policy| &**policy)
+        .filter(|policy| applies(policy))
         .collect();
     let key = |policy| sort_key(set, policy);
     policies.sort_by(|a, b| key(a).partial_cmp(&key(b)).unwrap_or(std::cmp::Ordering::Equal));
+    policies
+}
 
+/// `None` where no policy decides. `ends`: whether the ends of tiers do.
+fn by_policies(
+    set: &ResourceSet,
+    policies: &[&Policy],
+    ends: bool,
+    direction: Direction,
+    flow: &Flow,
+) -> Option<Judged> {
     let mut passed: Option<&str> = None;
     for (index, policy) in policies.iter().enumerate() {
         if passed == Some(policy.tier.as_str()) {
@@ -69,28 +165,32 @@ fn judge(set: &ResourceSet, workload: &WorkloadEndpoint, direction: Direction, f
                 namespace: policy.namespace.clone(),
                 policy: Some(policy.name.clone()),
                 rule: Some(number),
-                ..name(Reason::Rule)
+                ..nameless(direction, Reason::Rule)
             };
-            return (denial(decider), rule);
+            return Some((denial(decider), rule));
         }
         let last_of_tier = policies.get(index + 1).is_none_or(|next| next.tier != policy.tier);
-        if last_of_tier && set.tier(&policy.tier).is_none_or(|tier| tier.default_action == TierAction::Deny) {
-            return (Some(None), RuleName { tier, ..name(Reason::TierDefault) });
+        if ends && last_of_tier && set.tier(&policy.tier).is_none_or(|tier| tier.default_action == TierAction::Deny) {
+            return Some((Some(None), RuleName { tier, ..nameless(direction, Reason::TierDefault) }));
         }
     }
-    for profile in profiles(set, &workload.profiles) {
+    None
+}
+
+fn by_profiles(set: &ResourceSet, names: &[String], direction: Direction, flow: &Flow) -> Judged {
+    for profile in profiles(set, names) {
         let rules = if direction == Direction::Ingress { &profile.ingress } else { &profile.egress };
         if let Some((number, decider)) = first_match(set, rules, flow, None) {
             let rule = RuleName {
                 kind: Some("Profile".to_owned()),
                 policy: Some(profile.name.clone()),
                 rule: Some(number),
-                ..name(Reason::Profile)
+                ..nameless(direction, Reason::Profile)
             };
             return (denial(decider), rule);
         }
     }
-    (Some(None), name(Reason::NoProfile))
+    (Some(None), nameless(direction, Reason::NoProfile))
 }
 
 /// Tier's order and name, policy's order and name in the tier, then namespace and kind.
@@ -182,7 +282,7 @@ fn end_matches(
         && (entity.not_ports.is_empty() || has_ports && !entity.not_ports.iter().any(is_port))
 }
 
-/// A workload or network set that has an address.
+/// An endpoint or network set that has an address.
 struct Known<'a> {
     labels: Labels,
     ports: &'a [NamedPort],
@@ -191,10 +291,12 @@ struct Known<'a> {
 fn known(set: &ResourceSet, address: IpAddr) -> Vec<Known<'_>> {
     let workloads = set.workloads.iter().filter(|workload| workload.addresses.contains(&address));
     let workloads = workloads.map(|workload| Known { labels: labels(set, workload), ports: &workload.ports });
+    let hosts = set.host_endpoints.values().filter(|host| host.expected_ips.contains(&address));
+    let hosts = hosts.map(|host| Known { labels: inherit(set, &host.labels, &host.profiles), ports: &host.ports });
     let network_sets = set.network_sets.iter().filter(|set| set.nets.iter().any(|net| net.contains(&address)));
     let network_sets = network_sets
         .map(|network_set| Known { labels: inherit(set, &network_set.labels, &network_set.profiles), ports: &[] });
-    workloads.chain(network_sets).collect()
+    workloads.chain(hosts).chain(network_sets).collect()
 }
 
 fn profiles<'a>(set: &'a ResourceSet, names: &'a [String]) -> impl Iterator<Item = &'a Profile> {

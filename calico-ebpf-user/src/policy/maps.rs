@@ -14,7 +14,7 @@ use calico_ebpf_common::{
 use ipnet::IpNet;
 
 use super::{
-    compiled::{Compiled, Direction, RuleName},
+    compiled::{Compiled, Direction, RuleName, host_endpoint_of_seat},
     flow::{EndVerdict, Flow, Verdict},
     prefixes::Prefixes,
     store::Store,
@@ -155,6 +155,22 @@ impl Maps {
             }
         };
         flows.iter().map(judge).collect()
+    }
+
+    /// What a seat says of a flow, as if its sender (`Egress`) or its receiver were there, whoever has the address. `None`
+    /// where there is no such seat, or no table.
+    #[must_use]
+    pub fn judge_seat(&self, seat: &str, side: Direction, flow: &Flow) -> Option<EndVerdict> {
+        let nets = Prefixes::new(self.addresses.keys());
+        let slot = self.workload_names.iter().find(|(_, name)| *name == seat).map(|(slot, _)| *slot)?;
+        let classes = [flow.source, flow.destination].map(|address| self.lookup(&nets, address).0);
+        let [own, peer] = match side {
+            Direction::Egress => classes,
+            Direction::Ingress => [classes[1], classes[0]],
+        };
+        let verdict = self.judge_end(flow, side, (own, slot), (peer, NO_SLOT))?;
+        let endpoint = host_endpoint_of_seat(&verdict.endpoint).map(str::to_owned);
+        Some(EndVerdict { endpoint: endpoint.unwrap_or(verdict.endpoint), ..verdict })
     }
 
     fn judge_end(

@@ -754,7 +754,10 @@ impl ResourceSet {
     }
 
     /// The host endpoints of a node, by name.
-    pub fn host_endpoints_of<'a>(&'a self, node: &'a str) -> impl Iterator<Item = &'a Shared<HostEndpoint>> + 'a {
+    pub fn host_endpoints_of<'a>(
+        &'a self,
+        node: &'a str,
+    ) -> impl Iterator<Item = &'a Shared<HostEndpoint>> + Clone + 'a {
         self.host_endpoints.values().filter(move |endpoint| endpoint.node == node)
     }
 

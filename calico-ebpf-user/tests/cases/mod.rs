@@ -157,9 +157,6 @@ pub(crate) fn flow(topology: &Topology, probe: &Probe) -> Option<Flow> {
     })
 }
 
-/// Cases of kinds that are refused for now.
-pub(crate) const REFUSED: [&str; 1] = ["127-hep-alone"];
-
 /// The cases of a directory, in the order of their names, with the files of their policies.
 pub(crate) fn cases(directory: &str) -> Vec<(PathBuf, Case)> {
     let mut paths: Vec<_> = fs::read_dir(data().join(directory))

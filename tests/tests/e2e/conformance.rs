@@ -9,7 +9,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     io::{Read as _, Write as _},
-    net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket},
     os::fd::AsRawFd as _,
     process::Stdio,
     thread,
@@ -18,9 +18,9 @@ use std::{
 
 use calico_ebpf_tests::{
     World,
-    lab::{HOST6, Namespace, OUTSIDE4, OUTSIDE6, Server},
+    lab::{HOST4, HOST6, Namespace, OUTSIDE4, OUTSIDE6, Server, UPLINK},
 };
-use cases::{Case, Probe, REFUSED, Topology};
+use cases::{Case, Probe, Topology};
 use nix::sys::{
     socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, setsockopt, socket, sockopt},
     time::{TimeVal, TimeValLike as _},
@@ -62,7 +62,8 @@ fn namespace<'a>(world: &'a World, who: &str) -> &'a Namespace {
     if who.starts_with("ip:") { world.namespace("outside") } else { world.namespace(&who.replace('/', "-")) }
 }
 
-fn of_sockets(probe: &Probe) -> bool {
+/// `of_host`: the case says what the host may.
+fn of_sockets(probe: &Probe, of_host: bool) -> bool {
     let kind = match probe.proto.as_str() {
         "TCP" => true,
         // A server on all addresses answers from the wrong one outside.
@@ -70,15 +71,22 @@ fn of_sockets(probe: &Probe) -> bool {
         "ICMP" | "ICMPv6" => probe.icmp_type.is_none(),
         _ => false,
     };
-    // Who the host is, policy does not say.
-    kind && probe.from != "host" && probe.to != "host"
+    kind && (of_host || probe.from != "host" && probe.to != "host")
+}
+
+/// Whether a case is about a host endpoint.
+fn of_host(policies: &std::path::Path) -> bool {
+    fs::read_to_string(policies).expect("a file").contains("kind: HostEndpoint")
 }
 
 /// Whether an answer comes back over real sockets.
 fn passes(world: &World, topology: &Topology, probe: &Probe) -> bool {
-    let address = |who: &str| cases::end(topology, who, probe).parse::<IpAddr>().expect("an address");
-    let from = SocketAddr::new(address(&probe.from), probe.sport.unwrap_or(0));
-    let to = SocketAddr::new(address(&probe.to), probe.port);
+    let address = |who: &str, of_host: Ipv4Addr| match who {
+        "host" => of_host.into(),
+        who => cases::end(topology, who, probe).parse::<IpAddr>().expect("an address"),
+    };
+    let from = SocketAddr::new(address(&probe.from, Ipv4Addr::UNSPECIFIED), probe.sport.unwrap_or(0));
+    let to = SocketAddr::new(address(&probe.to, HOST4), probe.port);
     let patience = if probe.allow { PATIENCE } else { DENIED };
     let namespace = namespace(world, &probe.from);
     match probe.proto.as_str() {
@@ -135,17 +143,14 @@ fn explained(world: &World, topology: &Topology, case: &Case) -> Vec<Value> {
 #[test]
 fn the_loaded_program_and_real_sockets_say_what_the_cases_say() {
     let topology: Topology = cases::read(&cases::data().join("topology.json"));
-    let all: Vec<_> = ["calico", "k8s"]
-        .into_iter()
-        .flat_map(cases::cases)
-        .filter(|(path, _)| !REFUSED.contains(&cases::name(path).as_str()))
-        .collect();
-    let probes = || all.iter().flat_map(|(_, case)| &case.probes);
-    let whos = probes().flat_map(|probe| [&probe.from, &probe.to]);
+    let all: Vec<_> =
+        ["calico", "k8s"].into_iter().flat_map(cases::cases).map(|(path, case)| (of_host(&path), path, case)).collect();
+    let probes = || all.iter().flat_map(|(of_host, _, case)| case.probes.iter().map(|probe| (*of_host, probe)));
+    let whos = probes().flat_map(|(_, probe)| [&probe.from, &probe.to]);
     let outside = whos.filter_map(|who| who.strip_prefix("ip:")?.parse().ok()).collect();
     let mut world = world(&topology, &outside);
     let mut servers = BTreeMap::new();
-    for probe in probes().filter(|probe| of_sockets(probe) && probe.port != 0) {
+    for (_, probe) in probes().filter(|(of_host, probe)| of_sockets(probe, *of_host) && probe.port != 0) {
         let namespace = namespace(&world, &probe.to);
         let name = (namespace.name().to_owned(), probe.port);
         servers.entry(name).or_insert_with(|| Server::start(namespace, probe.port).expect("a server"));
@@ -153,10 +158,13 @@ fn the_loaded_program_and_real_sockets_say_what_the_cases_say() {
 
     let mut started = false;
     let (mut asked, mut connected, mut wrong) = (0, 0, Vec::new());
-    for (path, case) in &all {
+    for (of_host, path, case) in &all {
         let name = cases::name(path);
         world.write("topology.json", &cases::resources_of(&topology, case).to_string());
-        world.write("policy.yaml", &fs::read_to_string(path).expect("a file"));
+        let text = fs::read_to_string(path).expect("a file");
+        // The uplink of the lab has another name than that of the topology.
+        let uplink = format!("interfaceName: {UPLINK}");
+        world.write("policy.yaml", &text.replace("interfaceName: eth0", &uplink));
         if started {
             let answer = world.command(&["reload"]);
             assert_eq!(answer.code, 0, "{name}: {answer:?}");
@@ -172,7 +180,7 @@ fn the_loaded_program_and_real_sockets_say_what_the_cases_say() {
                 wrong.push(format!("{name} ({}): {probe:?}: the program says {answer}", case.title));
             }
         }
-        let of_case: Vec<&Probe> = case.probes.iter().filter(|probe| of_sockets(probe)).collect();
+        let of_case: Vec<&Probe> = case.probes.iter().filter(|probe| of_sockets(probe, *of_host)).collect();
         connected += of_case.len();
         thread::scope(|scope| {
             let running: Vec<_> =

@@ -5,9 +5,11 @@ use std::{collections::BTreeMap, net::IpAddr};
 use super::{NODE, origin};
 use crate::policy::flow::Flow;
 use crate::resources::{
+    Shared,
     model::{
-        DenyAction, EntityRule, FelixConfiguration, Labels, NamedPort, NetworkSet, Policy, PolicyHook, PolicyKind,
-        PortMatch, Profile, ResourceSet, Rule, RuleAction, Tier, TierAction, WorkloadEndpoint,
+        DenyAction, EntityRule, FailsafePort, FelixConfiguration, HostEndpoint, HostInterface, Labels, NamedPort,
+        NetworkSet, Policy, PolicyHook, PolicyKind, PortMatch, Profile, ResourceSet, Rule, RuleAction, Tier,
+        TierAction, WorkloadEndpoint,
     },
     selector::Selector,
 };
@@ -159,7 +161,7 @@ impl Random {
             applies_egress: !self.one_in(3),
             ingress: self.list(5, Self::rule),
             egress: self.list(5, Self::rule),
-            hook: if self.one_in(10) {
+            hook: if self.one_in(if namespaced { 10 } else { 3 }) {
                 self.pick(&[PolicyHook::Untracked, PolicyHook::PreDnat, PolicyHook::Forward])
             } else {
                 PolicyHook::Normal
@@ -232,6 +234,48 @@ impl Random {
         }
     }
 
+    /// The host endpoint that may exist with this number.
+    fn host_endpoint(&mut self, number: usize) -> HostEndpoint {
+        let expected_ips: Vec<IpAddr> =
+            self.list(2, |r| r.pick(&["10.0.0.254", "fd00::254", "192.168.7.1", "10.0.0.5"]).parse().unwrap());
+        let mut labels = self.labels("");
+        labels.remove("projectcalico.org/namespace");
+        HostEndpoint {
+            name: format!("h{number}"),
+            node: if self.one_in(3) { "n2" } else { NODE }.to_owned(),
+            interface: match self.below(3) {
+                0 => HostInterface::All,
+                1 if !expected_ips.is_empty() => HostInterface::Carrying(expected_ips.clone()),
+                _ => HostInterface::Named(format!("eth{}", self.below(2))),
+            },
+            expected_ips,
+            profiles: self.list(2, |r| r.pick(&PROFILES).to_owned()),
+            ports: self.list(2, |r| NamedPort {
+                name: r.pick(&PORT_NAMES[..2]).to_owned(),
+                protocol: r.pick(&[6, 17]),
+                port: r.pick(&PORTS),
+            }),
+            labels,
+            origin: origin(),
+        }
+    }
+
+    fn host_endpoints(&mut self) -> BTreeMap<String, Shared<HostEndpoint>> {
+        let number = self.below(4);
+        let endpoints = (0..number).map(|number| self.host_endpoint(number));
+        endpoints.map(|endpoint| (endpoint.name.clone(), endpoint.into())).collect()
+    }
+
+    fn failsafes(&mut self) -> Option<Vec<FailsafePort>> {
+        self.some(3, |r| {
+            r.list(3, |r| FailsafePort {
+                protocol: r.pick(&[6, 17]),
+                net: r.some(2, |r| r.pick(&NETS).parse().unwrap()),
+                port: r.pick(&PORTS),
+            })
+        })
+    }
+
     fn network_set(&mut self) -> NetworkSet {
         let namespace = self.some(2, |r| r.pick(&NAMESPACES).to_owned());
         let mut labels = self.labels(namespace.as_deref().unwrap_or_default());
@@ -263,6 +307,8 @@ impl Random {
                 drop_action_override: action(self),
                 iptables_filter_deny_action: action(self),
                 nftables_filter_deny_action: action(self),
+                failsafe_inbound_host_ports: self.failsafes(),
+                failsafe_outbound_host_ports: self.failsafes(),
                 ..FelixConfiguration::default()
             };
             (name, felix)
@@ -283,6 +329,7 @@ impl Random {
             policies: self.list(7, |r| r.policy().into()),
             profiles,
             network_sets: self.list(3, |r| r.network_set().into()),
+            host_endpoints: self.host_endpoints(),
             tiers: self.tiers(),
             felix: self.felix(),
             ..ResourceSet::default()
@@ -294,7 +341,8 @@ impl Random {
     /// Something else in the set.
     pub(crate) fn change(&mut self, set: &mut ResourceSet) {
         let (workload, policy) = (self.below(set.workloads.len().max(1)), self.below(set.policies.len().max(1)));
-        match self.below(11) {
+        match self.below(12) {
+            11 => set.host_endpoints = self.host_endpoints(),
             0 if !set.workloads.is_empty() => {
                 set.workloads.remove(workload);
             }

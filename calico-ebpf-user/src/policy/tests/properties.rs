@@ -8,11 +8,14 @@ use proptest::prelude::*;
 use super::{LIMITS, NODE, expected, fresh, generate::Random, host};
 use crate::policy::{
     compile::{Compiler, compile},
+    compiled::{Direction, Reason, forward_seat, from_workloads_seat},
+    evaluate::{HostWay, evaluate_host},
     flow::{Flow, Verdict},
     maps::Maps,
     store::Store,
     write::{Plan, Write},
 };
+use crate::resources::model::HostInterface;
 
 fn judge_all(maps: &Maps, flows: &[Flow]) -> Vec<Verdict> {
     flows.iter().map(|flow| maps.judge(flow)).collect()
@@ -56,6 +59,33 @@ proptest! {
         let (_, maps) = fresh(&set);
         for flow in random.flows(200) {
             prop_assert_eq!(maps.judge(&flow), expected(&set, &flow), "{:?}", flow);
+        }
+    }
+
+    #[test]
+    fn tables_of_host_endpoints_say_what_the_evaluator_says(seed in any::<u64>()) {
+        let mut random = Random(seed);
+        let set = random.set();
+        let (_, maps) = fresh(&set);
+        for flow in random.flows(60) {
+            for host in set.host_endpoints.values().filter(|host| host.node == NODE) {
+                let name = host.name.as_str();
+                for (way, seat, side) in [
+                    (HostWay::Sent, name.to_owned(), Direction::Egress),
+                    (HostWay::Received, name.to_owned(), Direction::Ingress),
+                    (HostWay::Arriving, forward_seat(name), Direction::Egress),
+                    (HostWay::Leaving, forward_seat(name), Direction::Ingress),
+                    (HostWay::FromWorkloads, from_workloads_seat(name), Direction::Ingress),
+                ] {
+                    let said = evaluate_host(&set, host, way, &flow);
+                    match maps.judge_seat(&seat, side, &flow) {
+                        Some(judged) => prop_assert_eq!(judged, said, "{:?} {:?}", way, flow),
+                        // Where nobody is asked, nobody has anything to say but the failsafe ports.
+                        None => prop_assert!(matches!(said.rule.reason, Reason::NoPolicy | Reason::Failsafe)
+                            || way == HostWay::FromWorkloads && host.interface != HostInterface::All, "{:?} {:?}", way, said),
+                    }
+                }
+            }
         }
     }
 
