@@ -17,8 +17,8 @@ use bytemuck::Pod;
 use calico_ebpf_common::abi::{
     Action, AddressEntry, BLOCK_ONES, Block, CHUNK_RULES, Conn, ConnKey4, ConnKey6, DropReason, Event, INTERFACE_NAME,
     Interface, MARK_ANSWER, NO_SLOT, Neighbour, NeighbourKey, NodeRef, PolicyRef, Quota, Root, RuleEntry, Settings,
-    Stamped, TableHeader, Timeouts, Untracked, VEC_ANY, VectorHeader, Workload, names, role, uplink_flags,
-    workload_flags,
+    Stamped, TableHeader, Timeouts, Untracked, VEC_ANY, VectorHeader, Workload, names, role, settings_flags,
+    uplink_flags, workload_flags,
 };
 use calico_ebpf_tests::lab::{self, Namespace};
 use calico_ebpf_user::dataplane;
@@ -53,6 +53,9 @@ pub(crate) const A: Name =
     Name { slot: 1, interface: "cali-a", mac: [2, 0, 0, 0, 0, 0xa], v4: [10, 65, 0, 1], v6: address6(1) };
 pub(crate) const B: Name =
     Name { slot: 2, interface: "cali-b", mac: [2, 0, 0, 0, 0, 0xb], v4: [10, 65, 0, 2], v6: address6(2) };
+/// Where the host endpoint sits that the uplink may be.
+pub(crate) const HOST_SLOT: u32 = 7;
+pub(crate) const OUTSIDE_SLOT: u32 = 8;
 /// The host and its neighbour on the uplink.
 pub(crate) const UPLINK: &str = "up0";
 pub(crate) const HOST4: [u8; 4] = [192, 0, 2, 1];
@@ -211,6 +214,37 @@ impl World {
     /// `ip ARGUMENTS` in its namespace.
     pub(crate) fn ip(&self, arguments: &str) {
         self.namespace.ip(arguments).expect("ip");
+    }
+
+    /// Makes the uplink a host endpoint: tables (egress, ingress) for the host's own traffic, and for whoever is outside.
+    pub(crate) fn set_host_endpoint(&mut self, host: [u32; 2], outside: Option<[u32; 2]>) {
+        let ifindex = self.ifindex(UPLINK);
+        let flags = workload_flags::ACTIVE | workload_flags::HOST_ENDPOINT;
+        let seats = [(HOST_SLOT, flags, Some(host)), (OUTSIDE_SLOT, flags | workload_flags::OUTSIDE, outside)];
+        for (slot, flags, tables) in seats {
+            let before: Workload = self.get::<64, _>(names::WORKLOADS, slot);
+            let epoch = before.policy[0].egress_epoch + 1;
+            let [egress_table, ingress_table] = tables.unwrap_or_default();
+            let policy = PolicyRef { egress_table, ingress_table, egress_epoch: epoch, ingress_epoch: epoch };
+            self.put(
+                names::WORKLOADS,
+                slot,
+                &Workload { flags, incarnation: 3, policy: [policy; 2], ..Workload::default() },
+            );
+        }
+        let interface = Interface {
+            role: role::UPLINK,
+            slot: NO_SLOT,
+            mtu: 1500,
+            mac: HOST_MAC,
+            host: HOST_SLOT + 1,
+            forward: if outside.is_some() { OUTSIDE_SLOT + 1 } else { 0 },
+            ..Interface::default()
+        };
+        self.insert::<4, 44>(names::INTERFACES, &ifindex, &interface);
+        self.set_root(|root| {
+            root.settings.iter_mut().for_each(|settings| settings.flags |= settings_flags::HOST_ENDPOINTS);
+        });
     }
 
     pub(crate) fn ifindex(&self, interface: &str) -> u32 {

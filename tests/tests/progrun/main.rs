@@ -8,6 +8,7 @@ mod frames;
 mod generate;
 mod harness;
 mod host;
+mod host_endpoints;
 mod link;
 mod model;
 mod parse;
