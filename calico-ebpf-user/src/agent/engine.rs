@@ -66,6 +66,25 @@ pub(super) enum Outcome {
     Refused,
 }
 
+/// What comes back where nobody confirms what is in force.
+#[derive(Clone, Debug)]
+pub(super) enum Before {
+    /// What was read before.
+    Accepted(Arc<Accepted>),
+    /// What an earlier process put in force: the maps have it still.
+    Generation(u32),
+}
+
+/// Whether the maps hold more than what was accepted.
+#[derive(Debug)]
+enum Held {
+    Nothing,
+    /// The generation before, of this number, until the start is confirmed.
+    Before(u32, Box<Plan>),
+    /// That is in force again, whatever was accepted.
+    TakenBack,
+}
+
 /// Desired and actual state of one node.
 pub(super) struct Engine {
     sources: Sources,
@@ -84,6 +103,7 @@ pub(super) struct Engine {
     overruled: Vec<String>,
     /// The last apply did not get through: the next one has to do it again.
     unfinished: bool,
+    held: Held,
     applied: Applied,
     /// What led to `applied`.
     desired: Desired,
@@ -106,6 +126,8 @@ pub(super) struct Start {
     pub(super) uplinks: Uplinks,
     /// The kernel.
     pub(super) dataplane: Dataplane,
+    /// Whether it may be taken back: see [`Engine::before_the_start`].
+    pub(super) unconfirmed: bool,
 }
 
 impl Engine {
@@ -114,7 +136,7 @@ impl Engine {
     /// # Errors
     /// The policy is not in force; whatever was in force before still is.
     pub(super) fn start(start: Start) -> anyhow::Result<Self> {
-        let Start { sources, accepted, warnings, node, uplinks, dataplane } = start;
+        let Start { sources, accepted, warnings, node, uplinks, dataplane, unconfirmed: start_unconfirmed } = start;
         let store = dataplane.store().context("cannot read what the maps hold")?;
         let migrations = dataplane.migrations().context("cannot read what the maps hold")?;
         let mut engine = Self {
@@ -129,6 +151,7 @@ impl Engine {
             yielded: Yielded::default(),
             overruled: Vec::new(),
             unfinished: true,
+            held: Held::Nothing,
             applied: Applied::default(),
             desired: Desired::default(),
             last_load: LastLoad::default(),
@@ -139,9 +162,53 @@ impl Engine {
         let now = engine.dataplane.now().context("cannot read the clock")?;
         engine.migrations.settle(now, engine.pace());
         engine.heed_claims();
-        engine.put_in_force(Arc::clone(&engine.accepted))?;
+        if engine.store.generation() != 0 && start_unconfirmed {
+            engine.put_in_force_unretired()?;
+        } else {
+            engine.put_in_force(Arc::clone(&engine.accepted))?;
+        }
         engine.loaded(Vec::new(), warnings);
         Ok(engine)
+    }
+
+    /// What comes back if nobody confirms the start: what an earlier process put in force, or where there was nothing, the
+    /// same with open host endpoints.
+    #[must_use]
+    pub(super) fn before_the_start(&self) -> Before {
+        if let Held::Before(generation, _) = self.held {
+            return Before::Generation(generation);
+        }
+        let mut before = Accepted { staged: None, ..(*self.accepted).clone() };
+        before.compiled.host_endpoints.clear();
+        before.compiled.untracked.clear();
+        // Not what the files say.
+        before.content = !before.content;
+        Before::Accepted(Arc::new(before))
+    }
+
+    /// What is in force may stay.
+    pub(super) fn confirmed(&mut self) {
+        if let Held::Before(_, plan) = std::mem::replace(&mut self.held, Held::Nothing)
+            && let Err(error) = self.dataplane.retire(&plan)
+        {
+            self.unfinished = true;
+            tracing::error!(%error, "cannot clear away what was in force before");
+        }
+    }
+
+    /// Like the first [`Engine::put_in_force`], but what was in force before stays in the maps.
+    fn put_in_force_unretired(&mut self) -> anyhow::Result<()> {
+        let observed = self.dataplane.observe().context("cannot look at the host's links and addresses")?;
+        let plan = self.store.plan(&self.accepted.compiled, &observed.host_addresses)?;
+        let desired = desired(&self.accepted, &plan.next, &self.node, &self.uplinks);
+        let applied = self.dataplane.apply_unretired(Some(&plan), &desired)?;
+        let before = self.store.generation();
+        self.store = plan.next.clone();
+        self.host_addresses = observed.host_addresses;
+        self.unfinished = false;
+        self.report(desired, applied);
+        self.held = Held::Before(before, Box::new(plan));
+        Ok(())
     }
 
     /// Reads the files, and puts in force what they say if it is good and `refuse` has nothing against it.
@@ -151,6 +218,11 @@ impl Engine {
         let was_read = begin.elapsed();
         let mut errors = read.errors;
         errors.extend(refuse(read.content));
+        if matches!(self.held, Held::Before(..)) && read.content != self.accepted.content {
+            errors.push(Problem::general(
+                "the start has not been confirmed yet (`confirm`): nothing else is loaded before",
+            ));
+        }
         let Some(set) = read.set.filter(|_| errors.is_empty()) else {
             return self.refused(errors, read.warnings);
         };
@@ -178,9 +250,20 @@ impl Engine {
     ///
     /// # Errors
     /// It is not in force.
-    pub(super) fn take_back(&mut self, before: Arc<Accepted>, why: &str) -> anyhow::Result<()> {
-        let changes = self.put_in_force(before)?;
-        announce(self.store.generation(), &changes);
+    pub(super) fn take_back(&mut self, before: Before, why: &str) -> anyhow::Result<()> {
+        match before {
+            Before::Accepted(before) => {
+                let changes = self.put_in_force(before)?;
+                announce(self.store.generation(), &changes);
+            }
+            Before::Generation(generation) => {
+                self.dataplane.take_back(generation)?;
+                self.held = Held::TakenBack;
+                self.unfinished = true;
+                self.store = self.dataplane.store()?.behind_a_spent_generation();
+                tracing::info!(generation, "policy in force");
+            }
+        }
         self.failed_loads += 1;
         self.loaded(vec![Problem::general(why)], Vec::new());
         Ok(())
@@ -198,8 +281,14 @@ impl Engine {
     }
 
     fn try_resync(&mut self) -> anyhow::Result<()> {
+        if matches!(self.held, Held::TakenBack) {
+            // What that wants of links and routes nobody knows any more: they stay as they are.
+            return Ok(());
+        }
         let observed = self.dataplane.observe().context("cannot look at the host's links and addresses")?;
-        if self.heed_claims() || self.unfinished || observed.host_addresses != self.host_addresses {
+        let claims = self.heed_claims();
+        let may_plan = matches!(self.held, Held::Nothing);
+        if may_plan && (claims || self.unfinished || observed.host_addresses != self.host_addresses) {
             self.put_in_force(Arc::clone(&self.accepted)).map(drop)
         } else {
             let desired = self.desired();
@@ -249,6 +338,7 @@ impl Engine {
                 self.migrations = migrations;
                 self.host_addresses = host_addresses;
                 self.unfinished = false;
+                self.held = Held::Nothing;
                 if let Some(applied) = applied {
                     self.report(desired, applied);
                 }

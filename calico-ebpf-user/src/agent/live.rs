@@ -19,7 +19,7 @@ use super::{
     Options,
     confirmation::Confirmation,
     control::{Call, Reply, Request, done, refusal},
-    engine::{Accepted, Engine, Outcome},
+    engine::{Before, Engine, Outcome},
     site::Shared,
     watch::FileWatch,
 };
@@ -54,7 +54,7 @@ pub(super) struct Live {
     node: String,
     watching: bool,
     engine: Engine,
-    confirmation: Confirmation<Arc<Accepted>>,
+    confirmation: Confirmation<Before>,
     files: Option<FileWatch>,
     links: Watcher,
     calls: mpsc::Receiver<Call>,
@@ -82,13 +82,19 @@ impl Live {
         calls: mpsc::Receiver<Call>,
         shared: Arc<Shared>,
     ) -> Self {
+        let mut confirmation = Confirmation::default();
+        if let Some(seconds) = options.confirm {
+            let within = Duration::from_secs(seconds.into());
+            confirmation.start(engine.before_the_start(), Instant::now() + within);
+            tracing::info!(within = clock::short(within), "waiting for a confirmation");
+        }
         Self {
             instance: options.dataplane.instance.clone(),
             config: options.config.clone(),
             node: options.node.clone(),
             watching: options.watch,
             engine,
-            confirmation: Confirmation::default(),
+            confirmation,
             files,
             links,
             calls,
@@ -238,10 +244,10 @@ impl Live {
     fn roll_back(&mut self) {
         let Some(before) = self.confirmation.take_back(self.engine.accepted().content) else { return };
         match self.engine.take_back(before, ROLLED_BACK) {
-            Ok(()) => tracing::warn!("nobody confirmed the last reload: the set before it is in force again"),
+            Ok(()) => tracing::warn!("nobody confirmed what was put in force: what was before it is in force again"),
             Err(error) => tracing::error!(
                 error = %format!("{error:#}"),
-                "nobody confirmed the last reload, but the set before it cannot be put in force: the unconfirmed one stays"
+                "nobody confirmed what was put in force, but what was before it cannot come back: the unconfirmed one stays"
             ),
         }
     }
@@ -261,7 +267,8 @@ impl Live {
             }
             Request::Reload { confirm } => self.reload(confirm),
             Request::Confirm if self.confirmation.confirm() => {
-                tracing::info!("the last reload is confirmed");
+                self.engine.confirmed();
+                tracing::info!("what is in force is confirmed");
                 done("confirmed")
             }
             Request::Confirm => refusal("nothing waits for a confirmation"),
@@ -295,7 +302,7 @@ impl Live {
             return done(message);
         };
         let within = Duration::from_secs(seconds.into());
-        self.confirmation.start(before, Instant::now() + within);
+        self.confirmation.start(Before::Accepted(before), Instant::now() + within);
         let within = clock::short(within);
         tracing::info!(within, "waiting for a confirmation");
         done(format!("{message}; the set before comes back unless `confirm` follows within {within}"))

@@ -54,6 +54,8 @@ pub struct Options {
     pub once: bool,
     /// Follow changes of the files.
     pub watch: bool,
+    /// Seconds after which what the start put in force is taken back unless it was confirmed.
+    pub confirm: Option<u32>,
 }
 
 /// Where to serve metrics.
@@ -107,6 +109,7 @@ async fn start(options: &Options) -> anyhow::Result<()> {
         node: options.node.clone(),
         uplinks: options.uplinks.clone(),
         dataplane,
+        unconfirmed: options.confirm.is_some(),
     })?;
     shared.ready();
     if options.once {

@@ -92,7 +92,7 @@ pub(super) enum Command {
     Diff(Diff),
     /// Read the files again now, and return when what was on disk at the call is in force
     Reload(Reload),
-    /// Keep what `reload --confirm` put in force
+    /// Keep what `reload --confirm` or `run --confirm` put in force
     Confirm,
     /// Remove everything that this program ever installed on this host, and nothing else
     Purge,
@@ -115,6 +115,10 @@ pub(super) struct Run {
     /// Follow changes of the files
     #[arg(long, value_name = "on|off", value_enum, default_value_t)]
     pub(super) watch: Switch,
+    /// Take back what the start puts in force unless `confirm` follows within so many seconds: what was in force before
+    /// comes back, or if that was nothing, host endpoints are open again
+    #[arg(long, value_name = "SECONDS", conflicts_with_all = ["once", "dry_run"], value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    pub(super) confirm: Option<u32>,
     /// Print what would be done, and touch nothing
     #[arg(long)]
     pub(super) dry_run: bool,

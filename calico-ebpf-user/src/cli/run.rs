@@ -33,6 +33,7 @@ pub(super) fn run(context: &Context, run: Run) -> anyhow::Result<ExitCode> {
         },
         once: run.once,
         watch: run.watch == Switch::On,
+        confirm: run.confirm,
     };
     if run.dry_run {
         let steps = dry_run::steps(&options)?;

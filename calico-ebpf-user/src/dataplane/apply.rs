@@ -183,6 +183,22 @@ impl Dataplane {
     /// If the policy could not be put in force, or what it may let out would not be translated: the generation before
     /// stays, whole. What fails besides is in [`Applied::faults`].
     pub fn apply(&mut self, plan: Option<&Plan>, desired: &Desired) -> Result<Applied> {
+        let applied = self.apply_unretired(plan, desired)?;
+        if let Some(plan) = plan.filter(|plan| !plan.is_empty()) {
+            self.retire(plan)?;
+        }
+        if desired.untracked.is_empty() {
+            self.tables.set_uplink_flag(uplink_flags::UNTRACKED, false)?;
+        }
+        Ok(applied)
+    }
+
+    /// The same, but what only the generation before needs stays: [`Dataplane::take_back`] can bring that back, until
+    /// [`Dataplane::retire`]. Nothing else may be planned in between.
+    ///
+    /// # Errors
+    /// As for [`Dataplane::apply`].
+    pub fn apply_unretired(&mut self, plan: Option<&Plan>, desired: &Desired) -> Result<Applied> {
         let mut applied = Applied::default();
         match (self.translate(desired, &mut applied), plan) {
             (Ok(()), _) => {}
@@ -221,17 +237,29 @@ impl Dataplane {
         self.routes(desired, &found, &failed, &mut applied);
         self.xdp(desired, &uplinks, &found, &failed, &mut applied)?;
         self.answer(desired, &uplinks, &found, &mut applied);
-        if let Some(plan) = plan {
-            // Also where nothing is to be retired: the next plan writes what readers of the former generation may still read.
-            sys::grace_period();
-            self.tables.write(&plan.retire)?;
-        }
-        if desired.untracked.is_empty() {
-            self.tables.set_uplink_flag(uplink_flags::UNTRACKED, false)?;
-        }
         self.report(desired, &uplinks, &found, &failed, &mut applied);
         report_host_endpoints(desired, hosts, &found, &failed, &mut applied);
         Ok(applied)
+    }
+
+    /// Forgets what only the generation before needs.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn retire(&mut self, plan: &Plan) -> Result<()> {
+        // Also where nothing is to be retired: the next plan writes what readers of the former generation may still read.
+        sys::grace_period();
+        self.tables.write(&plan.retire)
+    }
+
+    /// Puts the generation before in force again: what [`Dataplane::apply_unretired`] left of it.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn take_back(&mut self, generation: u32) -> Result<()> {
+        self.tables.commit(generation)?;
+        sys::grace_period();
+        Ok(())
     }
 
     /// Puts a new policy in force and nothing else: for where the last [`Dataplane::apply`] led to all that is desired, and
@@ -245,8 +273,7 @@ impl Dataplane {
         }
         self.tables.write(&plan.prepare)?;
         self.tables.commit(plan.generation)?;
-        sys::grace_period();
-        self.tables.write(&plan.retire)
+        self.retire(plan)
     }
 
     /// Whether every filter is where it should be; for what no notification tells (a TCX link detached by hand). Cheap:

@@ -39,6 +39,8 @@ const SPARE_CLASSES: usize = if cfg!(test) { 4 } else { 256 };
 pub struct Store {
     limits: Limits,
     generation: u32,
+    /// Generations after this one that were in force and are not any more: connections know them.
+    spent: u32,
     settings: [Settings; 2],
     arena: Arena,
     /// Objects of the tables in force, by header.
@@ -90,6 +92,7 @@ impl Store {
         Self {
             limits,
             generation: 0,
+            spent: 0,
             settings: [Settings::default(); 2],
             arena: Arena::new(limits.blocks),
             tables: HashMap::new(),
@@ -176,6 +179,13 @@ impl Store {
         self.generation
     }
 
+    /// The same where the generation after the one in force was in force once and was taken back: its number is not given
+    /// again, and that of the next one goes to the same side.
+    #[must_use]
+    pub fn behind_a_spent_generation(self) -> Self {
+        Self { spent: 2, ..self }
+    }
+
     /// The slot of the local workload `namespace/name`.
     #[must_use]
     pub fn slot(&self, workload: &str) -> Option<Slot> {
@@ -202,7 +212,7 @@ impl Store {
         let mut planner = Planner {
             old: self,
             next: self.clone(),
-            generation: self.generation.wrapping_add(1),
+            generation: self.generation.wrapping_add(1 + self.spent),
             prepare: Vec::new(),
             retire: Vec::new(),
             changes: Changes::default(),
@@ -949,6 +959,7 @@ impl Planner<'_> {
             return Plan { prepare: Vec::new(), generation, retire: Vec::new(), next, changes: Changes::default() };
         }
         self.next.generation = self.generation;
+        self.next.spent = 0;
         Plan { prepare, generation: self.generation, retire: self.retire, next: self.next, changes: self.changes }
     }
 

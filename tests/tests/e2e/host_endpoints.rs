@@ -1,6 +1,6 @@
 //! Interfaces of the host as endpoints of their own.
 
-use std::{io::Write as _, net::SocketAddr, process::Stdio, time::Duration};
+use std::{io::Write as _, net::SocketAddr, process::Stdio, thread, time::Duration};
 
 use calico_ebpf_tests::{
     Protocol::{Icmp, Tcp, Udp},
@@ -268,4 +268,43 @@ fn a_running_connection_follows_policy_and_outlives_the_agent() {
     }
     let reached = lab::tcp(world.namespace("outside"), SocketAddr::new(HOST4.into(), 80), Duration::from_secs(3));
     assert!(reached.expect("a probe"));
+}
+
+#[test]
+fn an_unconfirmed_start_is_taken_back() {
+    let mut world = world(&["a", "b"], &[22, 80]);
+    world.write("host.yaml", &uplink());
+    // There was nothing before: host endpoints are open again, and workloads stay what they are.
+    world.write("policy.yaml", &resources::policy("b-in", "app == 'b'", "  ingress: [{action: Deny}]\n"));
+    world.start_with(&["--watch", "off", "--confirm", "3"]);
+    world.denied("outside", "host", Tcp(80));
+    thread::sleep(Duration::from_secs(3));
+    world.allowed("outside", "host", Tcp(80));
+    world.denied("a", "b", Tcp(80));
+    assert_eq!(world.command(&["reload"]).code, 1, "it stays refused");
+    world.terminate();
+
+    // What was in force before comes back.
+    world.start_with(&["--watch", "off", "--confirm", "60"]);
+    world.denied("outside", "host", Tcp(80));
+    assert_eq!(world.command(&["confirm"]).code, 0);
+    world.enforce(&[policy("edge", "  ingress: [{action: Allow, destination: {ports: [80]}, protocol: TCP}]\n")]);
+    world.allowed("outside", "host", Tcp(80));
+    world.allowed("a", "b", Tcp(80));
+    world.kill();
+    let shut = resources::policy("b-in", "app == 'b'", "  ingress: [{action: Deny}]\n");
+    world.write("policy.yaml", &resources::documents(&[policy("edge", "  ingress: [{action: Deny}]\n"), shut]));
+    world.start_with(&["--watch", "off", "--confirm", "3"]);
+    world.denied("outside", "host", Tcp(80));
+    world.denied("a", "b", Tcp(80));
+    thread::sleep(Duration::from_secs(3));
+    world.allowed("outside", "host", Tcp(80));
+    world.allowed("a", "b", Tcp(80));
+    assert_eq!(world.command(&["reload"]).code, 1, "it stays refused");
+    world.allowed("outside", "host", Tcp(80));
+    // Other files are read again.
+    world.enforce(&[policy("edge", "  ingress: [{action: Deny}]\n")]);
+    world.denied("outside", "host", Tcp(80));
+    world.allowed("a", "b", Tcp(80));
+    world.allowed("outside", "host", Tcp(22));
 }
