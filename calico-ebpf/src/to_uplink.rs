@@ -13,7 +13,7 @@ use crate::{
     skb::Skb,
     tables::{Tables, active, has_host_endpoints, host_seats, locate},
     to_workload::{Receiver, is_own},
-    work::{Code, Env, LEAVES, code, take, work},
+    work::{Code, Env, LEAVES, MISS, code, take, work},
 };
 
 /// A packet whose connection may have an entry.
@@ -39,6 +39,9 @@ fn try_established<F: Tables>(skb: &Skb) -> Result<Code, DropReason> {
         return Ok(TO_STACK);
     }
     if !matches!(packet.kind, Kind::Flow) {
+        if has_host_endpoints() {
+            return Ok(MISS);
+        }
         // Judged where it came from, and it has no entry.
         fragments::first_passed(&leaving(env), packet);
         return Ok(TO_STACK);

@@ -51,14 +51,14 @@ fn what_the_host_sends_and_its_answers() {
     assert_eq!(world.conn4().ends[0].slot, HOST_SLOT);
     assert_eq!(world.from_uplink(&tcp4(OUTSIDE4, 80, HOST4, 1000, SYN_ACK)).action, STACK, "the answer");
     assert_eq!(world.from_uplink(&tcp4(OUTSIDE4, 81, HOST4, 1000, SYN_ACK)).action, DROP, "no answer");
-    assert_eq!(world.from_uplink(&unreachable4(OUTSIDE4, HOST4, &syn[14..])).action, STACK, "an error about it");
+    assert_eq!(world.from_uplink(&unreachable4(OUTSIDE4, HOST4, &syn)).action, STACK, "an error about it");
     let other = tcp4(HOST4, 1001, OUTSIDE4, 80, SYN);
-    assert_eq!(world.from_uplink(&unreachable4(OUTSIDE4, HOST4, &other[14..])).action, DROP, "about nothing known");
+    assert_eq!(world.from_uplink(&unreachable4(OUTSIDE4, HOST4, &other)).action, DROP, "about nothing known");
     // Who claims to be the host comes from elsewhere.
     assert_eq!(world.from_uplink(&tcp4(HOST4, 1000, OUTSIDE4, 80, ACK)).action, DROP);
     assert_eq!(world.drops(DropReason::SpoofedLocal), 1);
     // Errors of the host's own are about what was judged.
-    assert_eq!(world.to_uplink(None, &unreachable4(HOST4, OUTSIDE4, &other[14..])).action, STACK);
+    assert_eq!(world.to_uplink(None, &unreachable4(HOST4, OUTSIDE4, &other)).action, STACK);
     assert_eq!(world.to_uplink(None, &tcp4(HOST4, 5, OUTSIDE4, 5, RST)).action, DROP, "of no connection");
 }
 
