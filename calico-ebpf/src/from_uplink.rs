@@ -116,6 +116,9 @@ fn try_first_of_host<F: Receiver>(skb: &Skb) -> Result<Code, DropReason> {
             _ => Ok(TO_STACK),
         };
     }
+    if destination.slot != NO_SLOT {
+        reverse_path::check::<F>(&env, skb)?;
+    }
     // A fragment for a workload is judged by that when it is whole.
     let slots = if to_host {
         [NO_SLOT, seats.host]

@@ -37,7 +37,7 @@ use crate::{
 pub(super) const LOGGED_ERRORS: usize = 20;
 
 /// A configuration that was accepted.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Accepted {
     /// Identity of the files' contents.
     pub(super) content: u64,
@@ -200,8 +200,10 @@ impl Engine {
     fn put_in_force_unretired(&mut self) -> anyhow::Result<()> {
         let observed = self.dataplane.observe().context("cannot look at the host's links and addresses")?;
         let plan = self.store.plan(&self.accepted.compiled, &observed.host_addresses)?;
-        let desired = desired(&self.accepted, &plan.next, &self.node, &self.uplinks);
+        let migrations = self.migrations_to(&self.accepted);
+        let desired = desired(&self.accepted, &plan.next, &self.node, &self.uplinks, &migrations);
         let applied = self.dataplane.apply_unretired(Some(&plan), &desired)?;
+        self.migrations = migrations;
         let before = self.store.generation();
         self.store = plan.next.clone();
         self.host_addresses = observed.host_addresses;

@@ -24,8 +24,8 @@ use super::{
 use crate::resources::{
     Shared,
     model::{
-        DenyAction, EndpointToHostAction, FailsafePort, FelixConfiguration, HostInterface, Policy, PolicyHook, PolicyKind,
-        Profile, ResourceSet, ReversePath, Rule, RuleAction, TierAction, WorkloadEndpoint,
+        DenyAction, EndpointToHostAction, FailsafePort, FelixConfiguration, HostInterface, Policy, PolicyHook,
+        PolicyKind, Profile, ResourceSet, ReversePath, Rule, RuleAction, TierAction, WorkloadEndpoint,
     },
 };
 

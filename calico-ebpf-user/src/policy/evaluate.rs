@@ -6,6 +6,7 @@ use ipnet::IpNet;
 
 use super::{
     compiled::{Direction, Reason, RuleName},
+    failsafe,
     flow::{EndVerdict, Flow, Verdict},
 };
 use crate::resources::model::{
@@ -75,8 +76,11 @@ fn judge_host(set: &ResourceSet, endpoint: &HostEndpoint, way: HostWay, flow: &F
         HostWay::Received | HostWay::Arriving | HostWay::FromWorkloads => Direction::Ingress,
     };
     let is_own = matches!(way, HostWay::Sent | HostWay::Received | HostWay::FromWorkloads);
-    if let Some(number) = failsafe(set, endpoint, direction, flow).filter(|_| is_own) {
-        return (None, RuleName { rule: Some(number), ..RuleName::of_failsafes(direction) });
+    if let Some(number) = failsafe_port(set, endpoint, direction, flow).filter(|_| is_own) {
+        return (
+            None,
+            RuleName { rule: Some(number), ..failsafe::name(failsafe::LISTS[direction as usize], direction) },
+        );
     }
     let labels = inherit(set, &endpoint.labels, &endpoint.profiles);
     let with = |hooks: &[PolicyHook]| {
@@ -104,7 +108,7 @@ fn judge_host(set: &ResourceSet, endpoint: &HostEndpoint, way: HostWay, flow: &F
 }
 
 /// The number of the failsafe port that a flow goes to.
-fn failsafe(set: &ResourceSet, endpoint: &HostEndpoint, direction: Direction, flow: &Flow) -> Option<u32> {
+fn failsafe_port(set: &ResourceSet, endpoint: &HostEndpoint, direction: Direction, flow: &Flow) -> Option<u32> {
     let [inbound, outbound] = set.felix_for(&endpoint.node).failsafes();
     let (ports, other) = match direction {
         Direction::Ingress => (inbound, flow.source),
