@@ -570,7 +570,7 @@ mod tests {
             endpoint: format!("{}/{}", "n".repeat(20), "e".repeat(60)),
             pod: None,
             interface: interface.clone(),
-            from: Some("f".repeat(60)),
+            from: Some("f".repeat(20)),
             sysctls: settings.map(saved).collect(),
         };
         let longest =

@@ -197,11 +197,16 @@ pub fn moves(before: &[Shared<WorkloadEndpoint>], after: &[Shared<WorkloadEndpoi
     let first = before.iter().zip(after).take_while(|(old, new)| old.is(new)).count();
     let last = before.iter().rev().zip(after.iter().rev()).take_while(|(old, new)| old.is(new)).count();
     let last = last.min(most - first);
-    let (before, after) = (&before[first..before.len() - last], &after[first..after.len() - last]);
+    let after = &after[first..after.len() - last];
+    let changed: HashSet<IpAddr> = after.iter().flat_map(|workload| &workload.addresses).copied().collect();
+    if changed.is_empty() {
+        return Vec::new();
+    }
     let mut nodes: HashMap<IpAddr, &str> = HashMap::new();
     let mut known: HashSet<(IpAddr, &str)> = HashSet::new();
+    // All of them: an address may be claimed for a second time while its first owner stays.
     for workload in before {
-        for address in &workload.addresses {
+        for address in workload.addresses.iter().filter(|address| changed.contains(address)) {
             nodes.insert(*address, &workload.node);
             known.insert((*address, &workload.node));
         }

@@ -205,8 +205,8 @@ impl World {
         let (ifindex, name) = (self.ifindex(UPLINK), interface_name(UPLINK));
         let uplink =
             Interface { role: role::UPLINK, slot: NO_SLOT, mtu: 1500, mac: HOST_MAC, name, ..Interface::default() };
-        self.insert::<4, 36>(names::INTERFACES, &ifindex, &uplink);
-        self.insert::<4, 36>(names::INTERFACES, &LOOPBACK, &uplink);
+        self.insert::<4, 44>(names::INTERFACES, &ifindex, &uplink);
+        self.insert::<4, 44>(names::INTERFACES, &LOOPBACK, &uplink);
         let host = AddressEntry { flags: calico_ebpf_common::abi::HOST, ..owned(NO_SLOT, 0) };
         self.insert::<4, 24>(names::ADDRESSES4, &HOST4, &host);
     }

@@ -41,7 +41,7 @@ fn rules(count: u16, action: RuleAction) -> Vec<Rule> {
 fn each_map_has_its_limit() {
     let set = cases::one(rules(10, RuleAction::Allow));
     assert_eq!(plan(&set, LIMITS), Ok(()));
-    assert_eq!(what_is_too_much(&set, Limits { slots: 1, ..LIMITS }), "workloads on this node");
+    assert_eq!(what_is_too_much(&set, Limits { slots: 1, ..LIMITS }), "workloads and host endpoints on this node");
     assert_eq!(what_is_too_much(&set, Limits { counters: 10, ..LIMITS }), "rules with a counter");
     assert_eq!(what_is_too_much(&set, Limits { classes: 11, ..LIMITS }), "classes of addresses");
     assert!(what_is_too_much(&set, Limits { addresses4: 2, ..LIMITS }).starts_with("IPv4 addresses"));
