@@ -18,7 +18,7 @@ use super::{
 };
 use crate::resources::{
     Remark,
-    model::{EntityRule, Origin, Policy, PolicyHook, PolicyKind, PortMatch, Profile, ResourceSet, Rule, RuleAction},
+    model::{EntityRule, NamedPort, Origin, Policy, PolicyHook, PolicyKind, PortMatch, Profile, ResourceSet, Rule, RuleAction},
     selector::Selector,
 };
 
@@ -75,6 +75,8 @@ fn on_one_node(set: &ResourceSet) -> ResourceSet {
 struct Known {
     /// Groups of labels that a workload of a namespace has.
     workloads: HashMap<u32, BTreeSet<String>>,
+    /// Groups of labels that a host endpoint has.
+    hosts: HashSet<u32>,
     /// Groups of labels of whatever has an address.
     with_address: HashSet<u32>,
     /// Named ports: protocols by name.
@@ -83,7 +85,12 @@ struct Known {
 
 impl Known {
     fn new(set: &ResourceSet, endpoints: &Endpoints) -> Self {
-        let mut known = Self { workloads: HashMap::new(), with_address: HashSet::new(), ports: HashMap::new() };
+        let mut known = Self {
+            workloads: HashMap::new(),
+            hosts: HashSet::new(),
+            with_address: HashSet::new(),
+            ports: HashMap::new(),
+        };
         for (index, workload) in set.workloads.iter().enumerate() {
             let group = endpoints.of_workload(index);
             let namespaces = known.workloads.entry(group).or_default();
@@ -93,12 +100,14 @@ impl Known {
             if !workload.addresses.is_empty() {
                 known.with_address.insert(group);
             }
-            for port in &workload.ports {
-                match known.ports.get_mut(&port.name) {
-                    Some(protocols) => drop(protocols.insert(port.protocol)),
-                    None => drop(known.ports.insert(port.name.clone(), [port.protocol].into())),
-                }
+            known.add_ports(&workload.ports);
+        }
+        for (host, group) in endpoints.host_endpoints() {
+            known.hosts.insert(*group);
+            if !host.expected_ips.is_empty() {
+                known.with_address.insert(*group);
             }
+            known.add_ports(&host.ports);
         }
         for (index, set) in set.network_sets.iter().enumerate() {
             if !set.nets.is_empty() {
@@ -106,6 +115,15 @@ impl Known {
             }
         }
         known
+    }
+
+    fn add_ports(&mut self, ports: &[NamedPort]) {
+        for port in ports {
+            match self.ports.get_mut(&port.name) {
+                Some(protocols) => drop(protocols.insert(port.protocol)),
+                None => drop(self.ports.insert(port.name.clone(), [port.protocol].into())),
+            }
+        }
     }
 }
 
@@ -142,8 +160,8 @@ impl Linter {
             None => format!("{kind}/{name}"),
         };
         if !self.selects_workloads(policy) {
-            // One that also judges what hosts forward may be for host endpoints.
-            if policy.hook == PolicyHook::Normal {
+            // One of host endpoints has an effect, and one that also judges what hosts forward may be for some to come.
+            if policy.hook == PolicyHook::Normal && !self.selects_host_endpoints(policy) {
                 let message = match &policy.namespace {
                     Some(namespace) => format!("selects no workload: none of namespace {namespace} has such labels"),
                     None => "selects no workload: none in these files has such labels".to_owned(),
@@ -191,6 +209,11 @@ impl Linter {
             .iter()
             .filter_map(|group| self.known.workloads.get(group))
             .any(|namespaces| policy.namespace.as_ref().is_none_or(|namespace| namespaces.contains(namespace)))
+    }
+
+    fn selects_host_endpoints(&self, policy: &Policy) -> bool {
+        policy.namespace.is_none()
+            && self.endpoints.select(&policy.selector).iter().any(|group| self.known.hosts.contains(group))
     }
 
     fn profile(&mut self, profile: &Profile) {
