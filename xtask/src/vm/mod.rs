@@ -8,13 +8,22 @@ mod guest;
 mod kernels;
 mod qemu;
 
-use std::{path::PathBuf, process::Command, time::Instant};
+use std::{
+    path::PathBuf,
+    process::Command,
+    sync::{Mutex, MutexGuard, PoisonError},
+    thread,
+    time::Instant,
+};
 
 use anyhow::{Context as _, bail, ensure};
 use serde_json::Value;
 
 use crate::{cargo, debian, project, setup};
 use kernels::{KERNELS, Kernel};
+
+/// Guests that run at once, where there are as many processors: most of the time one of a guest's two does nothing.
+const AT_ONCE: usize = 2;
 
 /// What runs on every kernel: each program loads, traffic passes, is denied, follows a reload, outlives the process.
 const TESTS: &[&str] = &[
@@ -48,24 +57,46 @@ pub fn run(arguments: &[String]) -> anyhow::Result<()> {
         names => names.iter().map(|name| find(name)).collect::<anyhow::Result<_>>()?,
     };
     let binaries = build()?;
-    let mut failures = Vec::new();
-    for kernel in chosen {
-        let start = Instant::now();
-        let outcome = boot(kernel, &binaries, &filters);
-        let seconds = start.elapsed().as_secs();
-        match outcome {
-            Ok(report) => println!("vm: {} ok, {report}, {seconds} s", kernel.series),
-            Err(error) if kernel.optional && error.is::<kernels::Unavailable>() => {
-                println!("vm: {}: {error}", kernel.series);
-            }
-            Err(error) => {
-                println!("vm: {} FAILED after {seconds} s: {error:#}", kernel.series);
-                failures.push(kernel.series);
-            }
+    let failures = Mutex::new(Vec::new());
+    let queue = Mutex::new(chosen.into_iter());
+    let at_once = thread::available_parallelism().map_or(1, usize::from).min(AT_ONCE);
+    thread::scope(|scope| {
+        for _ in 0..at_once {
+            scope.spawn(|| {
+                while let Some(kernel) = locked(&queue).next() {
+                    if !passes(kernel, &binaries, &filters) {
+                        locked(&failures).push(kernel.series);
+                    }
+                }
+            });
         }
-    }
+    });
+    let failures = locked(&failures);
     ensure!(failures.is_empty(), "failed under {}", failures.join(", "));
     Ok(())
+}
+
+/// Boots a kernel and says how it went.
+fn passes(kernel: &Kernel, binaries: &Binaries, filters: &[&str]) -> bool {
+    let start = Instant::now();
+    let outcome = boot(kernel, binaries, filters);
+    let seconds = start.elapsed().as_secs();
+    match outcome {
+        Ok(report) => println!("vm: {} ok, {report}, {seconds} s", kernel.series),
+        Err(error) if kernel.optional && error.is::<kernels::Unavailable>() => {
+            println!("vm: {}: {error}", kernel.series);
+        }
+        Err(error) => {
+            println!("vm: {} FAILED after {seconds} s: {error:#}", kernel.series);
+            return false;
+        }
+    }
+    true
+}
+
+/// What a thread that panicked leaves behind is as good as before.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Static builds for the guests.

@@ -18,7 +18,10 @@ use super::{
 };
 use crate::resources::{
     Remark,
-    model::{EntityRule, NamedPort, Origin, Policy, PolicyHook, PolicyKind, PortMatch, Profile, ResourceSet, Rule, RuleAction},
+    model::{
+        EntityRule, NamedPort, Origin, Policy, PolicyHook, PolicyKind, PortMatch, Profile, ResourceSet, Rule,
+        RuleAction,
+    },
     selector::Selector,
 };
 
