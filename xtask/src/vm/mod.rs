@@ -63,7 +63,9 @@ pub fn run(arguments: &[String]) -> anyhow::Result<()> {
     thread::scope(|scope| {
         for _ in 0..at_once {
             scope.spawn(|| {
-                while let Some(kernel) = locked(&queue).next() {
+                // A name of its own, so that the queue is free while the guest runs.
+                let next = || locked(&queue).next();
+                while let Some(kernel) = next() {
                     if !passes(kernel, &binaries, &filters) {
                         locked(&failures).push(kernel.series);
                     }
