@@ -190,6 +190,8 @@ struct Instance {
 impl Instance {
     fn new(name: String, resources: &str) -> anyhow::Result<Self> {
         let lab = Lab::new(&["a"])?;
+        // The way back to the peers, which is looked for.
+        lab.host.ip(&format!("route add 10.0.0.0/8 via {OUTSIDE4}"))?;
         let workload = lab.workload("a");
         let text = format!(
             "{resources}---\napiVersion: projectcalico.org/v3\nkind: WorkloadEndpoint\nmetadata: {{name: bench-k8s-a-eth0, namespace: bench}}\n\
