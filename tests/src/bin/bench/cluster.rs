@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use aya::maps::{Array, MapData};
-use calico_ebpf_common::abi::names;
+use calico_ebpf_common::abi::{Root, names};
 use xtask::lab::Lab;
 
 use crate::{
@@ -86,7 +86,7 @@ fn in_cluster(report: &mut Report, lab: &Lab, directory: &Path) -> anyhow::Resul
     Ok(())
 }
 
-fn root(lab: &Lab) -> anyhow::Result<Array<MapData, [u32; 32]>> {
+fn root(lab: &Lab) -> anyhow::Result<Array<MapData, [u32; size_of::<Root>() / 4]>> {
     Ok(Array::try_from(aya::maps::Map::Array(map(&pinned(lab, names::ROOT))?))?)
 }
 
