@@ -11,7 +11,7 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader,
-    programs::{ProgramError, ProgramFd, SchedClassifier, Xdp},
+    programs::{Program, ProgramError, ProgramFd, SchedClassifier, Xdp},
 };
 use calico_ebpf_common::abi::{LAYOUT_VERSION, names};
 use rustix::process::{Resource, Rlimit, setrlimit};
@@ -84,7 +84,7 @@ impl Programs {
         let mut ebpf = loader.load(object.as_ref()).map_err(|error| DataplaneError::load("create the maps", &error))?;
         let mut ids = BTreeMap::new();
         for name in PROGRAMS {
-            let program = program_mut(&mut ebpf, name)?;
+            let program: &mut SchedClassifier = program_mut(&mut ebpf, name)?;
             load_program(program).map_err(|error| rejected(name, &error))?;
             let fd = program.fd().map_err(|error| DataplaneError::load(name, &error))?;
             let id = sys::program_id(fd.as_fd().as_raw_fd()).map_err(DataplaneError::io(name))?;
@@ -119,7 +119,7 @@ impl Programs {
             Some(name) => name,
             None => self.load_xdp()?,
         };
-        let program = xdp_mut(&mut self.ebpf, name)?;
+        let program: &mut Xdp = program_mut(&mut self.ebpf, name)?;
         let fd = program.fd().map_err(|error| DataplaneError::load(name, &error))?;
         let id = sys::program_id(fd.as_fd().as_raw_fd()).map_err(DataplaneError::io(name))?;
         Ok((fd, id))
@@ -128,7 +128,7 @@ impl Programs {
     fn load_xdp(&mut self) -> Result<&'static str> {
         let mut result = Err(DataplaneError::NoObject);
         for name in [names::PROG_XDP, names::PROG_XDP_LINEAR] {
-            let program = xdp_mut(&mut self.ebpf, name)?;
+            let program: &mut Xdp = program_mut(&mut self.ebpf, name)?;
             match undisturbed(|| program.load()) {
                 Ok(()) => {
                     self.xdp = Some(name);
@@ -180,22 +180,13 @@ pub(crate) fn program_path(directory: &Path, name: &str) -> PathBuf {
     directory.join(format!("prog_{name}"))
 }
 
-fn program_mut<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier> {
+fn program_mut<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P>
+where
+    &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
+{
     let missing =
         || DataplaneError::Load { what: name.to_owned(), message: "the object lacks this program".to_owned() };
-    ebpf.program_mut(name)
-        .ok_or_else(missing)?
-        .try_into()
-        .map_err(|error: ProgramError| DataplaneError::load(name, &error))
-}
-
-fn xdp_mut<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
-    let missing =
-        || DataplaneError::Load { what: name.to_owned(), message: "the object lacks this program".to_owned() };
-    ebpf.program_mut(name)
-        .ok_or_else(missing)?
-        .try_into()
-        .map_err(|error: ProgramError| DataplaneError::load(name, &error))
+    ebpf.program_mut(name).ok_or_else(missing)?.try_into().map_err(|error| DataplaneError::load(name, &error))
 }
 
 /// Sizes of maps that differ from the object's: what exists keeps its size, so that a takeover never fails for it.

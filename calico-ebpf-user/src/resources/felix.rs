@@ -195,42 +195,42 @@ fn endpoint_to_host_action(
     }
 }
 
-fn l2_reachability(decoder: &mut Decoder<'_>, node: &Node, path: &FieldPath<'_>) -> Option<L2Reachability> {
+/// One of two or three texts and what it stands for.
+fn choice<T: Copy>(
+    decoder: &mut Decoder<'_>,
+    node: &Node,
+    path: &FieldPath<'_>,
+    choices: &[(&str, T)],
+    is: impl Fn(&str, &str) -> bool,
+) -> Option<T> {
     let text = decoder.text(node, path).filter(|text| !text.is_empty())?;
-    match text {
-        "Disabled" => Some(L2Reachability::Disabled),
-        "PodsAndLoadBalancers" => Some(L2Reachability::PodsAndLoadBalancers),
-        _ => {
-            decoder.error(node, path, format!("\"{text}\" is not possible: expected Disabled or PodsAndLoadBalancers"));
-            None
-        }
+    let chosen = choices.iter().find(|(name, _)| is(name, text)).map(|(_, chosen)| *chosen);
+    if chosen.is_none() {
+        let names: Vec<&str> = choices.iter().map(|(name, _)| *name).collect();
+        let (last, others) = names.split_last().unwrap_or((&"", &[]));
+        decoder.error(node, path, format!("\"{text}\" is not possible: expected {} or {last}", others.join(", ")));
     }
+    chosen
+}
+
+fn l2_reachability(decoder: &mut Decoder<'_>, node: &Node, path: &FieldPath<'_>) -> Option<L2Reachability> {
+    let choices =
+        [("Disabled", L2Reachability::Disabled), ("PodsAndLoadBalancers", L2Reachability::PodsAndLoadBalancers)];
+    choice(decoder, node, path, &choices, |name, text| name == text)
 }
 
 /// In any case of letters, as Calico's API takes it.
 fn reverse_path(decoder: &mut Decoder<'_>, node: &Node, path: &FieldPath<'_>) -> Option<ReversePath> {
-    let text = decoder.text(node, path).filter(|text| !text.is_empty())?;
-    match text.to_ascii_lowercase().as_str() {
-        "disabled" => Some(ReversePath::Disabled),
-        "strict" => Some(ReversePath::Strict),
-        "loose" => Some(ReversePath::Loose),
-        _ => {
-            decoder.error(node, path, format!("\"{text}\" is not possible: expected Disabled, Strict or Loose"));
-            None
-        }
-    }
+    let choices = [("Disabled", ReversePath::Disabled), ("Strict", ReversePath::Strict), ("Loose", ReversePath::Loose)];
+    choice(decoder, node, path, &choices, |name, text| name.eq_ignore_ascii_case(text))
 }
 
 fn exclusions(decoder: &mut Decoder<'_>, node: &Node, path: &FieldPath<'_>) -> Option<NatOutgoingExclusions> {
-    let text = decoder.text(node, path).filter(|text| !text.is_empty())?;
-    match text {
-        "IPPoolsOnly" => Some(NatOutgoingExclusions::IpPoolsOnly),
-        "IPPoolsAndHostIPs" => Some(NatOutgoingExclusions::IpPoolsAndHostIps),
-        _ => {
-            decoder.error(node, path, format!("\"{text}\" is not possible: expected IPPoolsOnly or IPPoolsAndHostIPs"));
-            None
-        }
-    }
+    let choices = [
+        ("IPPoolsOnly", NatOutgoingExclusions::IpPoolsOnly),
+        ("IPPoolsAndHostIPs", NatOutgoingExclusions::IpPoolsAndHostIps),
+    ];
+    choice(decoder, node, path, &choices, |name, text| name == text)
 }
 
 /// A port, or `FIRST:LAST`. A bare 0 is Calico's "not given".
