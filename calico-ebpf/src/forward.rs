@@ -14,8 +14,8 @@ use calico_ebpf_common::{
 
 use crate::{
     skb::Skb,
-    tables::Tables,
-    work::{Code, Env, opaque_zero},
+    tables::{Tables, active},
+    work::{Code, Env, code, opaque_zero, work},
 };
 
 /// The next program in the chain, and behind it the stack: unlike `TC_ACT_OK`, which ends the chain.
@@ -38,6 +38,19 @@ fn segment_length<F: Tables>(skb: &Skb, packet: &Packet<F>) -> u32 {
 #[inline(always)]
 fn needs_stack<F: Tables>(skb: &Skb, packet: &Packet<F>) -> bool {
     packet.slow || packet.ttl <= 1 || !skb.is_for_host_mac()
+}
+
+/// To the workload of this host that the function before has found.
+#[inline(always)]
+pub(crate) fn deliver<F: Tables>(skb: &Skb) -> Code {
+    code(try_deliver::<F>(skb))
+}
+
+#[inline(always)]
+fn try_deliver<F: Tables>(skb: &Skb) -> Result<Code, DropReason> {
+    let work = work::<F>().ok_or(DropReason::NoTable)?;
+    let workload = active(work.slots[1]).ok_or(DropReason::NoInterface)?;
+    to_workload(skb, &work.packet, workload)
 }
 
 /// To a workload of this host.

@@ -18,7 +18,7 @@ use crate::{
     policy::judge_ends,
     skb::Skb,
     tables::{Located, Tables, active, locate, of_interface},
-    work::{Code, Env, FOREIGN, MISS, code, take, work},
+    work::{Code, DELIVER, Env, FOREIGN, MISS, code, take, work},
 };
 
 /// UDP port of VXLAN: workloads may not send it, they could speak for other hosts.
@@ -142,12 +142,12 @@ fn try_first<F: Sender>(skb: &Skb, missed: Code) -> Result<Code, DropReason> {
         return Ok(TO_STACK);
     }
     if matches!(packet.kind, Kind::IcmpError) && related::<F>(skb) != 0 && work.related.from == slot {
-        let conn = &work.related;
-        return match active(conn.to) {
-            Some(to) if !conn.via_stack => to_workload(skb, packet, to),
-            // From one workload of this host to elsewhere, or by the stack as the connection itself.
-            _ => Ok(TO_STACK),
-        };
+        // From one workload of this host to elsewhere, or by the stack as the connection itself.
+        if work.related.via_stack || active(work.related.to).is_none() {
+            return Ok(TO_STACK);
+        }
+        work.slots[1] = work.related.to;
+        return Ok(DELIVER);
     }
 
     let destination = locate::<F>(&packet.destination, env.generation);
@@ -167,12 +167,12 @@ fn try_first<F: Sender>(skb: &Skb, missed: Code) -> Result<Code, DropReason> {
         };
         opening::enter(&env, work, &opening, slots, OpenerKind::Outside, flags)?;
     }
-    let packet = &work.packet;
-    fragments::first_passed(&env, packet);
-    match active(destination.slot) {
-        Some(receiver) if !leaves => to_workload(skb, packet, receiver),
-        _ => Ok(TO_STACK),
+    fragments::first_passed(&env, &work.packet);
+    if leaves {
+        return Ok(TO_STACK);
     }
+    work.slots = slots;
+    Ok(DELIVER)
 }
 
 /// The first packet of a connection to the host, which policy lets pass: what host endpoints say of it.

@@ -50,7 +50,7 @@ use crate::{
     maps::{DROPS, ROOT},
     skb::Skb,
     tables::has_host_endpoints,
-    work::{AGAIN, ALLOWED, ANSWERED, Code, FOREIGN, LEAVES, LEFT, MISS, dropped, jiffies, reason},
+    work::{AGAIN, ALLOWED, ANSWERED, Code, DELIVER, FOREIGN, LEAVES, LEFT, MISS, dropped, jiffies, reason},
     xdp::Frame,
 };
 
@@ -82,19 +82,19 @@ steps! {
     cali_tw_known6() = to_workload::established::<V6>;
     cali_tw_first6(code) = to_workload::first::<V6>;
     cali_fu_known4() = from_uplink::established::<V4>;
-    cali_fu_first4() = from_uplink::first::<V4>;
+    cali_fu_first4(code) = from_uplink::first::<V4>;
     cali_fu_known6() = from_uplink::established::<V6>;
-    cali_fu_first6() = from_uplink::first::<V6>;
+    cali_fu_first6(code) = from_uplink::first::<V6>;
     cali_tu_known4() = to_uplink::established::<V4>;
     cali_tu_known6() = to_uplink::established::<V6>;
-    cali_fu_host4() = from_uplink::first_of_host::<V4>;
-    cali_fu_host6() = from_uplink::first_of_host::<V6>;
-    cali_tu_host4() = to_uplink::first_of_host::<V4>;
-    cali_tu_host6() = to_uplink::first_of_host::<V6>;
+    cali_tu_first4() = to_uplink::first::<V4>;
+    cali_tu_first6() = to_uplink::first::<V6>;
     cali_tu_leaves4() = to_uplink::leaves::<V4>;
     cali_tu_leaves6() = to_uplink::leaves::<V6>;
     cali_fw_link6() = from_workload::of_link::<V6>;
     cali_fw_arp() = from_workload::arp;
+    cali_deliver4() = forward::deliver::<V4>;
+    cali_deliver6() = forward::deliver::<V6>;
     cali_explain4() = explain::explain::<V4>;
     cali_explain6() = explain::explain::<V6>;
     cali_flow4(code) = flows::record::<V4>;
@@ -137,20 +137,6 @@ extern "C" fn cali_again4() -> Code {
 /// Likewise.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn cali_tu_first4() -> Code {
-    to_uplink::first::<V4>()
-}
-
-/// Likewise.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn cali_tu_first6() -> Code {
-    to_uplink::first::<V6>()
-}
-
-/// Likewise.
-#[unsafe(no_mangle)]
-#[inline(never)]
 extern "C" fn cali_fw_host4() -> Code {
     from_workload::to_host::<V4>()
 }
@@ -179,9 +165,12 @@ pub fn cali_from_wl(ctx: TcContext) -> i32 {
         return finish(&ctx, Hook::FromWorkload, dropped(reason));
     }
     let code = match skb.ether_type() {
-        ether_type::IPV4 => from_workload_ip(&skb, cali_fw_known4, cali_again4, None, cali_fw_first4, cali_fw_host4),
+        ether_type::IPV4 => {
+            from_workload_ip(&skb, cali_fw_known4, cali_again4, None, cali_fw_first4, cali_fw_host4, cali_deliver4)
+        }
         ether_type::IPV6 => {
-            from_workload_ip(&skb, cali_fw_known6, cali_again6, Some(cali_fw_link6), cali_fw_first6, cali_fw_host6)
+            let link = Some(cali_fw_link6 as Step);
+            from_workload_ip(&skb, cali_fw_known6, cali_again6, link, cali_fw_first6, cali_fw_host6, cali_deliver6)
         }
         ether_type::ARP => cali_fw_arp(skb.raw_context()),
         _ => dropped(DropReason::EtherType),
@@ -197,6 +186,7 @@ fn from_workload_ip(
     link: Option<Step>,
     first: FirstStep,
     to_host: extern "C" fn() -> Code,
+    deliver: Step,
 ) -> Code {
     let code = look(skb, known, again);
     if code != MISS && code != FOREIGN {
@@ -208,8 +198,11 @@ fn from_workload_ip(
             return code;
         }
     }
-    let code = first(skb.raw_context(), code);
-    if code == TO_STACK && has_host_endpoints() { to_host() } else { code }
+    match first(skb.raw_context(), code) {
+        DELIVER => deliver(skb.raw_context()),
+        TO_STACK if has_host_endpoints() => to_host(),
+        code => code,
+    }
 }
 
 #[classifier]
@@ -249,22 +242,21 @@ pub fn cali_from_up(ctx: TcContext) -> i32 {
         return TO_STACK as i32;
     }
     let flags = uplink_flags();
-    // About what untracked policy allows, no other policy of the host is asked.
-    let mut settled = false;
+    let mut untracked = LEFT;
     if flags != 0 {
         let code = before_all(&skb, flags);
         if code != MISS && code != ALLOWED && code != LEFT {
             return finish(&ctx, Hook::FromUplink, code);
         }
-        settled = code == ALLOWED;
+        untracked = code;
     }
     // Frames for others, broadcasts, multicasts: the stack knows what they are. A host endpoint judges those for many.
-    if !skb.is_for_host_mac() && !(skb.is_for_many_macs() && !settled && has_host_endpoints()) {
+    if !skb.is_for_host_mac() && !(skb.is_for_many_macs() && untracked != ALLOWED && has_host_endpoints()) {
         return TO_STACK as i32;
     }
     let code = match skb.ether_type() {
-        ether_type::IPV4 => from_uplink_ip(&skb, settled, cali_fu_known4, cali_again4, [cali_fu_first4, cali_fu_host4]),
-        ether_type::IPV6 => from_uplink_ip(&skb, settled, cali_fu_known6, cali_again6, [cali_fu_first6, cali_fu_host6]),
+        ether_type::IPV4 => from_uplink_ip(&skb, untracked, cali_fu_known4, cali_again4, cali_fu_first4, cali_deliver4),
+        ether_type::IPV6 => from_uplink_ip(&skb, untracked, cali_fu_known6, cali_again6, cali_fu_first6, cali_deliver6),
         _ => TO_STACK,
     };
     finish(&ctx, Hook::FromUplink, code)
@@ -311,18 +303,19 @@ fn before_all(skb: &Skb, flags: u32) -> Code {
 #[inline(always)]
 fn from_uplink_ip(
     skb: &Skb,
-    settled: bool,
+    untracked: Code,
     known: Step,
     again: extern "C" fn() -> Code,
-    [first, of_host]: [Step; 2],
+    first: FirstStep,
+    deliver: Step,
 ) -> Code {
     let code = look(skb, known, again);
     if code != MISS && code != FOREIGN {
-        code
-    } else if !settled && has_host_endpoints() {
-        of_host(skb.raw_context())
-    } else {
-        first(skb.raw_context())
+        return code;
+    }
+    match first(skb.raw_context(), untracked) {
+        DELIVER => deliver(skb.raw_context()),
+        code => code,
     }
 }
 
@@ -352,34 +345,19 @@ pub fn cali_to_up(ctx: TcContext) -> i32 {
         }
     }
     let code = match skb.ether_type() {
-        ether_type::IPV4 => {
-            to_uplink_ip(&skb, cali_tu_known4, cali_again4, cali_tu_first4, [cali_tu_leaves4, cali_tu_host4])
-        }
-        ether_type::IPV6 => {
-            to_uplink_ip(&skb, cali_tu_known6, cali_again6, cali_tu_first6, [cali_tu_leaves6, cali_tu_host6])
-        }
+        ether_type::IPV4 => to_uplink_ip(&skb, cali_tu_known4, cali_again4, cali_tu_leaves4, cali_tu_first4),
+        ether_type::IPV6 => to_uplink_ip(&skb, cali_tu_known6, cali_again6, cali_tu_leaves6, cali_tu_first6),
         _ => TO_STACK,
     };
     finish(&ctx, Hook::ToUplink, code)
 }
 
 #[inline(always)]
-fn to_uplink_ip(
-    skb: &Skb,
-    known: Step,
-    again: extern "C" fn() -> Code,
-    first: extern "C" fn() -> Code,
-    [leaves, of_host]: [Step; 2],
-) -> Code {
-    let code = look(skb, known, again);
-    if code == LEAVES {
-        leaves(skb.raw_context())
-    } else if code != MISS && code != FOREIGN {
-        code
-    } else if has_host_endpoints() {
-        of_host(skb.raw_context())
-    } else {
-        first()
+fn to_uplink_ip(skb: &Skb, known: Step, again: extern "C" fn() -> Code, leaves: Step, first: Step) -> Code {
+    match look(skb, known, again) {
+        LEAVES => leaves(skb.raw_context()),
+        MISS | FOREIGN => first(skb.raw_context()),
+        code => code,
     }
 }
 

@@ -273,6 +273,10 @@ pub(crate) struct HostSeats {
     pub forward: u32,
 }
 
+impl HostSeats {
+    pub(crate) const NOBODY: Self = Self { host: NO_SLOT, forward: NO_SLOT };
+}
+
 /// What judges at this interface in this generation.
 #[inline(always)]
 pub(crate) fn host_seats(env: &Env) -> HostSeats {
@@ -282,7 +286,7 @@ pub(crate) fn host_seats(env: &Env) -> HostSeats {
             host: in_force(interface.host.wrapping_sub(1), env.generation),
             forward: in_force(interface.forward.wrapping_sub(1), env.generation),
         },
-        None => HostSeats { host: NO_SLOT, forward: NO_SLOT },
+        None => HostSeats::NOBODY,
     }
 }
 

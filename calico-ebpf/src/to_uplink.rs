@@ -11,7 +11,7 @@ use crate::{
     fragments, opening,
     policy::judge_ends,
     skb::Skb,
-    tables::{Tables, active, has_host_endpoints, host_seats, locate},
+    tables::{HostSeats, Tables, active, has_host_endpoints, host_seats, locate},
     to_workload::{Receiver, is_own},
     work::{Code, Env, LEAVES, MISS, code, take, work},
 };
@@ -70,33 +70,6 @@ fn leaving(env: Env) -> Env {
     Env { ifindex: 0, ..env }
 }
 
-/// A packet without a connection. If it is a local workload's, it looks other than when the workload sent it: the stack
-/// has changed its destination.
-#[inline(always)]
-pub(crate) fn first<F: Tables>() -> Code {
-    code(try_first::<F>())
-}
-
-#[inline(always)]
-fn try_first<F: Tables>() -> Result<Code, DropReason> {
-    let work = work::<F>().ok_or(DropReason::NoTable)?;
-    let env = Env::resume_at(work, 0)?;
-    let packet = &work.packet;
-    let source = locate::<F>(&packet.source, env.generation);
-    if source.slot == NO_SLOT {
-        return Ok(TO_STACK);
-    }
-    if active(source.slot).is_none() {
-        return Err(DropReason::NoWorkload);
-    }
-    let destination = locate::<F>(&packet.destination, env.generation);
-    let slots = [source.slot, NO_SLOT];
-    let opening = opening::judge(&env, packet, slots, [source.class, destination.class])?;
-    opening::enter(&env, work, &opening, slots, OpenerKind::Outside, conn_flags::VIA_STACK)?;
-    fragments::first_passed(&env, &work.packet);
-    Ok(TO_STACK)
-}
-
 /// A packet of a connection that leaves the host for the first time, where some interface is a host endpoint: whoever is
 /// outside is asked, and what nobody translates may go past the stack from now on.
 #[inline(always)]
@@ -133,14 +106,15 @@ fn try_leaves<F: Tables>(skb: &Skb) -> Result<Code, DropReason> {
     Ok(TO_STACK)
 }
 
-/// A packet without a connection, where some interface is a host endpoint.
+/// A packet without a connection. If it is a local workload's, it looks other than when the workload sent it: the stack
+/// has changed its destination.
 #[inline(always)]
-pub(crate) fn first_of_host<F: Receiver>(skb: &Skb) -> Code {
-    code(try_first_of_host::<F>(skb).map_err(DropReason::on_leaving))
+pub(crate) fn first<F: Receiver>(skb: &Skb) -> Code {
+    code(try_first::<F>(skb).map_err(DropReason::on_leaving))
 }
 
 #[inline(always)]
-fn try_first_of_host<F: Receiver>(skb: &Skb) -> Result<Code, DropReason> {
+fn try_first<F: Receiver>(skb: &Skb) -> Result<Code, DropReason> {
     let work = work::<F>().ok_or(DropReason::NoTable)?;
     let env = Env::resume(skb, work)?;
     let packet = &work.packet;
@@ -148,9 +122,8 @@ fn try_first_of_host<F: Receiver>(skb: &Skb) -> Result<Code, DropReason> {
     if F::keeps_link(packet) || matches!(packet.kind, Kind::IcmpError | Kind::LaterFragment) {
         return Ok(TO_STACK);
     }
-    let seats = host_seats(&env);
+    let seats = if has_host_endpoints() { host_seats(&env) } else { HostSeats::NOBODY };
     let source = locate::<F>(&packet.source, env.generation);
-    let destination = locate::<F>(&packet.destination, env.generation);
     let slots = if is_own(skb) { [seats.host, NO_SLOT] } else { [source.slot, seats.forward] };
     if source.slot != NO_SLOT && active(source.slot).is_none() {
         return Err(DropReason::NoWorkload);
@@ -160,6 +133,7 @@ fn try_first_of_host<F: Receiver>(skb: &Skb) -> Result<Code, DropReason> {
     if slots[0] == NO_SLOT && slots[1] == NO_SLOT && !is_masqueraded {
         return Ok(TO_STACK);
     }
+    let destination = locate::<F>(&packet.destination, env.generation);
     let opening = opening::judge(&env, packet, slots, [source.class, destination.class])?;
     if matches!(packet.kind, Kind::Flow) && !F::is_multicast(&packet.destination) {
         opening::enter(&env, work, &opening, slots, OpenerKind::Outside, conn_flags::VIA_STACK)?;

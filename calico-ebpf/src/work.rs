@@ -31,6 +31,8 @@ pub(crate) const LEFT: Code = STEP + 4;
 pub(crate) const ANSWERED: Code = STEP + 5;
 /// It has one, and leaves the host for the first time: whoever is outside has not been asked yet.
 pub(crate) const LEAVES: Code = STEP + 6;
+/// It may go to the workload that is its destination in [`Work::slots`].
+pub(crate) const DELIVER: Code = STEP + 7;
 const DROPPED: Code = 1 << 17;
 
 /// The packet is dropped and counted.
@@ -119,6 +121,8 @@ pub(crate) struct Work<F: Tables> {
     pub packet: Packet<F>,
     pub related: Related,
     pub generation: u32,
+    /// Slots of who is judged as its source and its destination.
+    pub slots: [u32; 2],
     pub source_is_a: bool,
 }
 
@@ -177,7 +181,7 @@ pub(crate) fn parsed<F: Tables, C: Cursor>(frame: &C, length: u32) -> Result<&'s
 /// What is in memory is read anew behind this, as numbers that the verifier knows nothing of: it looks at what follows
 /// once, and not once for each way that led here. (Before Linux 6.3 it takes every number for one that matters.)
 #[inline(always)]
-fn forget_origin() {
+pub(crate) fn forget_origin() {
     // SAFETY: no instruction at all; the compiler has to expect that it changes memory.
     unsafe { asm!("") };
 }
