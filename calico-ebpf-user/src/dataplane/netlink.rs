@@ -221,7 +221,7 @@ impl Netlink {
         let mut routes = Vec::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             for protocol in protocols {
-                routes.extend(self.dump_routes(family, RouteProtocol::from(*protocol))?);
+                routes.extend(self.dump_routes(family, RouteProtocol::from(*protocol), &|_| true)?);
             }
         }
         Ok(routes.iter().filter_map(parse_route).collect())
@@ -264,8 +264,11 @@ impl Netlink {
     pub(crate) fn default_route_devices(&mut self) -> io::Result<Vec<u32>> {
         let mut devices: Vec<(u32, u32)> = Vec::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-            for message in self.dump_routes(family, RouteProtocol::Unspec)? {
-                if message.header.destination_prefix_length != 0 || message.header.kind != RouteType::Unicast {
+            // The kernel has no such filter, and to parse a hundred thousand routes would take long.
+            for message in
+                self.dump_routes(family, RouteProtocol::Unspec, &|bytes| route_prefix_len(bytes) == Some(0))?
+            {
+                if message.header.kind != RouteType::Unicast {
                     continue;
                 }
                 let mut metric = 0;
@@ -375,12 +378,18 @@ impl Netlink {
         absent_is_fine(self.request(&message, NLM_F_REQUEST | NLM_F_ACK))
     }
 
-    fn dump_routes(&mut self, family: AddressFamily, protocol: RouteProtocol) -> io::Result<Vec<RouteMessage>> {
+    /// `wanted`: which messages are worth parsing.
+    fn dump_routes(
+        &mut self,
+        family: AddressFamily,
+        protocol: RouteProtocol,
+        wanted: &dyn Fn(&[u8]) -> bool,
+    ) -> io::Result<Vec<RouteMessage>> {
         let mut message = RouteMessage::default();
         message.header.address_family = family;
         message.header.table = RouteHeader::RT_TABLE_MAIN;
         message.header.protocol = protocol;
-        let answers = match self.dump(&RouteNetlinkMessage::GetRoute(message)) {
+        let answers = match self.dump_wanted(&RouteNetlinkMessage::GetRoute(message), wanted) {
             // A table that was never used, or a family that is switched off.
             Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EOPNOTSUPP)) => Vec::new(),
             answers => answers?,
@@ -405,9 +414,17 @@ impl Netlink {
 
     /// A dump, again if it was interrupted by a change.
     fn dump(&mut self, message: &RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
+        self.dump_wanted(message, &|_| true)
+    }
+
+    fn dump_wanted(
+        &mut self,
+        message: &RouteNetlinkMessage,
+        wanted: &dyn Fn(&[u8]) -> bool,
+    ) -> io::Result<Vec<RouteNetlinkMessage>> {
         let mut last = None;
         for _ in 0..5 {
-            match self.request(message, NLM_F_REQUEST | NLM_F_DUMP) {
+            match self.request_wanted(message, NLM_F_REQUEST | NLM_F_DUMP, wanted) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => last = Some(error),
                 done => return done,
             }
@@ -417,6 +434,15 @@ impl Netlink {
 
     /// Sends one request and collects the answers.
     fn request(&mut self, message: &RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
+        self.request_wanted(message, flags, &|_| true)
+    }
+
+    fn request_wanted(
+        &mut self,
+        message: &RouteNetlinkMessage,
+        flags: u16,
+        wanted: &dyn Fn(&[u8]) -> bool,
+    ) -> io::Result<Vec<RouteNetlinkMessage>> {
         self.sequence = self.sequence.wrapping_add(1).max(1);
         let mut header = NetlinkHeader::default();
         header.flags = flags;
@@ -426,10 +452,15 @@ impl Netlink {
         let mut buffer = vec![0; request.buffer_len()];
         request.serialize(&mut buffer);
         self.socket.send(&buffer, 0)?;
-        self.answers(flags & NLM_F_DUMP == NLM_F_DUMP, flags & NLM_F_ACK != 0)
+        self.answers(flags & NLM_F_DUMP == NLM_F_DUMP, flags & NLM_F_ACK != 0, wanted)
     }
 
-    fn answers(&mut self, dump: bool, ack: bool) -> io::Result<Vec<RouteNetlinkMessage>> {
+    fn answers(
+        &mut self,
+        dump: bool,
+        ack: bool,
+        wanted: &dyn Fn(&[u8]) -> bool,
+    ) -> io::Result<Vec<RouteNetlinkMessage>> {
         let mut answers = Vec::new();
         let mut interrupted = false;
         loop {
@@ -438,6 +469,10 @@ impl Netlink {
             while let Some(length) = message_length(rest) {
                 let (bytes, next) = rest.split_at(length);
                 rest = next.get(length.next_multiple_of(4) - length..).unwrap_or_default();
+                if !wanted(bytes) && is_route(bytes) {
+                    interrupted |= flags(bytes) & NLM_F_DUMP_INTR != 0;
+                    continue;
+                }
                 let message = match NetlinkMessage::<RouteNetlinkMessage>::deserialize(bytes) {
                     Ok(message) => message,
                     Err(error) => {
@@ -466,6 +501,27 @@ impl Netlink {
             }
         }
     }
+}
+
+/// Of a route in a dump.
+fn route_prefix_len(message: &[u8]) -> Option<u8> {
+    // struct nlmsghdr, then struct rtmsg: family, dst_len, ...
+    message.get(17).copied().filter(|_| is_route(message))
+}
+
+fn is_route(message: &[u8]) -> bool {
+    // include/uapi/linux/rtnetlink.h
+    const RTM_NEWROUTE: u16 = 24;
+    half(message, 4) == Some(RTM_NEWROUTE)
+}
+
+/// `nlmsg_flags`.
+fn flags(message: &[u8]) -> u16 {
+    half(message, 6).unwrap_or(0)
+}
+
+fn half(message: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_ne_bytes(*message.get(at..)?.first_chunk()?))
 }
 
 /// Length of the first message in a datagram.
