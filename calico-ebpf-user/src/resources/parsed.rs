@@ -21,7 +21,7 @@ impl Parsed {
     /// Becomes one with what the file had in this place before, if that says the same: nothing is derived again then.
     pub(super) fn stay(&mut self, before: &Self) {
         fn stay<T: PartialEq>(is: &mut Shared<T>, was: &Shared<T>) {
-            if **is == **was {
+            if !is.is(was) && **is == **was {
                 *is = was.clone();
             }
         }

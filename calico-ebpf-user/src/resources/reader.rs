@@ -65,6 +65,9 @@ impl Loaded {
 
     /// Puts the findings in the order of the files and of the lines in them; those about no file that was read come first.
     fn sort(&mut self) {
+        if self.diagnostics.len() < 2 {
+            return;
+        }
         let order: HashMap<_, usize> =
             self.files.iter().enumerate().map(|(i, file)| (file.path.to_string_lossy(), i + 1)).collect();
         self.diagnostics.sort_by_key(|d| (order.get(d.path.as_str()).copied().unwrap_or(0), d.line, d.column));
@@ -96,6 +99,8 @@ pub(super) struct ParsedFile {
     pub(super) diagnostics: Vec<Diagnostic>,
     /// How many documents it has, broken ones included.
     documents: usize,
+    /// How many values are in them, or were: at least as many as are.
+    nodes: usize,
     /// How many of them were parsed for it.
     #[cfg_attr(not(test), expect(dead_code, reason = "tests count the work"))]
     parsed: usize,
@@ -263,13 +268,13 @@ fn parse(path: &Path, mut content: Vec<u8>, before: Option<&ParsedFile>) -> Pars
         return broken(path, identity, &text, offset, message);
     }
     let source = SourceText::new(path, text);
-    let Decoded { mut resources, documents, parsed, diagnostics } =
+    let Decoded { mut resources, documents, nodes, parsed, diagnostics } =
         before.and_then(|before| decode_changed(&source, before)).unwrap_or_else(|| decode(&source));
     for (parsed, before) in resources.iter_mut().zip(before.iter().flat_map(|before| &before.resources)) {
         parsed.stay(before);
     }
     let summary = Summary::of(&resources);
-    ParsedFile { source, resources, summary, diagnostics, documents, parsed, identity, stamp: None, exact: true }
+    ParsedFile { source, resources, summary, diagnostics, documents, nodes, parsed, identity, stamp: None, exact: true }
 }
 
 /// What a text says.
@@ -277,6 +282,8 @@ fn parse(path: &Path, mut content: Vec<u8>, before: Option<&ParsedFile>) -> Pars
 struct Decoded {
     resources: Vec<Parsed>,
     documents: usize,
+    /// How many values are in them, or were: at least as many as are.
+    nodes: usize,
     /// How many of the documents were parsed for it.
     parsed: usize,
     diagnostics: Vec<Diagnostic>,
@@ -289,15 +296,18 @@ fn decode(source: &SourceText) -> Decoded {
 /// The same, but of documents that stand where they stood before, what they said before. Only where nothing is wrong with
 /// the file, then and now.
 fn decode_changed(source: &SourceText, before: &ParsedFile) -> Option<Decoded> {
-    // In such a file nothing can be too much.
-    const LARGEST: usize = 256 << 10;
-    if !before.diagnostics.is_empty() || !before.exact || source.text.len().max(before.source.text.len()) > LARGEST {
+    if !before.diagnostics.is_empty() || !before.exact {
         return None;
     }
-    let mut all = Decoded::default();
+    // Values of documents that are gone go on counting: where that makes too many, all are counted anew.
+    let mut all = Decoded { nodes: before.nodes, ..Decoded::default() };
     let (mut old, mut old_resources) =
         (yaml::parts(&before.source.text)?.into_iter().peekable(), &before.resources[..]);
-    for (lines, text) in yaml::parts(&source.text)? {
+    let parts = yaml::parts(&source.text)?;
+    if parts.len() > yaml::MAX_DOCUMENTS {
+        return None;
+    }
+    for (lines, text) in parts {
         while old.next_if(|old| old.0 < lines).is_some() {}
         if old.peek() != Some(&(lines, text)) {
             let new = decode_part(source, lines, text);
@@ -306,7 +316,11 @@ fn decode_changed(source: &SourceText, before: &ParsedFile) -> Option<Decoded> {
             }
             all.resources.extend(new.resources);
             all.documents += new.documents;
+            all.nodes += new.nodes;
             all.parsed += new.parsed;
+            if all.nodes > yaml::MAX_NODES_OF_FILE {
+                return None;
+            }
             continue;
         }
         let first = old_resources.partition_point(|resource| resource.identity.name_at.line <= lines);
@@ -323,7 +337,7 @@ fn decode_changed(source: &SourceText, before: &ParsedFile) -> Option<Decoded> {
 fn decode_part(source: &SourceText, lines: u32, text: &str) -> Decoded {
     let mut decoder = Decoder::new(source);
     let mut decoded = Decoded::default();
-    yaml::documents_from(lines, text, |document| {
+    let nodes = yaml::documents_from(lines, text, |document| {
         decoded.documents += 1;
         match document {
             Ok(node) => kinds::document(&mut decoder, &node, &mut decoded.resources),
@@ -334,7 +348,7 @@ fn decode_part(source: &SourceText, lines: u32, text: &str) -> Decoded {
         }
         !decoder.is_full()
     });
-    Decoded { parsed: decoded.documents, diagnostics: decoder.finish(), ..decoded }
+    Decoded { nodes, parsed: decoded.documents, diagnostics: decoder.finish(), ..decoded }
 }
 
 /// A file that is no text. `offset`: in bytes, where that shows.
@@ -353,6 +367,7 @@ fn broken(path: Arc<Path>, identity: FileStamp, text: &str, offset: usize, messa
         summary: Summary::default(),
         diagnostics: vec![diagnostic],
         documents: 1,
+        nodes: 0,
         parsed: 1,
         identity,
         stamp: None,

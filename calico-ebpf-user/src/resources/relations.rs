@@ -78,12 +78,15 @@ impl Summary {
     }
 }
 
-/// What all files claim. Where no two claims are alike, nothing is there twice, and nobody has to look for it.
+/// What all files claim, and which profiles they list. Where no two claims are alike, nothing is there twice, and nobody has
+/// to look for it.
 #[derive(Debug, Default)]
 pub(super) struct Claims {
     made: HashMap<u64, u32>,
     /// How many are made more than once.
     repeated: usize,
+    /// Profiles that are listed, and in how many files.
+    profiles: HashMap<String, u32>,
 }
 
 impl Claims {
@@ -92,6 +95,12 @@ impl Claims {
             let times = self.made.entry(*claim).or_default();
             *times += 1;
             self.repeated += usize::from(*times == 2);
+        }
+        for name in &of.profiles {
+            match self.profiles.get_mut(name) {
+                Some(files) => *files += 1,
+                None => drop(self.profiles.insert(name.clone(), 1)),
+            }
         }
     }
 
@@ -103,6 +112,14 @@ impl Claims {
                 0 => drop(times.remove()),
                 1 => self.repeated -= 1,
                 _ => {}
+            }
+        }
+        for name in &of.profiles {
+            if let Some(files) = self.profiles.get_mut(name) {
+                *files -= 1;
+                if *files == 0 {
+                    self.profiles.remove(name);
+                }
             }
         }
     }
@@ -211,7 +228,7 @@ pub(super) fn check(files: &[Arc<ParsedFile>], claims: &Claims, complete: bool) 
     findings.extend(check_host_endpoints(&set, &host_endpoints));
     if complete && findings.iter().all(|finding| finding.severity != Severity::Error) {
         findings.extend(check_host_policies(&set, &policies));
-        findings.extend(missing_profiles(&set, files));
+        findings.extend(missing_profiles(&set, files, claims));
         findings.extend(endpoint_to_host_notice(&set, files));
     }
     (set, findings)
@@ -417,9 +434,9 @@ fn profiles_of(files: &[Arc<ParsedFile>]) -> impl Iterator<Item = (Place<'_>, &[
 }
 
 /// One warning that names all profiles which endpoints list and nobody brings.
-fn missing_profiles(set: &ResourceSet, files: &[Arc<ParsedFile>]) -> Option<Diagnostic> {
+fn missing_profiles(set: &ResourceSet, files: &[Arc<ParsedFile>], claims: &Claims) -> Option<Diagnostic> {
     let known: HashSet<&str> = set.profiles.iter().map(|profile| profile.name.as_str()).collect();
-    if files.iter().flat_map(|file| &file.summary.profiles).all(|name| known.contains(name.as_str())) {
+    if claims.profiles.keys().all(|name| known.contains(name.as_str())) {
         return None;
     }
     let mut missing = BTreeSet::new();

@@ -18,9 +18,9 @@ const MAX_DEPTH: usize = 64;
 /// members has a million.
 const MAX_NODES: usize = 1_250_000;
 /// How many nodes all documents of a file may have.
-const MAX_NODES_OF_FILE: usize = 3_000_000;
+pub(super) const MAX_NODES_OF_FILE: usize = 3_000_000;
 /// How many documents a file may have, empty ones included.
-const MAX_DOCUMENTS: usize = 100_000;
+pub(super) const MAX_DOCUMENTS: usize = 100_000;
 /// How many nodes aliases may add to a document.
 const MAX_ALIASED: usize = 100_000;
 
@@ -181,8 +181,12 @@ pub(super) fn documents(text: &str, document: impl FnMut(Result<Node, YamlError>
     documents_from(0, text, document);
 }
 
-/// The same for a part of a text, before which there are so many lines.
-pub(super) fn documents_from(lines: u32, text: &str, mut document: impl FnMut(Result<Node, YamlError>) -> bool) {
+/// The same for a part of a text, before which there are so many lines. How many nodes it has.
+pub(super) fn documents_from(
+    lines: u32,
+    text: &str,
+    mut document: impl FnMut(Result<Node, YamlError>) -> bool,
+) -> usize {
     let position = |marker: granit_parser::Marker| {
         let Position { line, column } = position(marker);
         Position { line: line.saturating_add(lines), column }
@@ -199,19 +203,19 @@ pub(super) fn documents_from(lines: u32, text: &str, mut document: impl FnMut(Re
         let mut builder = Builder { nodes_left: nodes_left.min(MAX_NODES), ..Builder::default() };
         let result = loop {
             match parser.next_event() {
-                None => return,
+                None => return MAX_NODES_OF_FILE - nodes_left,
                 Some(Err(error)) => {
                     let at = position(*error.marker());
                     break Err(YamlError::new(at, syntax_message(&error.info())));
                 }
-                Some(Ok((Event::StreamEnd, _))) => return,
+                Some(Ok((Event::StreamEnd, _))) => return MAX_NODES_OF_FILE - nodes_left,
                 Some(Ok((Event::DocumentEnd, _))) => break Ok(builder.root.take()),
                 Some(Ok((Event::DocumentStart(..), span))) => {
                     seen += 1;
                     if seen > MAX_DOCUMENTS {
                         let message = format!("more than {MAX_DOCUMENTS} documents in one file: split it");
                         document(Err(YamlError::excess(position(span.start), message)));
-                        return;
+                        return MAX_NODES_OF_FILE - nodes_left;
                     }
                 }
                 Some(Ok((event, span))) => {
@@ -231,7 +235,7 @@ pub(super) fn documents_from(lines: u32, text: &str, mut document: impl FnMut(Re
         };
         nodes_left = nodes_left.saturating_sub(builder.nodes);
         if !go_on || is_excess || (failed && !matches!(parser.proceed_next_document(), Ok(true))) {
-            return;
+            return MAX_NODES_OF_FILE - nodes_left;
         }
     }
 }
