@@ -29,7 +29,7 @@ use crate::{
     },
     routes::{
         claim::{Change, Claim, Yielded},
-        migration::{Migrations, Pace, Priority, moves, priority},
+        migration::{Migrations, Move, Pace, Priority, moves, priority},
     },
 };
 
@@ -51,6 +51,8 @@ pub(super) struct Accepted {
     pub(super) answered: Vec<IpAddr>,
     /// The workloads of all nodes.
     pub(super) workloads: Shared<Vec<Shared<WorkloadEndpoint>>>,
+    /// What is odd about it on this node.
+    pub(super) warning: Option<Problem>,
     /// Staged policies, where they would change something.
     pub(super) staged: Option<Arc<Staged>>,
 }
@@ -200,7 +202,7 @@ impl Engine {
     fn put_in_force_unretired(&mut self) -> anyhow::Result<()> {
         let observed = self.dataplane.observe().context("cannot look at the host's links and addresses")?;
         let plan = self.store.plan(&self.accepted.compiled, &observed.host_addresses)?;
-        let migrations = self.migrations_to(&self.accepted);
+        let (migrations, _) = self.migrations_to(&self.accepted);
         let desired = desired(&self.accepted, &plan.next, &self.node, &self.uplinks, &migrations);
         let applied = self.dataplane.apply_unretired(Some(&plan), &desired)?;
         self.migrations = migrations;
@@ -216,7 +218,7 @@ impl Engine {
     /// Reads the files, and puts in force what they say if it is good and `refuse` has nothing against it.
     pub(super) fn load(&mut self, refuse: impl FnOnce(u64) -> Option<Problem>) -> Outcome {
         let begin = Instant::now();
-        let read = self.sources.read();
+        let mut read = self.sources.read();
         let was_read = begin.elapsed();
         let mut errors = read.errors;
         errors.extend(refuse(read.content));
@@ -232,11 +234,13 @@ impl Engine {
             // The files are back to what is in force, after a bad state perhaps.
             if !self.last_load.ok {
                 tracing::info!("the files are again as they are in force");
+                read.warnings.extend(self.accepted.warning.clone());
                 self.loaded(Vec::new(), read.warnings);
             }
             return Outcome::Unchanged;
         }
         let accepted = self.sources.accept(read.content, set);
+        read.warnings.extend(accepted.warning.clone());
         tracing::debug!(read = ?was_read, compile = ?begin.elapsed() - was_read, "the files are good");
         match self.put_policy_in_force(Arc::new(accepted)) {
             Ok(changes) => {
@@ -323,7 +327,7 @@ impl Engine {
         let begin = Instant::now();
         let plan = self.plan(&accepted, &host_addresses)?;
         tracing::debug!(plan = ?begin.elapsed(), writes = plan.prepare.len(), "what to do is known");
-        let migrations = self.migrations_to(&accepted);
+        let (migrations, moved) = self.migrations_to(&accepted);
         let desired = desired(&accepted, &plan.next, &self.node, &self.uplinks, &migrations);
         let only_policy = may_spare && !self.is_unfinished() && desired == self.desired;
         let done = if only_policy {
@@ -335,7 +339,7 @@ impl Engine {
             Ok(applied) => {
                 let Plan { next, changes, .. } = plan;
                 self.store = next;
-                self.tell_moves(&accepted);
+                self.tell_moves(moved);
                 self.accepted = accepted;
                 self.migrations = migrations;
                 self.host_addresses = host_addresses;
@@ -414,20 +418,19 @@ impl Engine {
         desired(&self.accepted, &self.store, &self.node, &self.uplinks, &self.migrations)
     }
 
-    /// Who comes from other nodes once `accepted` is in force.
-    fn migrations_to(&self, accepted: &Accepted) -> Migrations {
+    /// Who comes from other nodes once `accepted` is in force, and who moves then.
+    fn migrations_to(&self, accepted: &Accepted) -> (Migrations, Vec<Move>) {
         let mut migrations = self.migrations.clone();
-        for moved in moves(&self.accepted.workloads, &accepted.workloads, &self.node) {
-            if moved.to == self.node {
-                migrations.come(moved.name, moved.from);
-            }
+        let moved = moves(&self.accepted.workloads, &accepted.workloads, &self.node);
+        for Move { name, from, .. } in moved.iter().filter(|moved| moved.to == self.node) {
+            migrations.come(name.clone(), from.clone());
         }
         migrations.retain(|name| accepted.compiled.workloads.contains_key(name));
-        migrations
+        (migrations, moved)
     }
 
-    fn tell_moves(&self, accepted: &Accepted) {
-        for moved in moves(&self.accepted.workloads, &accepted.workloads, &self.node) {
+    fn tell_moves(&self, moved: Vec<Move>) {
+        for moved in moved {
             if moved.to == self.node {
                 tracing::info!(
                     endpoint = moved.name,
@@ -562,6 +565,11 @@ impl Engine {
     #[must_use]
     pub(super) fn staged(&self) -> Option<Arc<Staged>> {
         self.accepted.staged.clone()
+    }
+
+    /// The addresses of this node's workloads.
+    pub(super) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.accepted.compiled.workloads.values().flat_map(|workload| workload.addresses.iter().copied())
     }
 
     /// What the last apply led to.

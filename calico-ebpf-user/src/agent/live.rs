@@ -126,6 +126,7 @@ impl Live {
         loop {
             self.publish();
             self.await_arrivals();
+            self.links.heed(self.engine.addresses());
             let wake = self.wake();
             tokio::select! {
                 _ = terminate.recv() => break,

@@ -36,7 +36,7 @@ pub(super) struct Read {
     pub(super) set: Option<ResourceSet>,
     /// What is wrong.
     pub(super) errors: Vec<Problem>,
-    /// What is odd.
+    /// What is odd; see also [`Accepted::warning`].
     pub(super) warnings: Vec<Problem>,
 }
 
@@ -60,17 +60,19 @@ impl Sources {
             let _ = io::stderr().lock().write_all(shown.as_bytes());
             bail!("the files were refused ({} errors; `validate` lists them all): nothing was changed", errors.len());
         }
-        let read = self.judge(loaded);
-        let Read { content, set: Some(set), warnings, .. } = read else {
+        let read = Self::judge(loaded);
+        let Read { content, set: Some(set), mut warnings, .. } = read else {
             bail!("the files were refused: nothing was changed");
         };
-        Ok((self.accept(content, set), warnings))
+        let accepted = self.accept(content, set);
+        warnings.extend(accepted.warning.clone());
+        Ok((accepted, warnings))
     }
 
     /// Reads them; files that did not change are not parsed again.
     pub(super) fn read(&mut self) -> Read {
         let loaded = self.reader.load(&self.paths);
-        self.judge(loaded)
+        Self::judge(loaded)
     }
 
     /// What the files say for this node; what did not change since the last time is not compiled again.
@@ -80,6 +82,8 @@ impl Sources {
         let nat_outgoing = nat_outgoing(&set, &compiled, &felix);
         let answered = answered(&set, &compiled, &felix);
         let workloads = set.workloads.clone();
+        // All others need not be looked at where somebody is here.
+        let unknown = if compiled.workloads.is_empty() { set.unknown_node(&self.node) } else { None };
         Accepted {
             content,
             compiled,
@@ -87,18 +91,18 @@ impl Sources {
             nat_outgoing,
             answered,
             workloads,
+            warning: unknown.map(Problem::general),
             staged: Staged::new(set, &self.node).map(Arc::new),
         }
     }
 
-    fn judge(&self, loaded: Loaded) -> Read {
+    fn judge(loaded: Loaded) -> Read {
         let mut content = DefaultHasher::new();
         loaded.files.hash(&mut content);
         let problems = |severity| loaded.of(severity).map(Problem::from).collect::<Vec<_>>();
         let errors = problems(Severity::Error);
         let mut warnings = problems(Severity::Warning);
         warnings.extend(problems(Severity::Notice));
-        warnings.extend(loaded.set.unknown_node(&self.node).map(Problem::general));
         let content = content.finish();
         let set = errors.is_empty().then_some(loaded.set);
         Read { content, set, errors, warnings }

@@ -149,11 +149,9 @@ fn note(pending: &mut Pending, interest: &Interest, event: &Event, now: Instant)
             return;
         }
         EventKind::Modify(ModifyKind::Name(RenameMode::Both)) => {
+            // That it has come is told before this, and may have been acted on already.
             if let Some(from) = event.paths.first() {
                 pending.moved_away(from);
-            }
-            for path in event.paths.iter().filter(|path| interest.covers(path)) {
-                pending.whole(path);
             }
             return;
         }

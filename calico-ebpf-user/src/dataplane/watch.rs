@@ -1,6 +1,6 @@
 //! Tells that something changed: links, addresses, routes, filters. What changed is for a new look to find out.
 
-use std::{fmt, future::poll_fn, io, task::Poll};
+use std::{collections::HashSet, fmt, future::poll_fn, io, net::IpAddr, task::Poll};
 
 use futures_util::FutureExt as _;
 use netlink_sys::{AsyncSocket as _, SocketAddr, TokioSocket, protocols::NETLINK_ROUTE};
@@ -21,6 +21,7 @@ const RTNLGRP_IPV4_ROUTE: u32 = 7;
 const RTNLGRP_IPV6_IFADDR: u32 = 9;
 const RTNLGRP_IPV6_ROUTE: u32 = 11;
 const RT_TABLE_MAIN: u8 = 254;
+const RTA_DST: u16 = 1;
 
 /// Room for notifications that wait: a full table of a routing daemon may come at once.
 const RECEIVE_BUFFER: usize = 4 << 20;
@@ -29,6 +30,7 @@ const RECEIVE_BUFFER: usize = 4 << 20;
 pub struct Watcher {
     sockets: Vec<TokioSocket>,
     buffer: Vec<u8>,
+    own: HashSet<IpAddr>,
 }
 
 impl fmt::Debug for Watcher {
@@ -59,7 +61,14 @@ impl Watcher {
                 tracing::debug!("changes of workloads' MAC addresses are not told (CAP_NET_BROADCAST): {error}");
             }
         }
-        Ok(Self { sockets, buffer: Vec::with_capacity(64 << 10) })
+        Ok(Self { sockets, buffer: Vec::with_capacity(64 << 10), own: HashSet::new() })
+    }
+
+    /// Of single addresses, routes to these matter. Those to others come by the hundred thousand where a routing daemon
+    /// tells each workload of a cluster by itself.
+    pub fn heed(&mut self, own: impl Iterator<Item = IpAddr>) {
+        self.own.clear();
+        self.own.extend(own);
     }
 
     /// Waits for the next change that may matter. Cancel safe. Several changes at once are one; lost notifications count
@@ -78,14 +87,14 @@ impl Watcher {
 
     /// One datagram; whether it matters.
     async fn receive(&mut self) -> io::Result<bool> {
-        let Self { sockets, buffer } = self;
+        let Self { sockets, buffer, own } = self;
         buffer.clear();
         let received = poll_fn(|context| {
             let mut polled = sockets.iter_mut().map(|socket| socket.poll_recv(context, buffer));
             polled.find(Poll::is_ready).unwrap_or(Poll::Pending)
         });
         match received.await {
-            Ok(()) => Ok(matters(buffer)),
+            Ok(()) => Ok(matters(buffer, own)),
             // More than the socket can hold: the next look sees it all.
             Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => Ok(true),
             Err(error) => Err(error),
@@ -107,7 +116,7 @@ fn listen(groups: &[u32], everywhere: bool) -> io::Result<TokioSocket> {
 }
 
 /// Whether a datagram has a message that a look should follow. Broken ones count.
-fn matters(mut datagram: &[u8]) -> bool {
+fn matters(mut datagram: &[u8], own: &HashSet<IpAddr>) -> bool {
     while let Some((length, rest)) = datagram.split_first_chunk::<4>() {
         let length = u32::from_ne_bytes(*length) as usize;
         let (Some(kind), true) = (rest.first_chunk::<2>(), (16..=datagram.len()).contains(&length)) else {
@@ -116,7 +125,7 @@ fn matters(mut datagram: &[u8]) -> bool {
         let payload = datagram.get(16..length).unwrap_or_default();
         let relevant = match u16::from_ne_bytes(*kind) {
             RTM_NEWLINK | RTM_DELLINK | RTM_NEWADDR | RTM_DELADDR | RTM_DELQDISC | RTM_DELTFILTER => true,
-            RTM_NEWROUTE | RTM_DELROUTE => route_matters(payload),
+            RTM_NEWROUTE | RTM_DELROUTE => route_matters(payload, own),
             _ => false,
         };
         if relevant {
@@ -127,11 +136,32 @@ fn matters(mut datagram: &[u8]) -> bool {
     false
 }
 
-/// Default routes (they say which interfaces are uplinks) and host routes of the main table. A routing daemon's others
-/// come by the thousand.
-fn route_matters(message: &[u8]) -> bool {
+/// Default routes (they say which interfaces are uplinks) and routes to `own` addresses, in the main table.
+fn route_matters(message: &[u8], own: &HashSet<IpAddr>) -> bool {
     // struct rtmsg: family, dst_len, src_len, tos, table, ...
-    message.get(4) == Some(&RT_TABLE_MAIN) && matches!(message.get(1), Some(0 | 32 | 128))
+    message.get(4) == Some(&RT_TABLE_MAIN)
+        && match message.get(1) {
+            Some(0) => true,
+            Some(32 | 128) => destination(message).is_some_and(|address| own.contains(&address)),
+            _ => false,
+        }
+}
+
+/// Of a route to a single address.
+fn destination(message: &[u8]) -> Option<IpAddr> {
+    // Attributes follow struct rtmsg, which has 12 bytes.
+    let mut attributes = message.get(12..)?;
+    loop {
+        let (length, rest) = attributes.split_first_chunk::<2>()?;
+        let (kind, _) = rest.split_first_chunk::<2>()?;
+        let length = usize::from(u16::from_ne_bytes(*length));
+        let value = attributes.get(4..length)?;
+        if u16::from_ne_bytes(*kind) == RTA_DST {
+            let v4 = <[u8; 4]>::try_from(value).map(IpAddr::from);
+            return v4.or_else(|_| <[u8; 16]>::try_from(value).map(IpAddr::from)).ok();
+        }
+        attributes = attributes.get(length.next_multiple_of(4)..)?;
+    }
 }
 
 #[cfg(test)]
@@ -146,14 +176,31 @@ mod tests {
         bytes
     }
 
+    fn route(dst_len: u8, table: u8, attributes: &[u8]) -> Vec<u8> {
+        message(RTM_NEWROUTE, &[&[2, dst_len, 0, 0, table, 0, 0, 0, 0, 0, 0, 0], attributes].concat())
+    }
+
+    /// An attribute before it, and the destination.
+    fn to(address: &[u8]) -> Vec<u8> {
+        let attribute = |kind: u16, value: &[u8]| {
+            [&(4 + value.len() as u16).to_ne_bytes()[..], &kind.to_ne_bytes(), value].concat()
+        };
+        [attribute(15, &[254, 0, 0, 0]), attribute(RTA_DST, address)].concat()
+    }
+
     #[test]
-    fn only_host_and_default_routes_of_the_main_table_matter() {
-        let route = |dst_len, table| message(RTM_NEWROUTE, &[2, dst_len, 0, 0, table, 0, 0, 0]);
-        assert!(matters(&route(32, 254)));
-        assert!(matters(&route(0, 254)));
-        assert!(!matters(&route(24, 254)));
-        assert!(!matters(&route(32, 255)));
-        assert!(matters(&[route(24, 254), message(RTM_DELLINK, &[0; 16])].concat()));
+    fn default_routes_and_those_to_own_addresses_of_the_main_table_matter() {
+        let v6 = [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7];
+        let own = HashSet::from([IpAddr::from([10, 65, 0, 1]), IpAddr::from(v6)]);
+        let matters = |datagram: &[u8]| matters(datagram, &own);
+        assert!(matters(&route(32, 254, &to(&[10, 65, 0, 1]))));
+        assert!(matters(&route(128, 254, &to(&v6))));
+        assert!(matters(&route(0, 254, &[])));
+        assert!(!matters(&route(32, 254, &to(&[10, 65, 0, 2]))));
+        assert!(!matters(&route(32, 254, &[])), "broken");
+        assert!(!matters(&route(24, 254, &to(&[10, 65, 0, 1]))));
+        assert!(!matters(&route(32, 255, &to(&[10, 65, 0, 1]))));
+        assert!(matters(&[route(24, 254, &[]), message(RTM_DELLINK, &[0; 16])].concat()));
         assert!(!matters(&[]));
     }
 }

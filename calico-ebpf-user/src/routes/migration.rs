@@ -197,13 +197,21 @@ pub fn moves(before: &[Shared<WorkloadEndpoint>], after: &[Shared<WorkloadEndpoi
     let first = before.iter().zip(after).take_while(|(old, new)| old.is(new)).count();
     let last = before.iter().rev().zip(after.iter().rev()).take_while(|(old, new)| old.is(new)).count();
     let last = last.min(most - first);
-    let after = &after[first..after.len() - last];
-    let changed: HashSet<IpAddr> = after.iter().flat_map(|workload| &workload.addresses).copied().collect();
+    let (old, new) = (&before[first..before.len() - last], &after[first..after.len() - last]);
+    let mut known: HashSet<(IpAddr, &str)> = HashSet::new();
+    for workload in old {
+        known.extend(workload.addresses.iter().map(|address| (*address, workload.node.as_str())));
+    }
+    // Whoever was there already goes nowhere: most often it is labels that change, and nobody else has to be looked at.
+    let comes = |workload: &&Shared<WorkloadEndpoint>| {
+        workload.addresses.iter().any(|address| !known.contains(&(*address, workload.node.as_str())))
+    };
+    let come: Vec<&Shared<WorkloadEndpoint>> = new.iter().filter(comes).collect();
+    let changed: HashSet<IpAddr> = come.iter().flat_map(|workload| &workload.addresses).copied().collect();
     if changed.is_empty() {
         return Vec::new();
     }
     let mut nodes: HashMap<IpAddr, &str> = HashMap::new();
-    let mut known: HashSet<(IpAddr, &str)> = HashSet::new();
     // All of them: an address may be claimed for a second time while its first owner stays.
     for workload in before {
         for address in workload.addresses.iter().filter(|address| changed.contains(address)) {
@@ -211,7 +219,7 @@ pub fn moves(before: &[Shared<WorkloadEndpoint>], after: &[Shared<WorkloadEndpoi
             known.insert((*address, &workload.node));
         }
     }
-    let moved = after.iter().filter_map(|workload| {
+    let moved = come.iter().filter_map(|workload| {
         let from = workload.addresses.iter().find_map(|address| {
             let from = nodes.get(address).copied().filter(|from| *from != workload.node)?;
             (!known.contains(&(*address, workload.node.as_str()))).then_some(from)
