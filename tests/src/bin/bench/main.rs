@@ -6,6 +6,7 @@
 mod calibrate;
 mod cluster;
 mod cpu;
+mod generated;
 mod kernel;
 mod memory;
 mod packets;
@@ -14,9 +15,11 @@ mod program;
 mod random;
 mod reload;
 mod report;
+mod scale;
 mod tcp;
 mod theirs;
 mod variant;
+mod watched;
 
 use anyhow::{Context as _, ensure};
 
@@ -24,7 +27,8 @@ use report::Report;
 
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let known = ["packets", "program", "tcp", "reload", "policy", "rules", "sets", "theirs", "memory", "cluster"];
+    let known =
+        ["packets", "program", "tcp", "reload", "policy", "rules", "sets", "theirs", "memory", "cluster", "scale"];
     if let Some(unknown) = arguments.iter().find(|argument| !known.contains(&argument.as_str())) {
         anyhow::bail!("there is no section {unknown}; there are: {}", known.join(", "));
     }
@@ -50,6 +54,9 @@ fn main() -> anyhow::Result<()> {
     policy::run(&mut report, |part| wants("policy") || parts.contains(&part) && wants(part)).context("policy")?;
     if wants("cluster") {
         cluster::run(&mut report).context("a cluster")?;
+    }
+    if wants("scale") {
+        scale::run(&mut report).context("a node of a very big cluster")?;
     }
     report.print();
     Ok(())

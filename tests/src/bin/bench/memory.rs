@@ -1,6 +1,6 @@
 //! What the maps of a node take that has many workloads. Their interfaces need not exist for that.
 
-use std::{fmt::Write as _, fs};
+use std::{collections::BTreeMap, fmt::Write as _, fs};
 
 use anyhow::{Context as _, ensure};
 use aya::maps::Array;
@@ -50,28 +50,39 @@ impl Taken {
         fs::remove_file(&config)?;
         ensure!(done?.success(), "the policy is not in force");
         let (mut tables, mut others) = (0.0, 0.0);
-        for entry in fs::read_dir(pinned(&lab, ""))? {
-            let path = entry?.path();
-            let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
-            if !name.starts_with("cali_") {
-                continue;
-            }
-            let bytes = locked(&path).with_context(|| name.to_owned())? as f64;
-            if [names::RULES, names::ADDRESSES4, names::ADDRESSES6, names::NETS6].contains(&name) {
-                tables += bytes;
+        for (name, bytes) in maps(&lab)? {
+            if [names::RULES, names::ADDRESSES4, names::ADDRESSES6, names::NETS6].contains(&name.as_str()) {
+                tables += bytes as f64;
             } else {
-                others += bytes;
+                others += bytes as f64;
             }
         }
-        let blocks = Array::<_, [u64; 8]>::try_from(aya::maps::Map::Array(map(&pinned(&lab, names::RULES))?))?;
-        let used = blocks.iter().filter(|block| !matches!(block, Ok([0, 0, 0, 0, 0, 0, 0, 0]))).count();
-        Ok(Self { tables, others, arena: used as f64 * 64.0 })
+        Ok(Self { tables, others, arena: arena(&lab)? as f64 })
     }
 
     /// What grows.
     fn total(&self) -> f64 {
         self.tables + self.others + self.arena
     }
+}
+
+/// All maps, and the bytes that each occupies.
+pub(crate) fn maps(lab: &Lab) -> anyhow::Result<BTreeMap<String, u64>> {
+    let mut maps = BTreeMap::new();
+    for entry in fs::read_dir(pinned(lab, ""))? {
+        let path = entry?.path();
+        let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
+        if name.starts_with("cali_") {
+            maps.insert(name.to_owned(), locked(&path).with_context(|| name.to_owned())?);
+        }
+    }
+    Ok(maps)
+}
+
+/// Bytes of the arena that are in use.
+pub(crate) fn arena(lab: &Lab) -> anyhow::Result<usize> {
+    let blocks = Array::<_, [u64; 8]>::try_from(aya::maps::Map::Array(map(&pinned(lab, names::RULES))?))?;
+    Ok(blocks.iter().filter(|block| !matches!(block, Ok([0, 0, 0, 0, 0, 0, 0, 0]))).count() * 64)
 }
 
 fn shared_policy() -> String {

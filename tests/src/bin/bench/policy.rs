@@ -22,6 +22,7 @@ use xtask::lab::{Lab, OUTSIDE4, UPLINK};
 use crate::{
     calibrate::Calibration,
     cpu,
+    generated::NODE,
     kernel::{ifindex, mac},
     memory,
     random::Random,
@@ -370,18 +371,24 @@ impl Instance {
 
 /// Runs the program on `config`.
 pub(crate) fn spawn(lab: &Lab, config: &Path, once: bool) -> anyhow::Result<Child> {
-    let mut command = Command::new(binary()?);
-    command
-        .args(["run", "--node", "bench", "--listen", "off", "--netns", lab.host.name(), "--uplink", UPLINK])
-        .args(["--log-level", "error", "--pin-dir"])
-        .arg(lab.pin_dir())
-        .arg("--config")
-        .arg(config)
-        .stdout(Stdio::null());
+    let mut command = running(lab, config)?;
+    command.args(["--uplink", UPLINK]).stdout(Stdio::null());
     if once {
         command.arg("--once");
     }
     Ok(command.spawn()?)
+}
+
+/// The command that does; its uplinks are those of the default routes.
+pub(crate) fn running(lab: &Lab, config: &Path) -> anyhow::Result<Command> {
+    let mut command = Command::new(binary()?);
+    command
+        .args(["run", "--node", NODE, "--listen", "off", "--netns", lab.host.name()])
+        .args(["--log-level", "error", "--pin-dir"])
+        .arg(lab.pin_dir())
+        .arg("--config")
+        .arg(config);
+    Ok(command)
 }
 
 pub(crate) fn pinned(lab: &Lab, name: &str) -> PathBuf {
