@@ -4,12 +4,13 @@ use std::{net::IpAddr, time::Duration};
 
 use calico_ebpf_tests::{
     Protocol::{Icmp, Tcp},
+    eventually,
     frames::Wire,
-    hosts::{Hosts, MESH},
+    hosts::{CONVERGENCE, Hosts, MESH},
     lab::{GATEWAY4, GATEWAY6, HOST_SIDE_MAC},
     resources::policy,
 };
-use xtask::cluster::files;
+use xtask::cluster::{Cluster, files, plan::Options};
 
 const ALLOW: &str = "  types: [Ingress, Egress]\n  ingress: [{action: Allow}]\n  egress: [{action: Allow}]\n";
 const NO_EGRESS: &str = "  types: [Egress]\n  egress: [{action: Deny, protocol: TCP}, {action: Allow}]\n";
@@ -72,6 +73,89 @@ fn blocks_are_told_and_packets_go_from_host_to_host_as_they_are() {
         ours && frame[22] < 64
     });
     assert!(sent > 0 && back.is_none(), "sent {sent}, back: {back:?}\n{}", hosts.describe());
+}
+
+/// A host's configuration of BIRD, its sessions over IPv6 with a second channel that tells routes of IPv4 with next hops of
+/// IPv6 (RFC 8950). `calico-ebpf bgp config` has no way to say so, since no resource of Calico's does.
+fn told_over_ipv6(config: &str) -> String {
+    let protocols = config.split_inclusive("\n}\n").map(|protocol| {
+        let channel = protocol.find("  ipv6 {\n").filter(|_| protocol.contains("protocol bgp ")).map(|begin| {
+            let end = protocol.rfind("}\n").expect("an end");
+            protocol[begin..end].replace("ipv6 {", "ipv4 {\n    extended next hop on;").replace("port6(", "port4(")
+        });
+        match channel {
+            Some(channel) => format!("{}{channel}}}\n", protocol.strip_suffix("}\n").expect("an end")),
+            None => protocol.to_owned(),
+        }
+    });
+    protocols.collect()
+}
+
+#[test]
+fn routes_of_ipv4_may_have_next_hops_of_ipv6() {
+    let options = Options { hosts: 2, workloads: 2, ..MESH };
+    if !options.bgp.is_here() {
+        println!("\nfact: no {:?}", options.bgp);
+        return;
+    }
+    let mut cluster = Cluster::new(options).expect("a cluster (as root?)");
+    // The network between the hosts has no IPv4 at all.
+    let nodes = files::nodes(&cluster.view.plan, &options);
+    let nodes: Vec<&str> = nodes.lines().filter(|line| !line.contains("ipv4Address")).collect();
+    cluster.write("nodes.yaml", &nodes.join("\n")).expect("writes");
+    for host in ["host1", "host2"] {
+        let namespace = cluster.view.namespace(host).expect("there is one");
+        namespace.ip("-4 addr flush dev up0").expect("flushes");
+    }
+    cluster.start().expect("everything starts");
+    let mut hosts = Hosts { cluster };
+    let way = |hosts: &Hosts, from: &str, next_hop: &str| {
+        let what = format!("{from}: no way over {next_hop}\n{}", hosts.describe());
+        let number = if from == "host1" { 2 } else { 1 };
+        let wanted = format!("10.65.{number}.0/26 via inet6 {next_hop}");
+        eventually(&what, CONVERGENCE, || {
+            hosts.cluster.view.routes(from).expect("routes").iter().any(|route| route.contains(&wanted))
+        });
+    };
+    let configure = |hosts: &mut Hosts, change: &dyn Fn(&str) -> String| {
+        for host in ["host1", "host2"] {
+            let bird = hosts.cluster.bird(host).expect("it runs");
+            let config = change(&bird.config().expect("a configuration"));
+            bird.configure(&config).unwrap_or_else(|error| panic!("{error:#}\n{config}"));
+        }
+    };
+    configure(&mut hosts, &told_over_ipv6);
+    // Peers that are not said to be neighbours are told the global address, neighbours the one of the link besides.
+    for (next_hops, direct) in [(["2001:db8:2::c", "2001:db8:2::b"], false), (["fe80:", "fe80:"], true)] {
+        if direct {
+            configure(&mut hosts, &|config| config.replace("  multihop;\n", "  direct;\n"));
+        }
+        way(&hosts, "host1", next_hops[0]);
+        way(&hosts, "host2", next_hops[1]);
+        hosts.enforce(&[policy("w1", "app == 'w1'", ALLOW), policy("w2", "app == 'w2'", ALLOW)]);
+        let (from, to) = (hosts.addresses("w1")[0], hosts.addresses("w2")[0]);
+        let wire = Wire::open(&hosts.namespace("host2"), "up0");
+        hosts.soon_allowed("w1", "w2", Tcp(80));
+        assert!(wire.receive(Duration::from_secs(2), |frame| is_bare(frame, from, to)).is_some(), "{from} to {to}");
+        assert!(wire.receive(Duration::from_secs(2), |frame| is_bare(frame, to, from)).is_some(), "{to} to {from}");
+        hosts.allowed("w2", "w1", Tcp(80));
+        hosts.allowed("w1", "w2", Icmp);
+        let instance = &hosts.cluster.program("host1").expect("it runs").instance;
+        let connections = instance.query(&["conntrack"]).expect("connections");
+        let fast = |line: &str| line.contains(&format!("{to}:80")) && line.contains(" fast ");
+        assert!(connections.lines().any(fast), "past the stack: {connections}");
+        // Each end judges.
+        hosts.enforce(&[policy("w1", "app == 'w1'", NO_EGRESS)]);
+        let before = denied(&hosts, "host1", "w1", "egress");
+        hosts.denied("w1", "w2", Tcp(80));
+        assert!(denied(&hosts, "host1", "w1", "egress") > before, "{}", hosts.describe());
+        hosts.enforce(&[policy("w1", "app == 'w1'", ALLOW), policy("w2", "app == 'w2'", NO_INGRESS)]);
+        let before = denied(&hosts, "host2", "w2", "ingress");
+        hosts.denied("w1", "w2", Tcp(80));
+        assert!(denied(&hosts, "host2", "w2", "ingress") > before, "{}", hosts.describe());
+    }
+    let neighbours = hosts.namespace("host1").ip("-4 neigh show dev up0").expect("neighbours");
+    assert!(!neighbours.contains("10.65."), "nobody is asked for by ARP: {neighbours}");
 }
 
 #[test]
