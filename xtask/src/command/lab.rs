@@ -90,8 +90,6 @@ fn up(arguments: &[String]) -> anyhow::Result<()> {
         super::build_program()?;
     }
     let view = keeper::up(arguments)?;
-    println!("the resources of all hosts, to be edited: {}", view.config().display());
-    println!("logs: {}", view.base().display());
     status(&view)?;
     println!(
         "cargo xtask lab exec w1 -- bash      in a workload; `lab status` looks again, `lab down` removes everything"
@@ -131,6 +129,8 @@ fn daemon(name: Option<&String>) -> anyhow::Result<Daemon> {
 }
 
 fn status(view: &View) -> anyhow::Result<()> {
+    println!("the resources of all hosts, to be edited: {}", view.config().display());
+    println!("logs: {}", view.base().display());
     println!("\n== hosts");
     for host in view.plan.hosts() {
         let instance = view.instance(host);
