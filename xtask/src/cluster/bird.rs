@@ -117,6 +117,12 @@ impl Bird {
         }
     }
 
+    /// Its process, while it runs.
+    #[must_use]
+    pub fn id(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
     /// Starts it again after [`Bird::kill`], in graceful restart.
     ///
     /// # Errors

@@ -8,13 +8,13 @@ use std::{
     fs,
     net::Ipv4Addr,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::Command,
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, ensure};
-use xtask::{cargo, lab::Namespace, setup::find_program};
+use xtask::{cargo, cluster::bird::Bird, lab::Namespace, setup::find_program};
 
 use super::{CLUSTER, Host, NODES};
 use crate::{
@@ -60,13 +60,13 @@ pub(crate) fn run(report: &mut Report) -> anyhow::Result<()> {
     for (name, routes) in cases {
         let scratch = Scratch::new()?;
         let before = Before::now(&host, &program)?;
-        let node = Bird::start(&scratch, "node", &host.lab.host, &config)?;
+        let node = bird(&scratch, "node", &host.lab.host, &config, PROGRAM)?;
         let start = Instant::now();
-        let reflector = Bird::start(&scratch, "reflector", &host.lab.outside, &reflector_config(&routes))?;
+        let reflector = bird(&scratch, "reflector", &host.lab.outside, &reflector_config(&routes), ONLOOKER)?;
         // And its own blocks, which go nowhere.
         let wanted = before.leaves + routes.len() + blocks;
         while leaves(&host.lab.host)? < wanted {
-            ensure!(start.elapsed() < PATIENCE, "BGP does not converge: {}", node.ask("show protocols all")?);
+            ensure!(start.elapsed() < PATIENCE, "BGP does not converge: {}", node.control.ask("show protocols all")?);
             thread::sleep(Duration::from_millis(20));
         }
         let converged = start.elapsed();
@@ -79,8 +79,8 @@ pub(crate) fn run(report: &mut Report) -> anyhow::Result<()> {
             routes.len(),
             received(&host.lab.host)? as f64 / 1e3,
             converged.as_secs_f64(),
-            node.memory()? as f64 / 1e6,
-            reflector.memory()? as f64 / 1e6,
+            memory(&node)? as f64 / 1e6,
+            memory(&reflector)? as f64 / 1e6,
             trie_size(&host.lab.host)?,
             processor.as_secs_f64(),
         );
@@ -189,41 +189,17 @@ impl Drop for Scratch {
     }
 }
 
-/// A running BIRD; ends when it is dropped.
-struct Bird {
-    child: Child,
-    socket: PathBuf,
+/// Starts a BIRD on a processor.
+fn bird(scratch: &Scratch, name: &str, namespace: &Namespace, config: &str, processor: usize) -> anyhow::Result<Bird> {
+    cpu::pin(processor)?;
+    let bird = Bird::start(false, &scratch.0, name, namespace, config);
+    cpu::pin(ONLOOKER)?;
+    bird
 }
 
-impl Bird {
-    fn start(scratch: &Scratch, name: &str, namespace: &Namespace, config: &str) -> anyhow::Result<Self> {
-        let (path, socket) = (scratch.0.join(format!("{name}.conf")), scratch.0.join(format!("{name}.ctl")));
-        fs::write(&path, config)?;
-        let mut command = namespace.command("bird");
-        command.args(["-f", "-c"]).arg(&path).arg("-s").arg(&socket);
-        // Each beside the program that it has less to do with.
-        cpu::pin(if name == "node" { PROGRAM } else { ONLOOKER })?;
-        let child = command.stdout(Stdio::null()).spawn();
-        cpu::pin(ONLOOKER)?;
-        Ok(Self { child: child.context("cannot start bird")?, socket })
-    }
-
-    fn ask(&self, question: &str) -> anyhow::Result<String> {
-        let birdc = find_program("birdc").context("there is no birdc")?;
-        cargo::output(Command::new(birdc).arg("-s").arg(&self.socket).args(question.split(' ')))
-    }
-
-    /// Bytes. `ip netns exec` becomes what it runs.
-    fn memory(&self) -> anyhow::Result<u64> {
-        Ok(status(self.child.id(), "VmRSS")? * 1024)
-    }
-}
-
-impl Drop for Bird {
-    fn drop(&mut self) {
-        let _ended_already = self.child.kill();
-        let _ended_already = self.child.wait();
-    }
+/// Bytes of a BIRD's memory. `ip netns exec` becomes what it runs.
+fn memory(bird: &Bird) -> anyhow::Result<u64> {
+    Ok(status(bird.id().context("BIRD has ended")?, "VmRSS")? * 1024)
 }
 
 /// A figure of a namespace's file in /proc/net.
