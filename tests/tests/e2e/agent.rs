@@ -113,9 +113,10 @@ fn the_socket_is_for_root_alone_and_goes_with_the_process() {
     world.start();
     let found = {
         let pin = world.lab.pin_dir();
-        let name = pin.file_name().expect("a name").to_string_lossy().into_owned();
+        // Another test's may begin with the same.
+        let name = format!("{}.sock", pin.file_name().expect("a name").to_string_lossy());
         let entries = fs::read_dir("/run/calico-ebpf").expect("a directory").flatten();
-        entries.map(|entry| entry.path()).find(|path| path.to_string_lossy().contains(&name)).expect("a socket")
+        entries.map(|entry| entry.path()).find(|path| path.to_string_lossy().ends_with(&name)).expect("a socket")
     };
     assert_eq!(fs::metadata(&found).expect("metadata").permissions().mode() & 0o777, 0o600);
     world.terminate();

@@ -14,6 +14,10 @@ use std::{
 use anyhow::{Context as _, ensure};
 use aya::maps::{Array, MapData};
 use calico_ebpf_common::abi::{Root, names};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use xtask::lab::Lab;
 
 use crate::{
@@ -146,6 +150,16 @@ impl Watched {
             }
         }
         Ok(samples)
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        // It takes its socket along.
+        if let Ok(pid) = i32::try_from(self.process.0.id()) {
+            let _ended_already = kill(Pid::from_raw(pid), Signal::SIGTERM);
+            let _ended_already = self.process.0.wait();
+        }
     }
 }
 
