@@ -344,10 +344,33 @@ fn a_connection_with_a_workload_that_goes_elsewhere_goes_on() {
     }
     world.set_workload(B, |workload| workload.flags = 0);
     world.insert::<4, 24>(names::ADDRESSES4, &B.v4, &owned(NO_SLOT, 0));
+    // What A may do changes with it.
+    world.set_policy(A, ALLOW, DENY);
     let answer = tcp4(B.v4, 80, A.v4, 1000, ACK);
     assert_eq!(world.from_uplink(&answer).action, REDIRECT, "from another host now");
+    assert_eq!(world.drops(DropReason::NoTable), 0);
     assert_eq!(world.from_uplink(&tcp4(B.v4, 81, A.v4, 1000, ACK)).action, DROP, "no connection");
     assert_ne!(world.from_a(&tcp4(A.v4, 1000, B.v4, 80, ACK)).action, DROP);
+}
+
+#[test]
+fn a_connection_with_a_workload_that_goes_elsewhere_is_judged_again() {
+    let mut world = World::new();
+    for (frame, from_a) in [
+        (tcp4(A.v4, 1000, B.v4, 80, SYN), true),
+        (tcp4(B.v4, 80, A.v4, 1000, SYN_ACK), false),
+        (tcp4(A.v4, 1000, B.v4, 80, ACK), true),
+    ] {
+        let outcome = if from_a { world.from_a(&frame) } else { world.from_b(&frame) };
+        assert_eq!(outcome.action, REDIRECT);
+    }
+    world.set_workload(B, |workload| workload.flags = 0);
+    world.insert::<4, 24>(names::ADDRESSES4, &B.v4, &owned(NO_SLOT, 0));
+    // A may not do any more what it has done.
+    world.set_policy(A, DENY, ALLOW);
+    assert_eq!(world.from_uplink(&tcp4(B.v4, 80, A.v4, 1000, ACK)).action, DROP);
+    assert_eq!(world.from_a(&tcp4(A.v4, 1000, B.v4, 80, ACK)).action, DROP);
+    assert_eq!(world.drops(DropReason::PolicyEgress), 2);
 }
 
 #[test]
