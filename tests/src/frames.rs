@@ -1,6 +1,7 @@
 //! Frames as they are, on an interface of a namespace.
 
 use std::{
+    net::Ipv4Addr,
     os::fd::{AsRawFd as _, OwnedFd},
     time::{Duration, Instant},
 };
@@ -76,4 +77,17 @@ pub fn mac(namespace: &Namespace, interface: &str) -> [u8; 6] {
     let text = text.split_whitespace().nth(2).expect("a MAC address");
     let bytes: Vec<u8> = text.split(':').map(|byte| u8::from_str_radix(byte, 16).expect("hexadecimal")).collect();
     bytes.try_into().expect("six bytes")
+}
+
+/// What a hypervisor sends in the name of a guest that has arrived.
+#[must_use]
+pub fn gratuitous_arp(mac: [u8; 6], address: Ipv4Addr) -> Vec<u8> {
+    let mut frame = vec![0xff; 6];
+    frame.extend(mac);
+    frame.extend([0x08, 0x06, 0, 1, 8, 0, 6, 4, 0, 1]);
+    frame.extend(mac);
+    frame.extend(address.octets());
+    frame.extend([0; 6]);
+    frame.extend(address.octets());
+    frame
 }

@@ -4,7 +4,7 @@ use std::{
     io::{Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
@@ -80,7 +80,8 @@ impl Drop for Talk {
 #[derive(Debug)]
 pub struct Beat {
     stop: Arc<AtomicBool>,
-    silence: Arc<AtomicU64>,
+    /// When the longest time between two answers began, and how long it was.
+    longest: Arc<Mutex<(Instant, Duration)>>,
     sender: JoinHandle<u64>,
     receiver: JoinHandle<u64>,
 }
@@ -97,7 +98,7 @@ impl Beat {
         socket.connect(to).expect("a route");
         socket.set_read_timeout(Some(Duration::from_millis(500))).expect("a timeout");
         let stop = Arc::new(AtomicBool::new(false));
-        let silence = Arc::new(AtomicU64::new(0));
+        let longest = Arc::new(Mutex::new((Instant::now(), Duration::ZERO)));
         let sender = thread::spawn({
             let (stop, socket) = (Arc::clone(&stop), socket.try_clone().expect("clones"));
             move || {
@@ -112,7 +113,7 @@ impl Beat {
             }
         });
         let receiver = thread::spawn({
-            let (stop, silence) = (Arc::clone(&stop), Arc::clone(&silence));
+            let (stop, longest) = (Arc::clone(&stop), Arc::clone(&longest));
             move || {
                 let (mut received, mut buffer) = (0, [0; 16]);
                 let mut last = Instant::now();
@@ -120,8 +121,11 @@ impl Beat {
                     match socket.recv(&mut buffer) {
                         Ok(8) => {
                             received += 1;
-                            let gap = u64::try_from(last.elapsed().as_micros()).unwrap_or(u64::MAX);
-                            silence.fetch_max(gap, Ordering::Relaxed);
+                            let gap = (last, last.elapsed());
+                            let mut longest = longest.lock().unwrap_or_else(PoisonError::into_inner);
+                            if gap.1 > longest.1 {
+                                *longest = gap;
+                            }
                             last = Instant::now();
                         }
                         Ok(_) => {}
@@ -131,13 +135,19 @@ impl Beat {
                 }
             }
         });
-        Self { stop, silence, sender, receiver }
+        Self { stop, longest, sender, receiver }
     }
 
     /// The longest time between two answers so far.
     #[must_use]
     pub fn silence(&self) -> Duration {
-        Duration::from_micros(self.silence.load(Ordering::Relaxed))
+        self.longest().1
+    }
+
+    /// When that began, and how long it was.
+    #[must_use]
+    pub fn longest(&self) -> (Instant, Duration) {
+        *self.longest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Ends it: how many were sent, how many came back.

@@ -12,7 +12,8 @@ const DEVICES: [&str; 2] = ["eth0", "eth1"];
 pub struct Landing {
     /// In the workload.
     pub device: &'static str,
-    leaves: &'static str,
+    /// In the workload: the interface that it leaves.
+    pub leaves: &'static str,
     workload: Namespace,
     families: Vec<Family>,
 }
@@ -71,21 +72,26 @@ impl Landing {
         self.switch(self.device, self.leaves)
     }
 
+    /// It keeps what it knows of its neighbours, as a guest does that is moved with its memory.
     fn switch(&self, from: &str, to: &str) -> anyhow::Result<()> {
-        let mut lines = String::new();
+        let mut lines = format!("link set {to} up\n");
         for Family { ip, address, gateway } in &self.families {
             if *ip == "-4" {
                 lines.push_str(&format!("addr add {address} dev {to}\n"));
                 lines.push_str(&format!("route replace {gateway} dev {to} scope link\n"));
+                lines.push_str(&format!("neigh replace {gateway} lladdr {HOST_SIDE_MAC} dev {to} nud stale\n"));
                 lines.push_str(&format!("route replace default via {gateway} dev {to}\n"));
             } else {
                 lines.push_str(&format!("addr add {address} dev {to} nodad\n"));
+                lines.push_str(&format!("neigh replace {gateway} lladdr {HOST_SIDE_MAC} dev {to} nud stale\n"));
                 lines.push_str(&format!("route replace default via {gateway} dev {to} metric 1\n"));
             }
         }
         for Family { address, .. } in &self.families {
             lines.push_str(&format!("addr del {address} dev {from}\n"));
         }
+        // Nothing is received there any more, as by a guest that has left; with an address anywhere it would be.
+        lines.push_str(&format!("link set {from} down\n"));
         self.workload.ip_batch(&lines)
     }
 

@@ -9,6 +9,7 @@ mod cpu;
 mod generated;
 mod kernel;
 mod memory;
+mod migration;
 mod packets;
 mod policy;
 mod program;
@@ -28,7 +29,7 @@ use report::Report;
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let known =
-        ["packets", "program", "tcp", "reload", "policy", "rules", "sets", "theirs", "memory", "cluster", "scale"];
+        ["packets", "program", "tcp", "reload", "policy", "rules", "sets", "theirs", "memory", "cluster", "scale", "migration"];
     if let Some(unknown) = arguments.iter().find(|argument| !known.contains(&argument.as_str())) {
         anyhow::bail!("there is no section {unknown}; there are: {}", known.join(", "));
     }
@@ -57,6 +58,9 @@ fn main() -> anyhow::Result<()> {
     }
     if wants("scale") {
         scale::run(&mut report).context("a node of a very big cluster")?;
+    }
+    if wants("migration") {
+        migration::run(&mut report).context("a move")?;
     }
     report.print();
     Ok(())
