@@ -1,5 +1,7 @@
 //! What the data path is to be, from what was accepted. Pure.
 
+use std::{collections::BTreeSet, net::IpAddr};
+
 use super::engine::Accepted;
 use crate::{
     dataplane::{Desired, DesiredHostEndpoint, DesiredWorkload, Uplinks, XdpWish},
@@ -33,6 +35,14 @@ pub(super) fn desired(
             migration: migrations.get(name).cloned(),
         })
     });
+    let workloads: Vec<DesiredWorkload> = workloads.collect();
+    // Not for those that are left to others, or have left.
+    let answered = if accepted.answered.is_empty() {
+        Vec::new()
+    } else {
+        let ours: BTreeSet<IpAddr> = workloads.iter().flat_map(|workload| &workload.addresses).copied().collect();
+        accepted.answered.iter().filter(|address| ours.contains(address)).copied().collect()
+    };
     let host_endpoints = accepted.compiled.host_endpoints.iter().filter_map(|(name, endpoint)| {
         let slot = |seat: &str| store.slot(seat).map(|slot| slot.slot);
         Some(DesiredHostEndpoint {
@@ -44,14 +54,14 @@ pub(super) fn desired(
         })
     });
     Desired {
-        workloads: workloads.collect(),
+        workloads,
         host_endpoints: host_endpoints.collect(),
         uplinks: uplinks.clone(),
         interface_prefixes: accepted.felix.interface_prefixes.clone(),
         routes: routes(&accepted.felix),
         untracked: accepted.compiled.untracked.iter().map(|(name, of)| (name.clone(), of.ingress.is_some())).collect(),
         xdp: xdp(&accepted.felix),
-        answered: accepted.answered.clone(),
+        answered,
         nat_outgoing: accepted.nat_outgoing.clone(),
         node: node.to_owned(),
     }

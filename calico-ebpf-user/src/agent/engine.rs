@@ -1,8 +1,8 @@
 //! One path for start, reload, rollback, link event and resync: files -> compiled policy -> plan -> kernel.
 
 use std::{
-    collections::BTreeSet,
-    net::IpAddr,
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr},
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -12,10 +12,12 @@ use calico_ebpf_common::abi::LOAD_BYTES;
 
 use super::{desired::desired, sources::Sources};
 use crate::{
-    dataplane::{Applied, Dataplane, Desired, NatOutgoing, Uplinks, alive::Awaited},
+    dataplane::{
+        Applied, Dataplane, Desired, LinkState, NatOutgoing, Uplinks, WorkloadStatus, alive::Awaited, contest,
+    },
     observe::{
         clock,
-        status::{LastLoad, Problem},
+        status::{LastLoad, Problem, mac_text},
     },
     policy::{
         compiled::Compiled,
@@ -28,7 +30,8 @@ use crate::{
         model::{FelixConfiguration, WorkloadEndpoint},
     },
     routes::{
-        claim::{Change, Claim, Yielded},
+        claim::{Change, Claim, Rival, Rivals, Yielded},
+        departure::{Departing, Departure, departing, destination},
         migration::{Migrations, Move, Pace, Priority, moves, priority},
     },
 };
@@ -53,6 +56,10 @@ pub(super) struct Accepted {
     pub(super) workloads: Shared<Vec<Shared<WorkloadEndpoint>>>,
     /// What is odd about it on this node.
     pub(super) warning: Option<Problem>,
+    /// Of those, who was here and is treated as if it were still.
+    pub(super) departing: Departing,
+    /// Addresses of nodes, by name.
+    pub(super) nodes: BTreeMap<String, Vec<IpAddr>>,
     /// Staged policies, where they would change something.
     pub(super) staged: Option<Arc<Staged>>,
 }
@@ -101,11 +108,19 @@ pub(super) struct Engine {
     migrations: Migrations,
     /// Workloads that are left to other hosts.
     yielded: Yielded,
+    /// Hosts that want workloads of ours.
+    rivals: Rivals,
+    /// Those of `accepted.departing` that have left.
+    left: BTreeSet<String>,
+    /// One more of them has left since the last apply.
+    parted: bool,
     /// Better routes of other programs to addresses of our workloads.
     overruled: Vec<String>,
     /// The last apply did not get through: the next one has to do it again.
     unfinished: bool,
     held: Held,
+    /// What is in force and whose predecessor is in the maps still, although nobody wants it any more.
+    retiring: Option<Plan>,
     applied: Applied,
     /// What led to `applied`.
     desired: Desired,
@@ -151,9 +166,13 @@ impl Engine {
             host_addresses: BTreeSet::new(),
             migrations,
             yielded: Yielded::default(),
+            rivals: Rivals::default(),
+            left: BTreeSet::new(),
+            parted: false,
             overruled: Vec::new(),
             unfinished: true,
             held: Held::Nothing,
+            retiring: None,
             applied: Applied::default(),
             desired: Desired::default(),
             last_load: LastLoad::default(),
@@ -239,7 +258,8 @@ impl Engine {
             }
             return Outcome::Unchanged;
         }
-        let accepted = self.sources.accept(read.content, set);
+        let departing = self.departing_to(&set.workloads);
+        let accepted = self.sources.accept(read.content, set, departing);
         read.warnings.extend(accepted.warning.clone());
         tracing::debug!(read = ?was_read, compile = ?begin.elapsed() - was_read, "the files are good");
         match self.put_policy_in_force(Arc::new(accepted)) {
@@ -263,6 +283,7 @@ impl Engine {
                 announce(self.store.generation(), &changes);
             }
             Before::Generation(generation) => {
+                self.retire()?;
                 self.dataplane.take_back(generation)?;
                 self.held = Held::TakenBack;
                 self.unfinished = true;
@@ -292,7 +313,7 @@ impl Engine {
             return Ok(());
         }
         let observed = self.dataplane.observe().context("cannot look at the host's links and addresses")?;
-        let claims = self.heed_claims();
+        let claims = self.heed_claims() | std::mem::take(&mut self.parted);
         let may_plan = matches!(self.held, Held::Nothing);
         if may_plan && (claims || self.unfinished || observed.host_addresses != self.host_addresses) {
             self.put_in_force(Arc::clone(&self.accepted)).map(drop)
@@ -300,7 +321,7 @@ impl Engine {
             let desired = self.desired();
             let applied = self.dataplane.apply(None, &desired)?;
             self.report(desired, applied);
-            Ok(())
+            if self.part_from_the_absent() { self.put_in_force(Arc::clone(&self.accepted)).map(drop) } else { Ok(()) }
         }
     }
 
@@ -324,24 +345,32 @@ impl Engine {
         host_addresses: BTreeSet<IpAddr>,
         may_spare: bool,
     ) -> anyhow::Result<Changes> {
+        self.retire()?;
         let begin = Instant::now();
         let plan = self.plan(&accepted, &host_addresses)?;
         tracing::debug!(plan = ?begin.elapsed(), writes = plan.prepare.len(), "what to do is known");
         let (migrations, moved) = self.migrations_to(&accepted);
         let desired = desired(&accepted, &plan.next, &self.node, &self.uplinks, &migrations);
         let only_policy = may_spare && !self.is_unfinished() && desired == self.desired;
+        // Who waits for a sign of life does not wait for a grace period, too.
+        let waits = desired.workloads.iter().any(|one| priority(one.migration.as_ref()) == Priority::Withheld);
         let done = if only_policy {
             self.dataplane.apply_policy(&plan).map(|()| None)
+        } else if waits {
+            self.dataplane.apply_unretired(Some(&plan), &desired).map(Some)
         } else {
             self.dataplane.apply(Some(&plan), &desired).map(Some)
         };
         match done {
             Ok(applied) => {
-                let Plan { next, changes, .. } = plan;
-                self.store = next;
+                self.store = plan.next.clone();
+                let changes = plan.changes.clone();
+                self.retiring = (waits && !only_policy && !plan.is_empty()).then_some(plan);
                 self.tell_moves(moved);
                 self.accepted = accepted;
                 self.migrations = migrations;
+                self.left.retain(|name| self.accepted.departing.contains_key(name));
+                self.parted = false;
                 self.host_addresses = host_addresses;
                 self.unfinished = false;
                 self.held = Held::Nothing;
@@ -359,13 +388,35 @@ impl Engine {
         }
     }
 
+    /// The generation whose predecessor is in the maps still, and can go after a grace period: see [`Engine::retired`].
+    pub(super) fn retiring(&self) -> Option<u32> {
+        self.retiring.as_ref().map(|plan| plan.generation)
+    }
+
+    /// A grace period has gone by since that generation was put in force.
+    pub(super) fn retired(&mut self, generation: u32) {
+        if let Some(plan) = self.retiring.take_if(|plan| plan.generation == generation)
+            && let Err(error) = self.dataplane.retire_now(&plan)
+        {
+            self.unfinished = true;
+            tracing::error!(%error, "cannot clear away what was in force before");
+        }
+    }
+
+    /// Clears away what was in force before, where that is still to be done.
+    fn retire(&mut self) -> anyhow::Result<()> {
+        let Some(plan) = self.retiring.take() else { return Ok(()) };
+        self.dataplane.retire(&plan).context("cannot clear away what was in force before")
+    }
+
     /// What to do for a set to be in force, but for workloads that are left to others.
     fn plan(&self, accepted: &Accepted, host_addresses: &BTreeSet<IpAddr>) -> anyhow::Result<Plan> {
-        if self.yielded.is_empty() {
+        let has_left = |name: &String| self.left.contains(name) && accepted.departing.contains_key(name);
+        if self.yielded.is_empty() && self.left.is_empty() {
             return Ok(self.store.plan(&accepted.compiled, host_addresses)?);
         }
         let mut compiled = accepted.compiled.clone();
-        compiled.workloads.retain(|name, _| !self.yielded.has(name));
+        compiled.workloads.retain(|name, _| !self.yielded.has(name) && !has_left(name));
         Ok(self.store.plan(&compiled, host_addresses)?)
     }
 
@@ -375,7 +426,7 @@ impl Engine {
         // Who is moving here goes before the others, or has not come.
         let settled =
             accepted.compiled.workloads.iter().filter(|(name, _)| priority(migrations.get(name)) == Priority::Normal);
-        let (claims, overruled) = match dataplane.claims(settled.map(|(name, local)| (name, &*local.addresses))) {
+        let (mut claims, overruled) = match dataplane.claims(settled.map(|(name, local)| (name, &*local.addresses))) {
             Ok(found) => found,
             Err(error) => {
                 tracing::debug!("what other hosts say is not known: {error}");
@@ -388,6 +439,11 @@ impl Engine {
         self.overruled = overruled;
         let workloads = &self.accepted.compiled.workloads;
         self.yielded.retain(|name| workloads.contains_key(name));
+        let arrived: Vec<String> =
+            claims.keys().filter(|name| self.accepted.departing.contains_key(*name)).cloned().collect();
+        let parted = arrived.iter().filter(|name| self.part(name, "the other node tells a route to it")).count() > 0;
+        claims.retain(|name, _| !self.accepted.departing.contains_key(name));
+        self.hold_against_the_former(&mut claims);
         let changes = self.yielded.update(&claims, &self.node, Instant::now());
         for change in &changes {
             match change {
@@ -400,12 +456,127 @@ impl Engine {
                 }
             }
         }
-        !changes.is_empty()
+        parted || !changes.is_empty()
+    }
+
+    /// A workload came and was alive here, and the node that it came from still tells a route to it: it has not read the files,
+    /// or nothing runs there that could. That is no reason to step back.
+    fn hold_against_the_former(&mut self, claims: &mut BTreeMap<String, Claim>) {
+        let Ok(now) = self.dataplane.now() else { return };
+        claims.retain(|name, claim| {
+            let origin = self.migrations.origin(name).filter(|_| !self.yielded.has(name));
+            let of_origin = origin.and_then(|node| self.accepted.nodes.get(node));
+            if !claim.via.is_some_and(|via| of_origin.is_some_and(|addresses| addresses.contains(&via))) {
+                return true;
+            }
+            tracing::warn!(
+                endpoint = name, from = origin, address = %claim.address,
+                "the node that it came from still tells a route to it: its routes keep the elevated priority"
+            );
+            self.migrations.hold(name, now);
+            false
+        });
+    }
+
+    /// Who is still here once the files say this, although they have it on another node.
+    fn departing_to(&self, after: &[Shared<WorkloadEndpoint>]) -> Departing {
+        let before = &self.accepted;
+        let is_here = |name: &str| {
+            let up = |one: &WorkloadStatus| one.endpoint == name && one.state == LinkState::Up;
+            self.applied.workloads.iter().any(up)
+                && priority(self.migrations.get(name)) != Priority::Withheld
+                && !self.yielded.has(name)
+                && !self.left.contains(name)
+        };
+        let until = Instant::now() + self.pace().convergence;
+        let moves = moves(&before.workloads, after, &self.node);
+        let mut departing = departing(&moves, &before.workloads, after, &self.node, until);
+        departing.retain(|name, _| is_here(name));
+        let still = before.departing.iter().filter(|(name, _)| !self.left.contains(*name));
+        for (name, departure) in still {
+            if let Some(to) = destination(&departure.before, after, &self.node) {
+                departing.insert(name.clone(), Departure { to: to.node.clone(), ..departure.clone() });
+            }
+        }
+        departing
+    }
+
+    /// A workload that was to leave has left; false where that is known.
+    fn part(&mut self, name: &str, why: &str) -> bool {
+        let Some(Departure { to, .. }) = self.accepted.departing.get(name) else { return false };
+        let is_news = self.left.insert(name.to_owned());
+        if is_news {
+            tracing::info!(endpoint = name, to, "it has left: {why}");
+        }
+        is_news
+    }
+
+    /// Whose interface is gone or down has left.
+    fn part_from_the_absent(&mut self) -> bool {
+        let up =
+            |name: &str| self.applied.workloads.iter().any(|one| one.endpoint == name && one.state == LinkState::Up);
+        let absent: Vec<String> =
+            self.departing().filter(|(name, _)| !up(name)).map(|(name, _)| name.to_owned()).collect();
+        absent.iter().filter(|name| self.part(name, "its interface is gone or down")).count() > 0
+    }
+
+    /// A workload that was to leave has not answered for some time.
+    pub(super) fn silent(&mut self, name: &str) {
+        if self.part(name, "it is silent here") {
+            self.parted = true;
+            self.resync();
+        }
+    }
+
+    /// Workloads that the files have on other nodes, and that are here still, with those nodes.
+    pub(super) fn departing(&self) -> impl Iterator<Item = (&str, &str)> {
+        let here = self.accepted.departing.iter().filter(|(name, _)| !self.left.contains(*name));
+        here.map(|(name, departure)| (&**name, &*departure.to))
     }
 
     /// Workloads that are left to other hosts.
     pub(super) fn yielded(&self) -> &Yielded {
         &self.yielded
+    }
+
+    /// Hosts that want workloads of ours.
+    pub(super) fn rivals(&self) -> &Rivals {
+        &self.rivals
+    }
+
+    /// Addresses of workloads that are left to other hosts, but that this one wants.
+    pub(super) fn wanted(&self) -> Vec<Ipv4Addr> {
+        let workloads = self.yielded.iter().filter_map(|(name, _)| self.accepted.compiled.workloads.get(name));
+        let v4 = |address: &IpAddr| match address {
+            IpAddr::V4(address) => Some(*address),
+            IpAddr::V6(_) => None,
+        };
+        workloads.flat_map(|workload| workload.addresses.iter().filter_map(v4)).collect()
+    }
+
+    /// Somebody on the link wants an address.
+    pub(super) fn contested(&mut self, by: &contest::Rival) {
+        let address = IpAddr::V4(by.address);
+        // One that is moving is wanted by the host that had it, for a moment.
+        let ours = self.accepted.compiled.workloads.iter().find(|(_, workload)| workload.addresses.contains(&address));
+        let Some((name, _)) = ours.filter(|(name, _)| !self.yielded.has(name) && !self.left.contains(*name)) else {
+            return;
+        };
+        let host = contest::host_of(by.mac);
+        let rival = Rival { address, mac: by.mac, host, seen: SystemTime::now() };
+        if self.rivals.note(name, rival, Instant::now()) {
+            tracing::warn!(
+                endpoint = name, %address, host = host.map(|host| host.to_string()), mac = mac_text(by.mac),
+                "another host has this workload, too, and has stepped back: it is ours"
+            );
+        }
+    }
+
+    /// Forgets hosts that want nothing of ours any more.
+    pub(super) fn forget_rivals(&mut self) {
+        for endpoint in self.rivals.forget(Instant::now()) {
+            tracing::info!(endpoint, "no other host wants this workload any more");
+        }
     }
 
     /// Better routes of other programs to addresses of our workloads.
@@ -425,7 +596,9 @@ impl Engine {
         for Move { name, from, .. } in moved.iter().filter(|moved| moved.to == self.node) {
             migrations.come(name.clone(), from.clone());
         }
-        migrations.retain(|name| accepted.compiled.workloads.contains_key(name));
+        let stays =
+            |name: &str| accepted.compiled.workloads.contains_key(name) && !accepted.departing.contains_key(name);
+        migrations.retain(stays);
         (migrations, moved)
     }
 
@@ -438,17 +611,18 @@ impl Engine {
                     "a workload comes from another node: it has no routes before it gives a sign of life here"
                 );
             } else {
-                tracing::info!(endpoint = moved.name, to = moved.to, "a workload went to another node");
+                tracing::info!(endpoint = moved.name, to = moved.to, "a workload goes to another node");
             }
         }
     }
 
     /// The workloads that are to give a sign of life.
     pub(super) fn awaited(&self) -> Vec<Awaited> {
-        if self.migrations.is_empty() {
+        let departing: BTreeSet<&str> = self.departing().map(|(name, _)| name).collect();
+        if self.migrations.is_empty() && departing.is_empty() {
             return Vec::new();
         }
-        self.dataplane.awaited(&self.desired).unwrap_or_else(|error| {
+        self.dataplane.awaited(&self.desired, &departing).unwrap_or_else(|error| {
             tracing::warn!(%error, "cannot wait for signs of life");
             Vec::new()
         })
@@ -477,19 +651,24 @@ impl Engine {
 
     /// Ends migrations whose time is over.
     pub(super) fn settle(&mut self) {
-        if let Ok(now) = self.dataplane.now()
-            && self.migrations.settle(now, self.pace())
-        {
+        let now = Instant::now();
+        let late = self.accepted.departing.iter().filter(|(_, departure)| departure.until <= now);
+        let late: Vec<String> = late.map(|(name, _)| name.clone()).collect();
+        self.parted |= late.iter().filter(|name| self.part(name, "its time is over")).count() > 0;
+        if self.dataplane.now().is_ok_and(|now| self.migrations.settle(now, self.pace())) || self.parted {
             self.resync();
         }
     }
 
     /// Until [`Engine::settle`] has something to do.
     pub(super) fn settles_in(&self) -> Option<Duration> {
+        let here = self.accepted.departing.iter().filter(|(name, _)| !self.left.contains(*name));
+        let leaves = here.map(|(_, departure)| departure.until.saturating_duration_since(Instant::now())).min();
         if self.migrations.is_empty() {
-            return None;
+            return leaves;
         }
-        self.migrations.next(self.dataplane.now().ok()?, self.pace())
+        let settles = self.dataplane.now().ok().and_then(|now| self.migrations.next(now, self.pace()));
+        settles.into_iter().chain(leaves).min()
     }
 
     fn pace(&self) -> Pace {

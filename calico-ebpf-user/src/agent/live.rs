@@ -12,6 +12,7 @@ use sd_notify::NotifyState;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{mpsc, oneshot},
+    task::JoinHandle,
     time::{MissedTickBehavior, interval, sleep_until},
 };
 
@@ -24,11 +25,16 @@ use super::{
     watch::FileWatch,
 };
 use crate::{
-    dataplane::{Instance, alive::Signs, watch::Watcher},
+    dataplane::{
+        Dataplane, Instance,
+        alive::{Sign, Signs},
+        contest::Contest,
+        watch::Watcher,
+    },
     observe::{
         clock,
         metrics::Numbers,
-        status::{Problem, Status, YieldedState},
+        status::{ContestedState, Problem, Status, YieldedState},
     },
     policy::staged::Staged,
 };
@@ -60,8 +66,14 @@ pub(super) struct Live {
     calls: mpsc::Receiver<Call>,
     shared: Arc<Shared>,
     started: SystemTime,
-    /// Signs of life of workloads that come from other nodes.
+    /// Signs of life of workloads that come from other nodes, and of those that go.
     signs: Signs,
+    /// What hosts that want the same workloads say on the uplinks.
+    contest: Contest,
+    /// The uplinks that it listens on.
+    contested: Vec<u32>,
+    /// The grace period behind this generation.
+    grace: Option<(u32, JoinHandle<()>)>,
     /// A workload that came is here for good then.
     settle: Option<Instant>,
     next_resync: Instant,
@@ -101,6 +113,9 @@ impl Live {
             shared,
             started: SystemTime::now(),
             signs: Signs::default(),
+            contest: Contest::default(),
+            contested: Vec::new(),
+            grace: None,
             settle: None,
             next_resync: Instant::now() + jittered(RESYNC),
             retry: None,
@@ -137,8 +152,13 @@ impl Live {
                     tracing::debug!("the files may have changed");
                     self.load();
                 }
-                endpoint = self.signs.next() => self.engine.alive(&endpoint),
+                sign = self.signs.next() => match sign {
+                    Sign::Alive(endpoint) => self.engine.alive(&endpoint),
+                    Sign::Silent(endpoint) => self.engine.silent(&endpoint),
+                },
                 event = self.links.changed() => self.links_changed(event).await,
+                rival = self.contest.next() => self.engine.contested(&rival),
+                generation = ended(&mut self.grace) => self.engine.retired(generation),
                 () = sleep_until(wake.into()) => self.timers(),
                 _ = check.tick() => self.check(),
             }
@@ -197,12 +217,16 @@ impl Live {
     }
 
     fn await_arrivals(&mut self) {
+        let retiring = self.engine.retiring();
+        if retiring != self.grace.as_ref().map(|(generation, _)| *generation) {
+            self.grace = retiring.map(|generation| (generation, tokio::task::spawn_blocking(Dataplane::grace_period)));
+        }
         self.settle = self.engine.settles_in().map(|left| Instant::now() + left);
         self.signs.listen(self.engine.awaited());
     }
 
     fn check(&mut self) {
-        self.signs.ask();
+        self.tell_rivals();
         if !self.engine.dataplane().attachments_intact() {
             tracing::warn!("a filter of ours was removed or replaced by somebody else: putting it back");
             self.resync();
@@ -214,6 +238,19 @@ impl Live {
         if let Err(error) = self.engine.dataplane().sweep() {
             tracing::warn!(%error, "cannot forget expired connections: they are forgotten as new ones come");
         }
+    }
+
+    /// Hosts that want the same workload say so to each other.
+    fn tell_rivals(&mut self) {
+        let uplinks: Vec<u32> = self.engine.applied().uplinks.iter().filter_map(|uplink| uplink.ifindex).collect();
+        if uplinks != self.contested
+            && let Ok(with_macs) = self.engine.dataplane().with_macs(&uplinks)
+        {
+            self.contest.listen(&with_macs);
+            self.contested = uplinks;
+        }
+        self.contest.want(&self.engine.wanted());
+        self.engine.forget_rivals();
     }
 
     async fn links_changed(&mut self, event: std::io::Result<()>) {
@@ -321,7 +358,12 @@ impl Live {
             ..Status::default()
         };
         status.applied(self.engine.applied());
+        for (name, to) in self.engine.departing() {
+            let leaving = status.workloads.iter_mut().filter(|workload| workload.endpoint == name);
+            leaving.for_each(|workload| workload.leaves_for = Some(to.to_owned()));
+        }
         status.yielded = self.engine.yielded().iter().map(YieldedState::from).collect();
+        status.contested = self.engine.rivals().iter().map(ContestedState::from).collect();
         status.faults.extend_from_slice(self.engine.overruled());
         let counted = self.engine.dataplane().view().and_then(|view| status.counted(&view));
         if let Err(error) = counted {
@@ -365,6 +407,16 @@ async fn changed(files: &mut Option<FileWatch>) {
         Some(files) => files.changed().await,
         None => pending().await,
     }
+}
+
+/// Waits until a grace period is over, and says behind which generation.
+async fn ended(grace: &mut Option<(u32, JoinHandle<()>)>) -> u32 {
+    let Some((generation, period)) = grace else { return pending().await };
+    let generation = *generation;
+    // It neither panics nor is it aborted.
+    let _over = period.await;
+    *grace = None;
+    generation
 }
 
 /// Within a tenth of `period`, so that many hosts do not do the same at the same time.

@@ -1,13 +1,16 @@
 //! The files, as the loop sees them.
 
 use std::{
+    collections::BTreeMap,
     hash::{DefaultHasher, Hash as _, Hasher as _},
     io::{self, Write as _},
+    net::IpAddr,
     path::PathBuf,
     sync::Arc,
 };
 
 use anyhow::bail;
+use ipnet::IpNet;
 
 use super::{
     answered::answered,
@@ -17,7 +20,11 @@ use super::{
 use crate::{
     observe::status::Problem,
     policy::{compile::Compiler, staged::Staged},
-    resources::{Diagnostic, Loaded, Reader, Severity, model::ResourceSet},
+    resources::{
+        Diagnostic, Loaded, Reader, Severity,
+        model::{Node, ResourceSet},
+    },
+    routes::departure::{Departing, with_departing},
 };
 
 /// Where the configuration comes from.
@@ -64,7 +71,7 @@ impl Sources {
         let Read { content, set: Some(set), mut warnings, .. } = read else {
             bail!("the files were refused: nothing was changed");
         };
-        let accepted = self.accept(content, set);
+        let accepted = self.accept(content, set, Departing::new());
         warnings.extend(accepted.warning.clone());
         Ok((accepted, warnings))
     }
@@ -76,12 +83,17 @@ impl Sources {
     }
 
     /// What the files say for this node; what did not change since the last time is not compiled again.
-    pub(super) fn accept(&mut self, content: u64, set: ResourceSet) -> Accepted {
+    /// Who is `departing` is this node's still.
+    pub(super) fn accept(&mut self, content: u64, mut set: ResourceSet, departing: Departing) -> Accepted {
+        let workloads = set.workloads.clone();
+        if !departing.is_empty() {
+            set.workloads = with_departing(&departing, &workloads, &self.node).into();
+        }
         let compiled = self.compiler.compile(&set, &self.node);
         let felix = set.felix_for(&self.node);
         let nat_outgoing = nat_outgoing(&set, &compiled, &felix);
         let answered = answered(&set, &compiled, &felix);
-        let workloads = set.workloads.clone();
+        set.workloads = workloads.clone();
         // All others need not be looked at where somebody is here.
         let unknown = if compiled.workloads.is_empty() { set.unknown_node(&self.node) } else { None };
         Accepted {
@@ -92,6 +104,8 @@ impl Sources {
             answered,
             workloads,
             warning: unknown.map(Problem::general),
+            departing,
+            nodes: nodes(&set),
             staged: Staged::new(set, &self.node).map(Arc::new),
         }
     }
@@ -107,6 +121,12 @@ impl Sources {
         let set = errors.is_empty().then_some(loaded.set);
         Read { content, set, errors, warnings }
     }
+}
+
+/// The addresses that routing daemons of nodes go by.
+fn nodes(set: &ResourceSet) -> BTreeMap<String, Vec<IpAddr>> {
+    let of_node = |node: &Node| node.ipv4.iter().chain(&node.ipv6).map(IpNet::addr).collect();
+    set.node_resources.iter().map(|(name, node)| (name.clone(), of_node(node))).collect()
 }
 
 impl From<&Diagnostic> for Problem {

@@ -43,6 +43,7 @@ fn stopped(context: &Context) -> anyhow::Result<Status> {
                 attachment: None,
                 delivery: None,
                 migration: MigrationState::of(local.migration.as_ref()),
+                leaves_for: None,
             })
             .collect(),
         host_endpoints: host_endpoints(&view)?,
@@ -112,15 +113,19 @@ fn render(status: &Status) -> String {
         errors.chain(load.warnings.iter().map(|problem| format!("warning: {problem}")))
     });
     let problems = problems.chain(status.yielded.iter().map(|yielded| format!("left to others: {yielded}")));
+    let problems = problems.chain(status.contested.iter().map(|contested| format!("claimed twice: {contested}")));
     for line in problems.chain(status.faults.iter().map(|fault| format!("fault: {fault}"))) {
         text.push_str(&line);
         text.push('\n');
     }
     if !status.workloads.is_empty() {
         let mut table = Table::new(&["WORKLOAD", "INTERFACE", "STATE", "ATTACHED", "DELIVERY"]);
-        for WorkloadState { endpoint, interface, state, attachment, delivery, migration } in &status.workloads {
+        for WorkloadState { endpoint, interface, state, attachment, delivery, migration, leaves_for } in
+            &status.workloads
+        {
             let migration = migration.as_ref().map(|migration| format!(", routes {migration}")).unwrap_or_default();
-            let state = format!("{state}{migration}");
+            let leaves = leaves_for.as_ref().map(|node| format!(", leaves for {node}")).unwrap_or_default();
+            let state = format!("{state}{migration}{leaves}");
             let [attachment, delivery] = [attachment, delivery].map(|text| text.as_deref().unwrap_or("-"));
             table.row([endpoint.as_str(), interface, &state, attachment, delivery]);
         }

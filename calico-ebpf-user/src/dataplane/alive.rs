@@ -1,13 +1,22 @@
-//! Workloads that come from other nodes: seen as soon as they are alive here.
+//! Workloads that come from other nodes: seen as soon as they are alive here. And those that go to others: seen as soon as they
+//! are not.
 //!
 //! A packet socket on the interface sees every frame before the programs do. What counts is what only the workload itself
 //! sends once it runs: not the messages with which its end of the link comes up. Who has announced itself before anybody
 //! listened, or has nothing to say, is asked for its address.
 
-use std::{fmt, future::poll_fn, io, net::IpAddr, os::fd::OwnedFd, task::Poll};
+use std::{
+    fmt,
+    future::{pending, poll_fn},
+    io,
+    net::IpAddr,
+    os::fd::OwnedFd,
+    task::Poll,
+    time::{Duration, Instant},
+};
 
 use rustix::net::{RecvFlags, SendFlags, recv, send};
-use tokio::io::unix::AsyncFd;
+use tokio::{io::unix::AsyncFd, time::sleep_until};
 
 use super::sys;
 
@@ -34,61 +43,114 @@ pub struct Awaited {
     pub addresses: Vec<IpAddr>,
     /// Its MAC address, where configured.
     pub mac: Option<[u8; 6]>,
+    /// It has been here and goes: it is to say so again and again.
+    pub departs: bool,
+}
+
+/// What became of one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Sign {
+    /// It has come.
+    Alive(String),
+    /// It was here, and has not answered.
+    Silent(String),
+}
+
+/// Who goes is asked as often as this, and who comes at first.
+const ASK: Duration = Duration::from_millis(10);
+/// Who comes is asked at least as often as this.
+const ASK_LATER: Duration = Duration::from_secs(1);
+/// The longer it has not come, the rarer it is asked: after one part of the time in so many.
+const SHARE: u32 = 32;
+/// So many questions without an answer, and it is not here any more.
+const UNANSWERED: u32 = 5;
+
+struct Ear {
+    awaited: Awaited,
+    socket: AsyncFd<OwnedFd>,
+    since: Instant,
+    ask: Instant,
+    unanswered: u32,
 }
 
 /// Listens for signs of life.
 #[derive(Default)]
 pub struct Signs {
-    sockets: Vec<(Awaited, AsyncFd<OwnedFd>)>,
+    ears: Vec<Ear>,
 }
 
 impl fmt::Debug for Signs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.sockets.iter().map(|(awaited, _)| awaited)).finish()
+        f.debug_list().entries(self.ears.iter().map(|ear| &ear.awaited)).finish()
     }
 }
 
 impl Signs {
     /// Listens for these, and for nobody else. Those that are new are asked at once. Needs a tokio runtime.
     pub fn listen(&mut self, awaited: Vec<Awaited>) {
-        self.sockets.retain(|(known, _)| awaited.contains(known));
+        self.ears.retain(|ear| awaited.contains(&ear.awaited));
         for one in awaited {
-            if self.sockets.iter().any(|(known, _)| *known == one) {
+            if self.ears.iter().any(|ear| ear.awaited == one) {
                 continue;
             }
-            match sys::packet_socket(one.ifindex) {
+            match sys::packet_socket(one.ifindex, libc::ETH_P_ALL as u16) {
                 Ok(socket) => {
-                    ask(&one, &socket);
-                    self.sockets.push((one, socket));
+                    let now = Instant::now();
+                    let mut ear = Ear { awaited: one, socket, since: now, ask: now, unanswered: 0 };
+                    ear.ask(now);
+                    self.ears.push(ear);
                 }
-                Err(error) => tracing::warn!(endpoint = one.endpoint, %error, "cannot listen for its first packet"),
+                Err(error) => tracing::warn!(endpoint = one.endpoint, %error, "cannot listen for its packets"),
             }
         }
     }
 
-    /// Asks all that are waited for once more.
-    pub fn ask(&self) {
-        self.sockets.iter().for_each(|(awaited, socket)| ask(awaited, socket));
+    /// Waits until one that comes is alive, or one that goes is silent, and asks them meanwhile. May be dropped and called again
+    /// without losing anything.
+    pub async fn next(&mut self) -> Sign {
+        loop {
+            let Some(due) = self.ears.iter().map(|ear| ear.ask).min() else { return pending().await };
+            tokio::select! {
+                // An answer that is there counts before the next question.
+                biased;
+                endpoint = self.heard() => return Sign::Alive(endpoint),
+                () = sleep_until(due.into()) => {}
+            }
+            let now = Instant::now();
+            for ear in self.ears.iter_mut().filter(|ear| ear.ask <= now) {
+                ear.ask(now);
+                if ear.awaited.departs && ear.unanswered > UNANSWERED {
+                    ear.unanswered = 0;
+                    return Sign::Silent(ear.awaited.endpoint.clone());
+                }
+            }
+        }
     }
 
-    /// Waits until one is alive, and says which. May be dropped and called again without losing anything.
-    pub async fn next(&mut self) -> String {
+    /// Waits until one that comes is alive.
+    async fn heard(&mut self) -> String {
         let alive = poll_fn(|context| {
-            for (awaited, socket) in &self.sockets {
-                while let Poll::Ready(Ok(mut ready)) = socket.poll_read_ready(context) {
+            for ear in &mut self.ears {
+                // Whoever goes and has answered is heard enough until it is asked again, however much it says.
+                while ear.is_heard_to()
+                    && let Poll::Ready(Ok(mut ready)) = ear.socket.poll_read_ready(context)
+                {
                     // More than what is looked at does not matter.
                     let mut frame = [0; 128];
                     let received = ready.try_io(|socket| {
                         recv(socket.get_ref(), &mut frame[..], RecvFlags::DONTWAIT).map_err(io::Error::from)
                     });
                     match received {
-                        Ok(Ok((length, _))) if is_sign(&frame[..length], awaited) => {
-                            return Poll::Ready(awaited.endpoint.clone());
+                        Ok(Ok((length, _))) if is_sign(&frame[..length], &ear.awaited) => {
+                            ear.unanswered = 0;
+                            if !ear.awaited.departs {
+                                return Poll::Ready(ear.awaited.endpoint.clone());
+                            }
                         }
                         Ok(Ok(_)) => {}
                         // The interface is down or gone: notifications tell.
                         Ok(Err(error)) => {
-                            tracing::debug!(endpoint = awaited.endpoint, %error, "while listening");
+                            tracing::debug!(endpoint = ear.awaited.endpoint, %error, "while listening");
                         }
                         Err(_would_block) => {}
                     }
@@ -100,12 +162,26 @@ impl Signs {
     }
 }
 
-fn ask(awaited: &Awaited, socket: &AsyncFd<OwnedFd>) {
-    for question in questions(awaited) {
-        // An interface that is down takes nothing: it is asked again.
-        if let Err(error) = send(socket.get_ref(), &question, SendFlags::DONTWAIT) {
-            tracing::debug!(endpoint = awaited.endpoint, %error, "cannot ask it for its address");
+impl Ear {
+    fn is_heard_to(&self) -> bool {
+        !self.awaited.departs || self.unanswered > 0
+    }
+
+    fn ask(&mut self, now: Instant) {
+        if !self.is_heard_to() {
+            // What it said since it answered is no answer to what follows.
+            let mut frame = [0; 1];
+            while recv(self.socket.get_ref(), &mut frame[..], RecvFlags::DONTWAIT).is_ok() {}
         }
+        for question in questions(&self.awaited) {
+            // An interface that is down takes nothing: it is asked again.
+            if let Err(error) = send(self.socket.get_ref(), &question, SendFlags::DONTWAIT) {
+                tracing::debug!(endpoint = self.awaited.endpoint, %error, "cannot ask it for its address");
+            }
+        }
+        self.unanswered = self.unanswered.saturating_add(1);
+        let pause = if self.awaited.departs { ASK } else { (now - self.since) / SHARE };
+        self.ask = now + pause.clamp(ASK, ASK_LATER);
     }
 }
 
@@ -208,6 +284,7 @@ mod tests {
             host_mac: [0xee; 6],
             addresses: vec![IpAddr::from([10, 0, 0, 1]), "fd00::1".parse().expect("an address")],
             mac: None,
+            departs: false,
         }
     }
 

@@ -249,7 +249,20 @@ impl Dataplane {
     pub fn retire(&mut self, plan: &Plan) -> Result<()> {
         // Also where nothing is to be retired: the next plan writes what readers of the former generation may still read.
         sys::grace_period();
+        self.retire_now(plan)
+    }
+
+    /// The same where a [grace period](Dataplane::grace_period) has gone by since the commit.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn retire_now(&mut self, plan: &Plan) -> Result<()> {
         self.tables.write(&plan.retire)
+    }
+
+    /// Waits until no program runs that ran when this was called: some milliseconds.
+    pub fn grace_period() {
+        sys::grace_period();
     }
 
     /// Puts the generation before in force again: what [`Dataplane::apply_unretired`] left of it.
@@ -356,14 +369,16 @@ impl Dataplane {
         Ok(migrations)
     }
 
-    /// The workloads that are to give a sign of life, as far as they have an interface.
+    /// The workloads that are to give a sign of life, as far as they have an interface: those that come, and once and again
+    /// those that are `departing`.
     ///
     /// # Errors
     /// If the maps cannot be read.
-    pub fn awaited(&self, desired: &Desired) -> Result<Vec<Awaited>> {
+    pub fn awaited(&self, desired: &Desired, departing: &BTreeSet<&str>) -> Result<Vec<Awaited>> {
         let mut awaited = Vec::new();
         for workload in &desired.workloads {
-            if !workload.migration.as_ref().is_some_and(|migration| migration.stage == Stage::Withheld) {
+            let departs = departing.contains(&*workload.name);
+            if !departs && workload.migration.as_ref().is_none_or(|migration| migration.stage != Stage::Withheld) {
                 continue;
             }
             let runtime = self.tables.runtime(workload.slot)?;
@@ -374,6 +389,7 @@ impl Dataplane {
                     host_mac: runtime.host_mac,
                     addresses: workload.addresses.clone(),
                     mac: workload.mac,
+                    departs,
                 });
             }
         }
@@ -402,6 +418,15 @@ impl Dataplane {
             }
         }
         Ok(())
+    }
+
+    /// The uplinks among these that exist, with their MAC addresses.
+    ///
+    /// # Errors
+    /// If netlink fails.
+    pub fn with_macs(&mut self, uplinks: &[u32]) -> Result<Vec<(u32, [u8; 6])>> {
+        let links = self.netlink.links().map_err(DataplaneError::io("list the interfaces"))?;
+        Ok(links.iter().filter(|link| uplinks.contains(&link.index)).map(|link| (link.index, link.mac)).collect())
     }
 
     /// What routing daemons say of addresses of these workloads, where that is better than our own routes; and what others do, for

@@ -7,6 +7,7 @@
 pub mod alive;
 mod apply;
 mod bpffs;
+pub mod contest;
 pub mod desired;
 pub mod doctor;
 pub mod error;

@@ -555,11 +555,10 @@ pub(crate) fn grace_period() {
     }
 }
 
-/// A socket that sees each frame that comes in on an interface, before any program, and sends frames as they are. Needs a
+/// A socket that sees each frame of an EtherType (or `ETH_P_ALL`) that comes in on an interface, before any TC program, and sends frames as they are. Needs a
 /// tokio runtime.
-pub(crate) fn packet_socket(ifindex: u32) -> io::Result<AsyncFd<OwnedFd>> {
+pub(crate) fn packet_socket(ifindex: u32, ethertype: u16) -> io::Result<AsyncFd<OwnedFd>> {
     const PACKET_IGNORE_OUTGOING: libc::c_int = 23;
-    const ALL: u16 = (libc::ETH_P_ALL as u16).to_be();
     let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     // SAFETY: takes no pointers. Without a protocol it receives nothing before it is bound.
     let fd = unsafe { libc::socket(libc::AF_PACKET, kind, 0) };
@@ -579,7 +578,7 @@ pub(crate) fn packet_socket(ifindex: u32) -> io::Result<AsyncFd<OwnedFd>> {
     }
     let address = libc::sockaddr_ll {
         sll_family: libc::AF_PACKET as u16,
-        sll_protocol: ALL,
+        sll_protocol: ethertype.to_be(),
         sll_ifindex: ifindex.cast_signed(),
         sll_hatype: 0,
         sll_pkttype: 0,

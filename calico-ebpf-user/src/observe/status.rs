@@ -5,11 +5,12 @@ use std::{collections::BTreeMap, fmt, net::IpAddr};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use super::clock;
 use crate::{
     dataplane::{self, Applied, Attachment, NatTable, UplinkXdp, view::View},
     routes::{
         RouteStatus,
-        claim::Claim,
+        claim::{Claim, Rival},
         migration::{Migration, Priority, priority},
     },
 };
@@ -41,6 +42,9 @@ pub struct Status {
     /// Workloads that the files have here and that are left to other hosts, which have the better route.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub yielded: Vec<YieldedState>,
+    /// Workloads of this host that other hosts have in their files, too, and have stepped back from.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub contested: Vec<ContestedState>,
     /// The interfaces towards other hosts.
     pub uplinks: Vec<String>,
     /// How it is with XDP on the uplinks that have untracked policy.
@@ -139,6 +143,9 @@ pub struct WorkloadState {
     /// Where it comes from another node: how far that is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub migration: Option<MigrationState>,
+    /// The node that the files have it on, where it is here still.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub leaves_for: Option<String>,
 }
 
 /// A workload that is left to another host.
@@ -164,6 +171,49 @@ impl fmt::Display for YieldedState {
         write!(f, "{endpoint}: another host has {address}, too, and the better route")?;
         via.map_or(Ok(()), |via| write!(f, " (via {via})"))
     }
+}
+
+/// A workload that another host wants, too.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ContestedState {
+    /// `NAMESPACE/NAME`.
+    pub endpoint: String,
+    /// The address that the other host has, too.
+    pub address: IpAddr,
+    /// The other host's address, where it is known.
+    pub host: Option<IpAddr>,
+    /// Its MAC address.
+    pub mac: String,
+    /// When it last said so, in RFC 3339.
+    pub last_seen: String,
+}
+
+impl From<(&String, &Rival)> for ContestedState {
+    fn from((endpoint, rival): (&String, &Rival)) -> Self {
+        let Rival { address, mac, host, seen } = rival;
+        Self {
+            endpoint: endpoint.clone(),
+            address: *address,
+            host: *host,
+            mac: mac_text(*mac),
+            last_seen: clock::rfc3339(*seen),
+        }
+    }
+}
+
+impl fmt::Display for ContestedState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { endpoint, address, host, mac, last_seen } = self;
+        let host = host.map_or_else(|| mac.clone(), |host| format!("{host} ({mac})"));
+        write!(f, "{endpoint}: {host} has {address}, too, and has stepped back; last said at {last_seen}")
+    }
+}
+
+/// A MAC address as everybody writes it.
+#[must_use]
+pub(crate) fn mac_text(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
 /// A workload that comes from another node.
@@ -291,6 +341,7 @@ impl Status {
                 attachment: workload.attachment.map(attachment),
                 delivery: workload.ifindex.map(|_| if workload.peer { "peer" } else { "interface" }.to_owned()),
                 migration: MigrationState::of(workload.migration.as_ref()),
+                leaves_for: None,
             })
             .collect();
         self.host_endpoints = applied

@@ -7,11 +7,14 @@ use std::{
     collections::BTreeMap,
     hash::{DefaultHasher, Hash as _, Hasher as _},
     net::IpAddr,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 /// Protocols of routes that routing daemons tell (include/uapi/linux/rtnetlink.h): Zebra, BIRD, BGP.
 pub(crate) const TOLD_BY_DAEMONS: [u8; 3] = [11, 12, 186];
+
+/// A host that wants a workload and is not heard of for so long wants it no more.
+const RIVAL_SILENT: Duration = Duration::from_secs(5);
 
 /// What another host says.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -25,6 +28,45 @@ pub struct Claim {
 /// The workloads that are left to other hosts, by `namespace/name`.
 #[derive(Clone, Debug, Default)]
 pub struct Yielded(BTreeMap<String, (Claim, Option<Instant>)>);
+
+/// Another host that wants a workload of ours, and does not get it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rival {
+    /// The address that it claims.
+    pub address: IpAddr,
+    /// Its MAC address.
+    pub mac: [u8; 6],
+    /// Its address, where that is known.
+    pub host: Option<IpAddr>,
+    /// When it was last heard of.
+    pub seen: SystemTime,
+}
+
+/// Other hosts that say that they want workloads of ours, by `namespace/name`. They say so every second.
+#[derive(Clone, Debug, Default)]
+pub struct Rivals(BTreeMap<String, (Rival, Instant)>);
+
+impl Rivals {
+    /// One has said so; whether that is news.
+    pub fn note(&mut self, name: &str, rival: Rival, now: Instant) -> bool {
+        let mac = rival.mac;
+        let before = self.0.insert(name.to_owned(), (rival, now));
+        before.is_none_or(|(before, _)| before.mac != mac)
+    }
+
+    /// Forgets those that no longer say so, and says which workloads they wanted.
+    pub fn forget(&mut self, now: Instant) -> Vec<String> {
+        let over = |(_, at): &(Rival, Instant)| now.saturating_duration_since(*at) > RIVAL_SILENT;
+        let gone = self.0.iter().filter(|(_, rival)| over(rival)).map(|(name, _)| name.clone()).collect();
+        self.0.retain(|_, rival| !over(rival));
+        gone
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = (&String, &Rival)> {
+        self.0.iter().map(|(name, (rival, _))| (name, rival))
+    }
+}
 
 /// What changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -100,6 +142,25 @@ mod tests {
     fn claims(names: &[&str]) -> BTreeMap<String, Claim> {
         let claim = Claim { address: IpAddr::from([10, 0, 0, 1]), via: Some(IpAddr::from([192, 0, 2, 2])) };
         names.iter().map(|name| ((*name).to_owned(), claim.clone())).collect()
+    }
+
+    #[test]
+    fn a_rival_is_news_once_and_is_forgotten_when_it_is_silent() {
+        let (mut rivals, start) = (Rivals::default(), Instant::now());
+        let rival = |last| Rival {
+            address: IpAddr::from([10, 0, 0, 1]),
+            mac: [2, 0, 0, 0, 0, last],
+            host: None,
+            seen: SystemTime::UNIX_EPOCH,
+        };
+        assert!(rivals.note("a/b", rival(1), start));
+        let later = start + Duration::from_secs(4);
+        assert!(!rivals.note("a/b", rival(1), later));
+        assert!(rivals.forget(start + Duration::from_secs(6)).is_empty());
+        assert!(rivals.note("a/b", rival(2), later), "another one");
+        assert_eq!(rivals.forget(later + Duration::from_secs(6)), ["a/b"]);
+        assert_eq!(rivals.iter().count(), 0);
+        assert!(rivals.note("a/b", rival(2), later), "again");
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! wins over what others still say about its addresses; and when everybody has heard, the normal one.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::IpAddr,
     time::Duration,
 };
@@ -112,35 +112,63 @@ pub const fn priority(migration: Option<&Migration>) -> Priority {
 
 /// The migrations to this node, by `namespace/name` of the workload.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Migrations(BTreeMap<String, Migration>);
+pub struct Migrations {
+    coming: BTreeMap<String, Migration>,
+    /// Those whose routes keep the elevated priority for as long as they are here.
+    held: BTreeSet<String>,
+    /// Who has come, from where.
+    came: BTreeMap<String, String>,
+}
 
 impl Migrations {
     /// A workload is on its way from node `from`.
     pub fn come(&mut self, name: String, from: String) {
-        self.0.insert(name, Migration { from: Some(from), stage: Stage::Withheld });
+        self.held.remove(&name);
+        self.came.remove(&name);
+        self.coming.insert(name, Migration { from: Some(from), stage: Stage::Withheld });
     }
 
     /// One that an earlier process left like this.
     pub fn resume(&mut self, name: String, migration: Migration) {
-        self.0.insert(name, migration);
+        if let Some(from) = migration.from.clone().filter(|_| migration.stage != Stage::Withheld) {
+            self.came.insert(name.clone(), from);
+        }
+        self.coming.insert(name, migration);
     }
 
     /// It has given a sign of life, at time `now` in ticks. False where nobody waited for one.
     pub fn alive(&mut self, name: &str, now: u32) -> bool {
-        match self.0.get_mut(name) {
+        match self.coming.get_mut(name) {
             Some(migration) if migration.stage == Stage::Withheld => {
                 migration.stage = Stage::Elevated { since: now.max(1) };
+                if let Some(from) = migration.from.clone() {
+                    self.came.insert(name.to_owned(), from);
+                }
                 true
             }
             _ => false,
         }
     }
 
+    /// The node that a workload has come from, where it gave a sign of life here since.
+    #[must_use]
+    pub fn origin(&self, name: &str) -> Option<&str> {
+        self.came.get(name).map(String::as_str)
+    }
+
+    /// Its routes get the elevated priority again, at time `now` in ticks, and keep it.
+    pub fn hold(&mut self, name: &str, now: u32) {
+        let from = self.came.get(name).cloned();
+        self.coming.insert(name.to_owned(), Migration { from, stage: Stage::Elevated { since: now.max(1) } });
+        self.held.insert(name.to_owned());
+    }
+
     /// Goes on with those whose time is over; false where there are none.
     pub fn settle(&mut self, now: u32, pace: Pace) -> bool {
-        let before = self.0.clone();
-        for migration in self.0.values_mut() {
-            if let Stage::Elevated { since } = migration.stage
+        let before = self.coming.clone();
+        for (name, migration) in &mut self.coming {
+            if !self.held.contains(name)
+                && let Stage::Elevated { since } = migration.stage
                 && migration.left(now, pace) == Some(Duration::ZERO)
             {
                 migration.stage = Stage::Settling { since };
@@ -149,31 +177,34 @@ impl Migrations {
         let is_over = |migration: &Migration| {
             matches!(migration.stage, Stage::Settling { .. }) && migration.left(now, pace) == Some(Duration::ZERO)
         };
-        self.0.retain(|_, migration| !is_over(migration));
-        self.0 != before
+        self.coming.retain(|_, migration| !is_over(migration));
+        self.coming != before
     }
 
     /// Until [`Migrations::settle`] has something to do.
     #[must_use]
     pub fn next(&self, now: u32, pace: Pace) -> Option<Duration> {
-        self.0.values().filter_map(|migration| migration.left(now, pace)).min()
+        let timed = self.coming.iter().filter(|(name, _)| !self.held.contains(*name));
+        timed.filter_map(|(_, migration)| migration.left(now, pace)).min()
     }
 
     /// Forgets those of workloads that are no longer here.
     pub fn retain(&mut self, is_local: impl Fn(&str) -> bool) {
-        self.0.retain(|name, _| is_local(name));
+        self.coming.retain(|name, _| is_local(name));
+        self.came.retain(|name, _| is_local(name));
+        self.held.retain(|name| is_local(name));
     }
 
     /// That of a workload.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&Migration> {
-        self.0.get(name)
+        self.coming.get(name)
     }
 
     /// Whether nobody comes.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.coming.is_empty()
     }
 }
 
@@ -288,6 +319,25 @@ mod tests {
         assert_eq!(priority(migrations.get("a/b")), Priority::Withheld);
         migrations.retain(|name| name != "a/b");
         assert!(migrations.is_empty());
+    }
+
+    #[test]
+    fn one_that_its_former_node_still_claims_keeps_the_elevated_priority() {
+        let mut migrations = Migrations::default();
+        migrations.come("a/b".into(), "host1".into());
+        assert_eq!(migrations.origin("a/b"), None, "it has not come");
+        migrations.alive("a/b", 1000);
+        migrations.settle(1000 + 30 * HZ, PACE);
+        assert!(migrations.is_empty());
+        assert_eq!(migrations.origin("a/b"), Some("host1"));
+        migrations.hold("a/b", 9000);
+        assert!(!migrations.settle(9000 + 60 * HZ, PACE));
+        assert_eq!(migrations.next(9000, PACE), None);
+        assert_eq!(priority(migrations.get("a/b")), Priority::Elevated);
+        migrations.come("a/b".into(), "host3".into());
+        assert_eq!((priority(migrations.get("a/b")), migrations.origin("a/b")), (Priority::Withheld, None));
+        migrations.alive("a/b", 10_000);
+        assert!(migrations.settle(10_000 + 60 * HZ, PACE));
     }
 
     fn workload(name: &str, node: &str, addresses: &[&str]) -> Shared<WorkloadEndpoint> {

@@ -4,6 +4,7 @@
 //! local workload, on its interface; nothing else is ever touched.
 
 pub mod claim;
+pub mod departure;
 pub mod migration;
 pub(crate) mod plan;
 

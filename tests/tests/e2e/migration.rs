@@ -1,7 +1,7 @@
 //! A workload goes from one host to another, and its traffic with it.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     thread,
     time::{Duration, Instant},
 };
@@ -9,7 +9,7 @@ use std::{
 use calico_ebpf_tests::{
     Protocol::Tcp,
     eventually,
-    frames::{Wire, mac},
+    frames::{Wire, gratuitous_arp, mac},
     hosts::{CONVERGENCE, Hosts, MESH},
     resources::{self, policy},
     stream::{Beat, Talk},
@@ -43,18 +43,6 @@ fn migration(hosts: &Hosts, host: &str) -> Option<String> {
     let workloads = status["workloads"].as_array().expect("workloads").clone();
     let w1 = workloads.into_iter().find(|one| one["interface"] == "caliw1")?;
     w1["migration"]["routes"].as_str().map(str::to_owned)
-}
-
-/// What a hypervisor sends in the name of a guest that has arrived.
-fn gratuitous_arp(mac: [u8; 6], address: Ipv4Addr) -> Vec<u8> {
-    let mut frame = vec![0xff; 6];
-    frame.extend(mac);
-    frame.extend([0x08, 0x06, 0, 1, 8, 0, 6, 4, 0, 1]);
-    frame.extend(mac);
-    frame.extend(address.octets());
-    frame.extend([0; 6]);
-    frame.extend(address.octets());
-    frame
 }
 
 /// Makes routes normal after a time that a test can wait for.
@@ -142,6 +130,13 @@ fn a_route_waits_for_a_sign_of_life_but_not_where_nothing_is_known() {
     let landing = Landing::prepare(&hosts.cluster.view, "w1", "host2").expect("a second interface");
     say(&hosts, "host2");
     hosts.reload();
+    // It is there still, and its host goes on with it.
+    let host1 = hosts.cluster.program("host1").expect("it runs").instance.clone();
+    assert!(host1.query(&["status"]).expect("status").contains("leaves for host2"), "{}", hosts.describe());
+    thread::sleep(Duration::from_millis(500));
+    hosts.allowed("outside", "w1", Tcp(80));
+    let (w1, v6) = (hosts.namespace("w1"), hosts.addresses("w1")[1]);
+    w1.ip("link set eth0 down").expect("goes");
     let has_route = |hosts: &Hosts, host: &str| routes(hosts, host).contains("caliw1");
     eventually("the old host to withdraw", CONVERGENCE, || !has_route(&hosts, "host1"));
     // Asked once a second, what is not there does not answer.
@@ -154,6 +149,7 @@ fn a_route_waits_for_a_sign_of_life_but_not_where_nothing_is_known() {
     assert_eq!(migration(&hosts, "host2").as_deref(), Some("withheld"), "{}", hosts.describe());
     assert!(!has_route(&hosts, "host2"), "{}", hosts.describe());
     // It says nothing by itself, and answers.
+    w1.ip_batch(&format!("link set eth0 up\naddr add {v6}/128 dev eth0 nodad\n")).expect("as it was");
     landing.cut_over().expect("moves");
     eventually("a sign of life", CONVERGENCE, || migration(&hosts, "host2").as_deref() == Some("elevated"));
     hosts.soon_allowed("w2", "w1", Tcp(80));
@@ -166,6 +162,45 @@ fn a_route_waits_for_a_sign_of_life_but_not_where_nothing_is_known() {
     assert_eq!(migration(&hosts, "host2"), None);
     assert!(has_route(&hosts, "host2"), "{}", hosts.describe());
     hosts.soon_allowed("outside", "w1", Tcp(80));
+}
+
+#[test]
+fn a_workload_that_came_stays_although_its_former_host_is_dead_and_its_routing_daemon_is_not() {
+    let Some(mut hosts) = Hosts::start(MESH) else { return };
+    let (name, value) = SOON_NORMAL;
+    hosts.enforce(&[resources::felix(name, value)]);
+    let normal =
+        |hosts: &Hosts, host: &str| routes(hosts, host).matches("dev caliw1 proto 80 scope link metric 1024").count();
+    // Out of its block, so that the host tells its addresses one by one.
+    let landing = Landing::prepare(&hosts.cluster.view, "w1", "host2").expect("a second interface");
+    say(&hosts, "host2");
+    landing.cut_over().expect("moves");
+    landing.clear().expect("clears");
+    let normal = || routes(&hosts, "host2").contains("10.65.1.1 dev caliw1 proto 80 scope link metric 1024");
+    eventually("normal routes on host2", CONVERGENCE, normal);
+    hosts.cluster.take_program("host2").expect("it runs").kill();
+    let landing = Landing::prepare(&hosts.cluster.view, "w1", "host3").expect("a third interface");
+    say(&hosts, "host3");
+    landing.cut_over().expect("moves");
+    for from in ["w3", "outside"] {
+        hosts.soon_allowed(from, "w1", Tcp(80));
+    }
+    let log = hosts.cluster.view.log("host3", "calico-ebpf");
+    eventually("host3 to keep it", CONVERGENCE, || {
+        std::fs::read_to_string(&log).expect("a log").contains("its routes keep the elevated priority")
+    });
+    assert!(routes(&hosts, "host2").contains("dev caliw1"), "nobody withdraws them\n{}", hosts.describe());
+    thread::sleep(Duration::from_secs(5));
+    assert_eq!(migration(&hosts, "host3").as_deref(), Some("elevated"), "{}", hosts.describe());
+    for from in ["w3", "outside"] {
+        hosts.allowed(from, "w1", Tcp(80));
+    }
+    // It runs again, and withdraws.
+    hosts.cluster.start_program("host2").expect("starts");
+    assert!(!routes(&hosts, "host2").contains("dev caliw1"), "{}", hosts.describe());
+    for from in ["w2", "w3", "outside"] {
+        hosts.soon_allowed(from, "w1", Tcp(80));
+    }
 }
 
 #[test]
@@ -246,9 +281,15 @@ fn of_two_hosts_that_claim_a_workload_one_steps_back() {
     for from in ["w2", "w3", "outside"] {
         hosts.soon_allowed(from, "w1", Tcp(80));
     }
+    // The other one knows who it was.
+    let host2 = program.instance.clone();
+    let rival = || host2.status().expect("status")["contested"][0]["host"].as_str().unwrap_or_default().to_owned();
+    eventually("host2 to hear of it", CONVERGENCE, || rival() == "192.0.2.11");
+    assert!(host2.query(&["status"]).expect("status").contains("192.0.2.11"), "{}", hosts.describe());
     // It stays so.
     thread::sleep(Duration::from_secs(3));
     assert!(yielded().contains("w1"), "{}", hosts.describe());
+    assert_eq!(rival(), "192.0.2.11", "{}", hosts.describe());
     // The other one gives up: it comes back.
     claim(false);
     landing.go_back().expect("moves");
@@ -259,5 +300,8 @@ fn of_two_hosts_that_claim_a_workload_one_steps_back() {
     }
     let said = std::fs::read_to_string(view.log("host1", "calico-ebpf")).expect("a log");
     assert!(said.contains("it is left to that one") && said.contains("it is ours again"), "{said}");
+    eventually("host2 to hear no more of it", CONVERGENCE, || rival().is_empty());
+    let said = std::fs::read_to_string(&log).expect("a log");
+    assert!(said.contains("has stepped back: it is ours") && said.contains("wants this workload any more"), "{said}");
     drop(program);
 }

@@ -53,17 +53,13 @@ type Samples = Vec<(&'static str, f64)>;
 pub(crate) fn run(report: &mut Report) -> anyhow::Result<()> {
     let Some(hosts) = Hosts::start(MESH) else { bail!("BIRD is not installed") };
     hosts.enforce(&[resources::felix("liveMigrationRouteConvergenceTime", "1s")]);
-    let mut landing = None;
+    let landing = Landing::prepare(&hosts.cluster.view, "w1", "host2")?;
     let mut rows: Vec<Vec<(String, Vec<f64>)>> = vec![Vec::new(); MANNERS.len()];
     let mut there = false;
     for round in 0..MOVES * MANNERS.len() {
         there = !there;
         let manner = round % MANNERS.len();
-        if landing.is_none() {
-            landing = Some(Landing::prepare(&hosts.cluster.view, "w1", "host2")?);
-        }
-        let Some(landing) = &landing else { bail!("no second interface") };
-        let samples = one(&hosts, landing, there, MANNERS[manner])?;
+        let samples = one(&hosts, &landing, there, MANNERS[manner])?;
         println!("{}: {samples:.1?}", MANNERS[manner].name);
         for (index, (what, sample)) in samples.into_iter().enumerate() {
             match rows[manner].get_mut(index) {
