@@ -105,7 +105,8 @@ fn one(hosts: &Hosts, landing: &Landing, there: bool, manner: Manner) -> anyhow:
         landing.go_back()?;
     }
     if manner.announced {
-        ensure!(wire.send(&announcement), "cannot announce it");
+        // The first time it may hear that the interface was down when the socket was opened.
+        ensure!(wire.send(&announcement) || wire.send(&announcement), "cannot announce it");
     }
     let moved = begin.elapsed();
     thread::sleep(Duration::from_millis(1200));
