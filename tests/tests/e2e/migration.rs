@@ -169,8 +169,6 @@ fn a_workload_that_came_stays_although_its_former_host_is_dead_and_its_routing_d
     let Some(mut hosts) = Hosts::start(MESH) else { return };
     let (name, value) = SOON_NORMAL;
     hosts.enforce(&[resources::felix(name, value)]);
-    let normal =
-        |hosts: &Hosts, host: &str| routes(hosts, host).matches("dev caliw1 proto 80 scope link metric 1024").count();
     // Out of its block, so that the host tells its addresses one by one.
     let landing = Landing::prepare(&hosts.cluster.view, "w1", "host2").expect("a second interface");
     say(&hosts, "host2");
