@@ -133,7 +133,10 @@ impl Skb {
         let headers = if self.is_ipv6() { HEADERS6 } else { HEADERS4 };
         let linear = (skb.data_end as u64).wrapping_sub(skb.data as u64);
         let length = self.length();
-        if linear < u64::from(headers) && linear < u64::from(length) {
+        // Super-packets have all their headers in one piece, and bytes behind them must stay where they are: those of SCTP, and of
+        // UDP that was put together as a list, are cut again between the buffers of a list, and kernels (SCTP's own reception in
+        // all, `skb_segment` up to 6.15) stop at a packet whose first buffer holds more than headers.
+        if linear < u64::from(headers) && linear < u64::from(length) && self.gso_size() == 0 {
             let wanted = if length < headers { length } else { headers };
             // SAFETY: the context is valid. A failure leaves the packet as it was, and reading it fails later.
             unsafe { bpf_skb_pull_data(self.0, wanted) };

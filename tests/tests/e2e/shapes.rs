@@ -18,6 +18,7 @@ use calico_ebpf_tests::{
 use etherparse::{
     EtherType, Ethernet2Header, IpFragOffset, IpNumber, Ipv4Header, Ipv6FragmentHeader, Ipv6Header, PacketBuilder,
 };
+use nix::sys::socket::{setsockopt, sockopt};
 
 const ARRIVES: Duration = Duration::from_secs(3);
 const SILENCE: Duration = Duration::from_millis(300);
@@ -79,7 +80,7 @@ fn datagram(from: SocketAddr, to: SocketAddr, payload: &[u8]) -> Vec<u8> {
 }
 
 /// Whether so large a datagram to an echo server comes back whole.
-fn echoes(namespace: &Namespace, to: SocketAddr, bytes: usize) -> bool {
+pub(crate) fn echoes(namespace: &Namespace, to: SocketAddr, bytes: usize) -> bool {
     let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let echoed = namespace.enter(|| {
         let socket = UdpSocket::bind((any, 0)).expect("a socket");
@@ -239,6 +240,103 @@ fn protocols_of_any_number_cross() {
             }
         }
     }
+}
+
+/// Datagrams that the sender's kernel, or the host's uplink, makes one packet of.
+#[test]
+fn super_packets_of_udp() {
+    const COUNT: usize = 50;
+    let mut world = World::new(&["a", "b"]);
+    // Lists of datagrams, as hosts that forward may have it; older versions of ethtool know it by this name.
+    let lists = ["-K", UPLINK, "gro", "on", "rx-gro-list", "on"];
+    assert!(world.lab.host.command("ethtool").args(lists).status().expect("ethtool").success());
+    world.start();
+    for (from, to) in [("a", "b"), ("a", "outside"), ("outside", "a")] {
+        for (own, address) in world.addresses(from).into_iter().zip(world.addresses(to)) {
+            let bind = |address| move || UdpSocket::bind((address, 0)).expect("a socket");
+            let receiver = world.namespace(to).enter(bind(address)).expect("enters");
+            let sender = world.namespace(from).enter(bind(own)).expect("enters");
+            sender.connect(receiver.local_addr().expect("an address")).expect("connects");
+            receiver.set_read_timeout(Some(ARRIVES)).expect("a timeout");
+            let mut buffer = [0; 2000];
+            // Smaller than what is read of a header of TCP, and larger.
+            for size in [4, 1000] {
+                let mut arrive = |what: &str| {
+                    for number in 0..COUNT {
+                        let received = receiver.recv(&mut buffer);
+                        assert!(
+                            received.as_ref().is_ok_and(|length| *length == size),
+                            "{from} to {address}, {what}, {number}: {received:?}\n{}",
+                            world.describe()
+                        );
+                    }
+                };
+                // One by one, in a burst.
+                (0..COUNT).for_each(|_| assert_eq!(sender.send(&vec![7; size]).expect("sends"), size));
+                arrive("a burst");
+                setsockopt(&sender, sockopt::UdpGsoSegment, &(size as i32)).expect("segments");
+                assert_eq!(sender.send(&vec![7; size * COUNT]).expect("sends"), size * COUNT);
+                arrive("a super-packet");
+                setsockopt(&sender, sockopt::UdpGsoSegment, &0).expect("no segments");
+            }
+        }
+    }
+}
+
+/// Sends a file by SCTP; whether it arrives.
+fn sctp(world: &World, from: &str, to: (&str, IpAddr), port: u16) -> bool {
+    const BYTES: usize = 1 << 20;
+    let (directory, kind) = (world.config().parent().expect("a directory"), if to.1.is_ipv4() { "4" } else { "6" });
+    let (sent, received) = (directory.join("sent"), directory.join("received"));
+    std::fs::write(&sent, vec![7; BYTES]).expect("writes");
+    let _none_yet = std::fs::remove_file(&received);
+    let start = |namespace: &Namespace, from: String, to: String| {
+        namespace.command("socat").args(["-u", &from, &to]).stderr(Stdio::null()).spawn().expect("socat")
+    };
+    let listens = format!("SCTP{kind}-LISTEN:{port},reuseaddr");
+    let mut server = start(world.namespace(to.0), listens, format!("CREATE:{}", received.display()));
+    let address = if to.1.is_ipv4() { to.1.to_string() } else { format!("[{}]", to.1) };
+    let mut arrived = false;
+    for _ in 0..5 {
+        // Until the server listens.
+        let connects = format!("SCTP{kind}:{address}:{port},connect-timeout=1");
+        let mut client = start(world.namespace(from), format!("OPEN:{}", sent.display()), connects);
+        if client.wait().expect("socat").success() {
+            arrived = server.wait().expect("socat").success()
+                && std::fs::metadata(&received).is_ok_and(|file| file.len() == BYTES as u64);
+            break;
+        }
+    }
+    let _ended_already = server.kill();
+    let _ = server.wait();
+    arrived
+}
+
+#[test]
+fn associations_of_a_real_stack() {
+    if !std::path::Path::new("/proc/sys/net/sctp").exists() {
+        assert!(std::env::var_os("CALICO_EBPF_NO_SKIP").is_none(), "no SCTP");
+        println!("\nfact: no SCTP");
+        return;
+    }
+    let mut world = World::new(&["a", "b"]);
+    let rules = "  types: [Ingress]
+  ingress:
+    - {action: Allow, protocol: SCTP, destination: {ports: [80]}}
+";
+    let policies = ["a", "b"].map(|name| policy(&format!("{name}-in"), &format!("app == '{name}'"), rules));
+    world.write("policy.yaml", &resources::documents(&policies));
+    world.start();
+    for (from, to) in [("a", "b"), ("a", "outside"), ("outside", "a")] {
+        for address in world.addresses(to) {
+            assert!(sctp(&world, from, (to, address), 80), "{from} to {address}\n{}", world.describe());
+        }
+    }
+    for address in world.addresses("b") {
+        assert!(!sctp(&world, "a", ("b", address), 81), "{address}");
+    }
+    let connections = world.command(&["conntrack"]).stdout;
+    assert!(connections.lines().any(|line| line.contains("sctp") && line.contains(" fast ")), "{connections}");
 }
 
 #[test]

@@ -39,6 +39,12 @@ const TESTS: &[&str] = &[
     "xdp::in_the_driver",
     "xdp::switched_off",
     "xdp::workloads_inside",
+    "devices::a_vlan_in_a_vlan",
+    "devices::a_vlan_on_a_bond",
+    "devices::a_vlan_beside_its_own_cable",
+    "devices::a_bond_that_loses_a_cable",
+    "shapes::associations_of_a_real_stack",
+    "shapes::super_packets_of_udp",
     "purge::nothing_is_left",
 ];
 
