@@ -22,10 +22,12 @@ const ANY_LENGTH: u32 = 0xffff;
 /// What comes in by an uplink, where no XDP program has judged it. Ends with [`ALLOWED`] or [`LEFT`] where it may go on.
 #[inline(always)]
 pub(crate) fn received<F: Receiver>(skb: &Skb) -> Code {
-    match skb.left_in_front() {
-        judged::ALLOWED => return ALLOWED,
-        judged::LEFT => return LEFT,
-        _ => {}
+    let word = skb.left_in_front();
+    if word == judged::on(skb.ifindex(), judged::ALLOWED) {
+        return ALLOWED;
+    }
+    if word == judged::on(skb.ifindex(), judged::LEFT) {
+        return LEFT;
     }
     code(try_judge::<F>(skb, true))
 }
@@ -123,9 +125,9 @@ extern "C" fn cali_untracked(ifindex: u32, generation: u32, ingress: u32) -> u32
 
 /// Leaves word of the judgement in front of the frame. Where the driver has no room, the TC program judges once more.
 #[inline(always)]
-pub(crate) fn leave_word(frame: &Frame, word: u32) {
+pub(crate) fn leave_word(frame: &Frame, verdict: u32) {
     // SAFETY: the context is valid.
     if unsafe { bpf_xdp_adjust_meta(frame.raw_context(), -(size_of::<u32>() as i32)) } == 0 {
-        frame.put_in_front(word);
+        frame.put_in_front(judged::on(frame.ifindex(), verdict));
     }
 }

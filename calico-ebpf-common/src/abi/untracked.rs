@@ -21,12 +21,20 @@ pub struct Untracked {
 }
 
 /// The word that the XDP program leaves in front of a frame that it has judged, for the TC program behind it. Where a
-/// driver has no room for it, that one judges once more.
+/// driver has no room for it, that one judges once more. [`on`](judged::on) makes it one of the interface: a frame with a VLAN
+/// tag that the driver has put aside meets both the program of the device and, with the same word, that of the VLAN.
 pub mod judged {
     /// A rule of untracked policy allows the packet.
     pub const ALLOWED: u32 = 0xca11_c0a1;
     /// No rule of untracked policy has decided.
     pub const LEFT: u32 = 0xca11_c01e;
+
+    /// The word of a verdict on an interface.
+    #[must_use]
+    pub const fn on(ifindex: u32, verdict: u32) -> u32 {
+        // Verdicts differ in the lowest byte.
+        verdict ^ ifindex << 8
+    }
 }
 
 const _: () = assert!(size_of::<Untracked>() == 24);

@@ -30,7 +30,7 @@ use super::{
     tc::{Expected, Hooks},
     translated,
     view::View,
-    xdp::{UplinkXdp, XdpLinks, XdpMode},
+    xdp::{self, UplinkXdp, XdpLinks, XdpMode},
 };
 use crate::{
     policy::{store::Store, write::Plan},
@@ -975,6 +975,10 @@ impl Dataplane {
                 } else {
                     "xdpEnabled is false: the TC program judges alone"
                 }));
+                continue;
+            }
+            if let Some(obstacle) = xdp::obstacle(link, &found.links) {
+                applied.xdp.push(off(&obstacle));
                 continue;
             }
             let Self { xdp, netlink, programs, .. } = self;

@@ -289,6 +289,8 @@ mod tests {
             ethernet: true,
             has_master: false,
             veth: true,
+            vlan: false,
+            bond: false,
             peer_netns: Some(0),
             peer_index: Some(2),
         }

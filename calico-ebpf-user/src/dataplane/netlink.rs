@@ -41,9 +41,13 @@ pub(crate) struct Link {
     pub(crate) has_master: bool,
     /// A veth.
     pub(crate) veth: bool,
-    /// Where the other end is in another network namespace: this namespace's id for that one.
+    /// A VLAN.
+    pub(crate) vlan: bool,
+    /// A bond.
+    pub(crate) bond: bool,
+    /// Where the other end, or what it lies on, is in another network namespace: this namespace's id for that one.
     pub(crate) peer_netns: Option<i32>,
-    /// Index of the other end, in its namespace.
+    /// Index of the other end, or of what it lies on, in its namespace.
     pub(crate) peer_index: Option<u32>,
 }
 
@@ -562,6 +566,8 @@ fn parse_link(message: &LinkMessage) -> Link {
         ethernet: message.header.link_layer_type == LinkLayerType::Ether,
         has_master: false,
         veth: false,
+        vlan: false,
+        bond: false,
         peer_netns: None,
         peer_index: None,
     };
@@ -573,7 +579,10 @@ fn parse_link(message: &LinkMessage) -> Link {
             LinkAttribute::Link(index) => link.peer_index = Some(*index),
             LinkAttribute::Controller(index) => link.has_master = *index != 0,
             LinkAttribute::LinkNetNsId(id) => link.peer_netns = Some(*id),
-            LinkAttribute::LinkInfo(infos) => link.veth |= infos.contains(&LinkInfo::Kind(InfoKind::Veth)),
+            LinkAttribute::LinkInfo(infos) => {
+                let is = |kind| infos.contains(&LinkInfo::Kind(kind));
+                (link.veth, link.vlan, link.bond) = (is(InfoKind::Veth), is(InfoKind::Vlan), is(InfoKind::Bond));
+            }
             _ => {}
         }
     }

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     error::{DataplaneError, Result},
     load::{Programs, remove_if_there},
-    netlink::Netlink,
+    netlink::{Link, LinkTable, Netlink},
     sys,
 };
 
@@ -192,6 +192,19 @@ impl XdpLinks {
         let update = || sys::link_update(sys::object_open(&self.pin(ifindex, mode), false)?.as_raw_fd(), program);
         update().map_err(DataplaneError::io(format!("replace the XDP program of interface {ifindex}")))
     }
+}
+
+/// Why no XDP program may judge for this interface, if so.
+pub(crate) fn obstacle(link: &Link, links: &LinkTable) -> Option<String> {
+    let lies_on_it = |other: &&Link| other.vlan && other.peer_netns.is_none() && other.peer_index == Some(link.index);
+    if let Some(vlan) = links.iter().find(lies_on_it) {
+        // Drivers (and veth) put a tag aside before the program sees the frame.
+        let reason =
+            format!("a driver may hide which frames are those of VLAN {}: the TC program judges alone", vlan.name);
+        return Some(reason);
+    }
+    // The kernel runs the program on them, and tells it their indices.
+    link.bond.then(|| "what it would see are the parts of the bond: the TC program judges alone".to_owned())
 }
 
 const fn in_place(mode: XdpMode) -> &'static str {

@@ -9,6 +9,7 @@ mod cluster;
 mod commands;
 mod conformance;
 mod demo;
+mod devices;
 mod faults;
 mod flood;
 mod flows;

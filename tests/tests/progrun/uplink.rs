@@ -8,7 +8,7 @@ use crate::{
     frames::{SYN, arp, fragment, icmpv6, solicitation, tcp4, udp4, udp4_size, udp6},
     harness::{
         A, ALLOW, ALLOW_RULE, DENY, DENY_RULE, DROP, HOST_MAC, HOST4, LEAVE, LEAVE_RULE, NEXT_MAC, OUTSIDE4, OUTSIDE6,
-        REDIRECT, REJECT, STACK, World, lacks_frags,
+        REDIRECT, REJECT, STACK, UPLINK, World, lacks_frags,
     },
 };
 
@@ -38,7 +38,9 @@ fn arrive(world: &mut World, frame: &[u8]) -> Arrived {
             let word = outcome.frame.len().checked_sub(frame.len()).filter(|more| *more == 4);
             let (word, rest) = outcome.frame.split_at(word.unwrap_or(0));
             assert_eq!(rest, frame, "what passes is as it came");
-            Arrived::Passed(word.try_into().ok().map(u32::from_ne_bytes))
+            let word = word.try_into().ok().map(u32::from_ne_bytes);
+            // It says by which interface, too.
+            Arrived::Passed(word.map(|word| judged::on(world.ifindex(UPLINK), word)))
         }
         other => panic!("XDP action {other}"),
     }
