@@ -10,10 +10,12 @@ mod nets;
 mod visit;
 
 use aya_ebpf::{
+    EbpfContext as _,
+    bindings::xdp_action,
     btf_maps::{Array, ProgramArray},
-    helpers::bpf_get_prandom_u32,
-    macros::{btf_map, classifier},
-    programs::TcContext,
+    helpers::{bpf_get_prandom_u32, generated::bpf_xdp_adjust_meta},
+    macros::{btf_map, classifier, xdp},
+    programs::{TcContext, XdpContext},
 };
 
 use calico_ebpf_common::{
@@ -44,6 +46,10 @@ static BENCH_FRAME: Array<[u8; FRAME], 1> = Array::new();
 /// The program that gets it.
 #[btf_map]
 static BENCH_PROGRAM: ProgramArray<1> = ProgramArray::new();
+
+/// The XDP program that gets it.
+#[btf_map]
+static BENCH_XDP: ProgramArray<1> = ProgramArray::new();
 
 /// Connections that were opened in turn.
 #[btf_map]
@@ -133,9 +139,8 @@ fn next() -> Option<(&'static [u32; 4], u16)> {
 
 /// Makes the packet the first one of a connection that the subject opens from the port.
 #[inline(always)]
-fn open(ctx: &TcContext, from: Option<(&[u32; 4], u16)>) -> Option<()> {
+fn open((start, end): (usize, usize), from: Option<(&[u32; 4], u16)>) -> Option<()> {
     let (subject, port) = from?;
-    let (start, end) = (ctx.data(), ctx.data_end());
     if start + FRAME > end {
         return None;
     }
@@ -159,13 +164,13 @@ fn hand_over(ctx: &TcContext) {
 /// Only makes a packet of a new connection.
 #[classifier]
 fn bench_opened(ctx: TcContext) -> i32 {
-    open(&ctx, any()).map_or(-1, |()| 7)
+    open((ctx.data(), ctx.data_end()), any()).map_or(-1, |()| 7)
 }
 
 /// Makes it, and hands it to the data path.
 #[classifier]
 fn bench_open(ctx: TcContext) -> i32 {
-    if open(&ctx, any()).is_some() {
+    if open((ctx.data(), ctx.data_end()), any()).is_some() {
         hand_over(&ctx);
     }
     -1
@@ -174,16 +179,41 @@ fn bench_open(ctx: TcContext) -> i32 {
 /// Only makes a packet of one of the connections that are opened each time.
 #[classifier]
 fn bench_reopened(ctx: TcContext) -> i32 {
-    open(&ctx, next()).map_or(-1, |()| 7)
+    open((ctx.data(), ctx.data_end()), next()).map_or(-1, |()| 7)
 }
 
 /// Makes it, and hands it to the data path.
 #[classifier]
 fn bench_reopen(ctx: TcContext) -> i32 {
-    if open(&ctx, next()).is_some() {
+    if open((ctx.data(), ctx.data_end()), next()).is_some() {
         hand_over(&ctx);
     }
     -1
+}
+
+/// Makes such a packet before it is one of the kernel's.
+#[inline(always)]
+fn arrive(ctx: &XdpContext) -> Option<()> {
+    // What the program of the last time has left in front would be left again.
+    // SAFETY: the context is that of this program. Where nothing is there, nothing happens.
+    unsafe { bpf_xdp_adjust_meta(ctx.as_ptr().cast(), 4) };
+    open((ctx.data(), ctx.data_end()), any())
+}
+
+/// Only makes it.
+#[xdp(frags)]
+fn bench_arrived(ctx: XdpContext) -> u32 {
+    arrive(&ctx).map_or(xdp_action::XDP_ABORTED, |()| xdp_action::XDP_PASS)
+}
+
+/// Makes it, and hands it to the data path.
+#[xdp(frags)]
+fn bench_arrive(ctx: XdpContext) -> u32 {
+    if arrive(&ctx).is_some() {
+        // SAFETY: the context is that of this program.
+        unsafe { BENCH_XDP.tail_call(&ctx, 0) };
+    }
+    xdp_action::XDP_ABORTED
 }
 
 /// Only draws.

@@ -7,10 +7,11 @@ use aya::{
     Ebpf,
     maps::{Array, PerCpuArray},
     programs::{
-        LinkOrder, SchedClassifier, TcAttachType, TestRun as _, TestRunAttrs, TestRunOptions, Xdp, tc::TcAttach,
+        LinkOrder, SchedClassifier, TcAttachType, TestRun as _, TestRunAttrs, TestRunOptions, Xdp, XdpMode,
+        tc::TcAttach,
     },
 };
-use xtask::lab::Namespace;
+use xtask::lab::{Namespace, Workload};
 
 /// Ethernet and IP headers, which the paths under test change.
 const HEADERS: usize = 54;
@@ -55,9 +56,57 @@ impl Kernel {
         Ok(map.get(&0, 0)?.iter().sum())
     }
 
+    /// Delivers what `uplink` receives for `workload` by XDP.
+    pub(crate) fn deliver(
+        &mut self,
+        host: &Namespace,
+        (uplink, mode): (&str, XdpMode),
+        workload: &Workload,
+    ) -> anyhow::Result<()> {
+        let target = ifindex(host, &workload.interface)?;
+        let to = mac(&workload.namespace, "eth0")?;
+        let from = mac(host, &workload.interface)?;
+        let mut value = [0; 16];
+        for (place, byte) in value.iter_mut().zip(to.into_iter().chain(from).chain(workload.v4.octets())) {
+            *place = byte;
+        }
+        let mut map = Array::<_, u32>::try_from(self.0.map_mut("BENCH_TARGET").context("no BENCH_TARGET")?)?;
+        map.set(0, &target, 0)?;
+        let mut map = Array::<_, [u8; 16]>::try_from(self.0.map_mut("BENCH_WORKLOAD").context("no BENCH_WORKLOAD")?)?;
+        map.set(0, &value, 0)?;
+        let uplink = ifindex(host, uplink)?;
+        let program: &mut Xdp = self.0.program_mut("bench_deliver").context("no bench_deliver")?.try_into()?;
+        program.load()?;
+        host.enter(|| program.attach(uplink, mode))?.map(drop)?;
+        Ok(())
+    }
+
+    /// Sends `frame` `count` times by `interface`; returns how long that took, with all that the other end does on this
+    /// processor.
+    pub(crate) fn send(
+        &mut self,
+        namespace: &Namespace,
+        interface: &str,
+        frame: &[u8],
+        count: u32,
+    ) -> anyhow::Result<Duration> {
+        self.live("bench_send", namespace, interface, frame, count)
+    }
+
     /// Sends `frame` `count` times as if received on `interface` of `host`; returns how long that took, sink included.
     pub(crate) fn generate(
         &mut self,
+        host: &Namespace,
+        interface: &str,
+        frame: &[u8],
+        count: u32,
+    ) -> anyhow::Result<Duration> {
+        self.live("bench_generate", host, interface, frame, count)
+    }
+
+    fn live(
+        &mut self,
+        program: &str,
         host: &Namespace,
         interface: &str,
         frame: &[u8],
@@ -68,7 +117,7 @@ impl Kernel {
         let mut map =
             Array::<_, [u8; HEADERS]>::try_from(self.0.map_mut("BENCH_HEADERS").context("no BENCH_HEADERS")?)?;
         map.set(0, &headers, 0)?;
-        let program: &mut Xdp = self.0.program_mut("bench_generate").context("no bench_generate")?.try_into()?;
+        let program: &mut Xdp = self.0.program_mut(program).context("no such program")?.try_into()?;
         if program.fd().is_err() {
             program.load()?;
         }

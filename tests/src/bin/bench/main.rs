@@ -21,6 +21,7 @@ mod tcp;
 mod theirs;
 mod variant;
 mod watched;
+mod xdp;
 
 use anyhow::{Context as _, ensure};
 
@@ -28,8 +29,21 @@ use report::Report;
 
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let known =
-        ["packets", "program", "tcp", "reload", "policy", "rules", "sets", "theirs", "memory", "cluster", "scale", "migration"];
+    let known = [
+        "packets",
+        "program",
+        "tcp",
+        "xdp",
+        "reload",
+        "policy",
+        "rules",
+        "sets",
+        "theirs",
+        "memory",
+        "cluster",
+        "scale",
+        "migration",
+    ];
     if let Some(unknown) = arguments.iter().find(|argument| !known.contains(&argument.as_str())) {
         anyhow::bail!("there is no section {unknown}; there are: {}", known.join(", "));
     }
@@ -46,6 +60,9 @@ fn main() -> anyhow::Result<()> {
     }
     if wants("tcp") {
         tcp::run(&mut report).context("TCP")?;
+    }
+    if wants("xdp") {
+        xdp::run(&mut report).context("XDP")?;
     }
     if wants("reload") {
         reload::run(&mut report).context("reload")?;

@@ -40,7 +40,7 @@ const WARM: u32 = 5;
 /// Of whoever is beyond the uplink.
 const OUTSIDE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 /// Subjects that are drawn from: so many that the processor cannot learn them by heart.
-const SUBJECTS: u32 = 1 << 16;
+pub(crate) const SUBJECTS: u32 = 1 << 16;
 
 pub(crate) fn run(report: &mut Report, wants: impl Fn(&str) -> bool) -> anyhow::Result<()> {
     cpu::pin(1)?;
@@ -174,22 +174,23 @@ impl Drop for Process {
 }
 
 /// A data path with one workload, and the programs that ask its tables.
-struct Instance {
-    name: String,
-    lab: Lab,
-    ebpf: Ebpf,
+pub(crate) struct Instance {
+    pub(crate) name: String,
+    pub(crate) lab: Lab,
+    pub(crate) ebpf: Ebpf,
     /// What the workload receives is judged by.
     table: u32,
     own_class: u32,
     /// The first packet of a connection that somebody beyond the uplink opens.
-    opener: Vec<u8>,
-    took: Duration,
+    pub(crate) opener: Vec<u8>,
+    pub(crate) took: Duration,
     peak: u64,
     subjects: Vec<[u32; 2]>,
 }
 
 impl Instance {
-    fn new(name: String, resources: &str) -> anyhow::Result<Self> {
+    /// One whose node is `bench`.
+    pub(crate) fn new(name: String, resources: &str) -> anyhow::Result<Self> {
         let lab = Lab::new(&["a"])?;
         // The way back to the peers, which is looked for.
         lab.host.ip(&format!("route add 10.0.0.0/8 via {OUTSIDE4}"))?;
@@ -253,7 +254,7 @@ impl Instance {
     }
 
     /// Peers' addresses and destination ports to draw from.
-    fn subjects(&mut self, subjects: &[[u32; 2]]) -> anyhow::Result<()> {
+    pub(crate) fn subjects(&mut self, subjects: &[[u32; 2]]) -> anyhow::Result<()> {
         self.subjects = subjects.to_vec();
         let own_class = self.own_class;
         self.fill(|[peer, port]| [own_class, peer, 6 << 16 | port, 6 << 16 | 49_152])

@@ -19,6 +19,9 @@ const PORT: u16 = 9_001;
 const ROUNDS: usize = 9;
 const SPAN: Duration = Duration::from_millis(700);
 
+/// Namespaces of client and server, and the server's address.
+pub(crate) type Ends<'a> = (&'a Namespace, &'a Namespace, Ipv4Addr);
+
 /// A client's and a server's namespace with something between them.
 struct Path {
     name: &'static str,
@@ -27,7 +30,7 @@ struct Path {
 }
 
 impl Path {
-    fn ends(&self) -> (&Namespace, &Namespace, Ipv4Addr) {
+    fn ends(&self) -> Ends<'_> {
         match (&self.variant, &self.direct) {
             (Some(variant), _) => {
                 let (a, b) = (variant.lab.workload("a"), variant.lab.workload("b"));
@@ -47,16 +50,16 @@ pub(crate) fn run(report: &mut Report) -> anyhow::Result<()> {
     }
     let name = |path: &Path| path.name.to_owned();
 
-    let rows = interleave(ROUNDS, &mut paths, name, |path| request_response(path))?;
+    let rows = interleave(ROUNDS, &mut paths, name, |path| request_response(path.ends()))?;
     report.section("TCP request/response, 1 byte, both ends on one CPU", "thousand/s", rows);
-    let rows = interleave(ROUNDS, &mut paths, name, |path| bulk(path))?;
+    let rows = interleave(ROUNDS, &mut paths, name, |path| bulk(path.ends()))?;
     report.section("TCP bulk, one stream, client and server on a CPU each", "Gbit/s", rows);
     Ok(())
 }
 
-fn request_response(path: &Path) -> anyhow::Result<f64> {
+fn request_response(ends: Ends<'_>) -> anyhow::Result<f64> {
     with_server(
-        path,
+        ends,
         1,
         1,
         |mut stream| {
@@ -77,9 +80,10 @@ fn request_response(path: &Path) -> anyhow::Result<f64> {
     )
 }
 
-fn bulk(path: &Path) -> anyhow::Result<f64> {
+/// Gbit/s of one stream, client and server on a processor each.
+pub(crate) fn bulk(ends: Ends<'_>) -> anyhow::Result<f64> {
     with_server(
-        path,
+        ends,
         0,
         1,
         |mut stream| {
@@ -106,13 +110,12 @@ fn bulk(path: &Path) -> anyhow::Result<f64> {
 
 /// Runs `client` in the one end while `serve` gets each connection at the other.
 fn with_server(
-    path: &Path,
+    (from, to, address): Ends<'_>,
     client_cpu: usize,
     server_cpu: usize,
     serve: impl Fn(TcpStream) + Send + Sync,
     client: impl Fn(SocketAddr) -> anyhow::Result<f64> + Send + Sync,
 ) -> anyhow::Result<f64> {
-    let (from, to, address) = path.ends();
     let listener = to.enter(|| TcpListener::bind((address, PORT)))??;
     let address = SocketAddr::from((address, PORT));
     thread::scope(|scope| {
