@@ -131,10 +131,8 @@ fn is_current(generation: u32, conn: &Conn, opener: Option<&Workload>, responder
 }
 
 /// The workload at an end, if one is; `Err` if the one that was is gone.
-type End = Result<Option<&'static Workload>, ()>;
-
 #[inline(always)]
-fn at_end(end: &ConnEnd) -> End {
+fn at_end(end: &ConnEnd) -> Result<Option<&'static Workload>, ()> {
     if end.slot == NO_SLOT {
         return Ok(None);
     }
@@ -158,34 +156,25 @@ fn try_again<F: Tables>() -> Result<Code, DropReason> {
     let packet = &work.packet;
     let Some(conn_ptr) = F::conn(&work.key) else { return Ok(MISS) };
     // SAFETY: the entry stays readable as long as the program runs.
-    let conn = unsafe { &*conn_ptr };
-    let from_opener = work.source_is_a == (conn.flags & conn_flags::OPENER_IS_A != 0);
+    let from_opener = work.source_is_a == (unsafe { (*conn_ptr).flags } & conn_flags::OPENER_IS_A != 0);
     let (opener, responder) =
         if from_opener { (&packet.source, &packet.destination) } else { (&packet.destination, &packet.source) };
     let opener_at = locate::<F>(opener, env.generation);
     let responder_at = locate::<F>(responder, env.generation);
+    release_gone::<F>(packet, conn_ptr, [&opener_at, &responder_at]);
+    // SAFETY: the entry stays readable as long as the program runs.
+    let conn = unsafe { &*conn_ptr };
     let over = packet.protocol == protocol::TCP && track::opens(&packet.transport) && track::is_over(conn.tcp);
-    let ends = [at_end(&conn.ends[0]), at_end(&conn.ends[1])];
-    let has_gone = ends[0].is_err() || ends[1].is_err();
-    if over
-        || track::is_expired(conn, packet.protocol, env.now, &env.root.timeouts)
-        || has_gone && !has_moved_away::<F>(packet, conn, &ends, [&opener_at, &responder_at])
-    {
+    let (Ok(opener_workload), Ok(responder_workload), false, false) = (
+        at_end(&conn.ends[0]),
+        at_end(&conn.ends[1]),
+        over,
+        track::is_expired(conn, packet.protocol, env.now, &env.root.timeouts),
+    ) else {
         conns::close_early::<F>(&work.key, conn.account, conn.flags, env.now);
         return Ok(MISS);
-    }
-    // SAFETY: the entry stays writable as long as the program runs.
-    unsafe {
-        if ends[0].is_err() {
-            (*conn_ptr).ends[0].slot = NO_SLOT;
-        }
-        if ends[1].is_err() {
-            (*conn_ptr).ends[1].slot = NO_SLOT;
-        }
-    }
-    let (opener_workload, responder_workload) = (ends[0].unwrap_or(None), ends[1].unwrap_or(None));
-    let opener_slot = if ends[0].is_err() { NO_SLOT } else { conn.ends[0].slot };
-    let responder_slot = if ends[1].is_err() { NO_SLOT } else { conn.ends[1].slot };
+    };
+    let (opener_slot, responder_slot) = (conn.ends[0].slot, conn.ends[1].slot);
     // The addresses may have other owners now.
     let spoofs = opener_workload.is_some_and(|workload| workload.flags & workload_flags::SPOOF != 0);
     let is_host = opener_workload.is_some_and(|workload| workload.flags & workload_flags::HOST_ENDPOINT != 0);
@@ -226,15 +215,23 @@ fn try_again<F: Tables>() -> Result<Code, DropReason> {
     }
 }
 
-/// Whether a workload of this host has gone whose connection may go on: somebody else may have its address elsewhere. What
-/// the connection's other end may do is judged again.
+/// Where one workload of the connection has gone from this host, the connection may go on: somebody else may have its
+/// address elsewhere. What the other end may do is judged again then.
 #[inline(always)]
-fn has_moved_away<F: Tables>(packet: &Packet<F>, conn: &Conn, ends: &[End; 2], now_at: [&Located; 2]) -> bool {
+fn release_gone<F: Tables>(packet: &Packet<F>, conn: *mut Conn, now_at: [&Located; 2]) {
     let elsewhere = |at: &Located| at.slot == NO_SLOT && !at.host;
-    packet.protocol == protocol::TCP
-        && conn.flags & conn_flags::ASSURED != 0
-        && (ends[0].is_err() && ends[1].is_ok() && elsewhere(now_at[0])
-            || ends[1].is_err() && ends[0].is_ok() && elsewhere(now_at[1]))
+    // SAFETY: the entry stays readable and writable as long as the program runs.
+    unsafe {
+        if packet.protocol != protocol::TCP || (*conn).flags & conn_flags::ASSURED == 0 {
+            return;
+        }
+        let gone = [at_end(&(*conn).ends[0]).is_err(), at_end(&(*conn).ends[1]).is_err()];
+        if gone[0] && !gone[1] && elsewhere(now_at[0]) {
+            (*conn).ends[0].slot = NO_SLOT;
+        } else if gone[1] && !gone[0] && elsewhere(now_at[1]) {
+            (*conn).ends[1].slot = NO_SLOT;
+        }
+    }
 }
 
 /// Looks for the connection of the packet that the ICMP error at hand quotes. 1 if there is one: it is in

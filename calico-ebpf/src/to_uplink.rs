@@ -119,11 +119,14 @@ fn try_first<F: Receiver>(skb: &Skb) -> Result<Code, DropReason> {
     let env = Env::resume(skb, work)?;
     let packet = &work.packet;
     // Errors are about what was judged. Later fragments are nothing without the first one.
-    if F::keeps_link(packet) || matches!(packet.kind, Kind::IcmpError | Kind::LaterFragment) {
+    if matches!(packet.kind, Kind::IcmpError | Kind::LaterFragment) {
+        return Ok(TO_STACK);
+    }
+    let source = locate::<F>(&packet.source, env.generation);
+    if source.slot == NO_SLOT && F::keeps_link(packet) {
         return Ok(TO_STACK);
     }
     let seats = if has_host_endpoints() { host_seats(&env) } else { HostSeats::NOBODY };
-    let source = locate::<F>(&packet.source, env.generation);
     let slots = if is_own(skb) { [seats.host, NO_SLOT] } else { [source.slot, seats.forward] };
     if source.slot != NO_SLOT && active(source.slot).is_none() {
         return Err(DropReason::NoWorkload);

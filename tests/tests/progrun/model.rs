@@ -326,7 +326,9 @@ impl Model {
         let source = who(&packet.source);
         if source != Who::Other {
             self.policy(packet, [source, Who::Other])?;
-            self.enter(packet, [source, Who::Other], false, true, false);
+            if !packet.multicast() {
+                self.enter(packet, [source, Who::Other], false, true, false);
+            }
             self.first_fragment(On::Uplink, packet);
         }
         Ok(Way::Stack)
