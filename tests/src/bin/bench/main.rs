@@ -34,6 +34,8 @@ fn main() -> anyhow::Result<()> {
         "program",
         "tcp",
         "xdp",
+        "delivery",
+        "denylist",
         "reload",
         "policy",
         "rules",
@@ -61,9 +63,9 @@ fn main() -> anyhow::Result<()> {
     if wants("tcp") {
         tcp::run(&mut report).context("TCP")?;
     }
-    if wants("xdp") {
-        xdp::run(&mut report).context("XDP")?;
-    }
+    // XDP, whole or in parts.
+    let parts = ["delivery", "denylist"];
+    xdp::run(&mut report, |part| wants("xdp") || parts.contains(&part) && wants(part)).context("XDP")?;
     if wants("reload") {
         reload::run(&mut report).context("reload")?;
     }
