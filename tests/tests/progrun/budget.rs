@@ -7,10 +7,10 @@ use crate::harness::{World, lacks_frags};
 /// The kernel refuses a million. Newer kernels look at fewer instructions, so this says nothing where the number is not
 /// reported.
 const BUDGETS: [(&str, u32); 8] = [
-    (names::PROG_FROM_WORKLOAD, 170_000),
+    (names::PROG_FROM_WORKLOAD, 150_000),
     (names::PROG_TO_WORKLOAD, 130_000),
-    (names::PROG_FROM_UPLINK, 280_000),
-    (names::PROG_TO_UPLINK, 250_000),
+    (names::PROG_FROM_UPLINK, 200_000),
+    (names::PROG_TO_UPLINK, 140_000),
     (names::PROG_SWEEP, 5_000),
     (names::PROG_DROP, 100),
     (names::PROG_CLOCK, 100),
