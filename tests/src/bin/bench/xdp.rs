@@ -50,7 +50,8 @@ impl Way {
     /// `sender_cuts`: the sender's veth has no offloads, so that what arrives is as from a wire: cut, and with checksums (a frame
     /// that XDP has sent on has lost that somebody was yet to make one). The uplink receives by NAPI and GRO then.
     fn new(name: &'static str, sender_cuts: bool, mode: Option<XdpMode>, workload_gro: bool) -> anyhow::Result<Self> {
-        let mut variant = Variant::new(Kind::Ours)?;
+        // Where XDP delivers, nobody else knows the connections: the way back is the kernel's routing.
+        let mut variant = Variant::new(if mode.is_some() { Kind::Routing } else { Kind::Ours })?;
         let lab = &variant.lab;
         if sender_cuts {
             offload(&lab.outside, "eth0", &["tx", "off"])?;
@@ -209,7 +210,9 @@ struct List {
 impl List {
     fn new(name: &str, members: &[(u32, u32)]) -> anyhow::Result<Self> {
         let mut text = format!(
-            "apiVersion: projectcalico.org/v3\nkind: HostEndpoint\nmetadata: {{name: edge, labels: {{role: edge}}}}\n\
+            "apiVersion: projectcalico.org/v3\nkind: FelixConfiguration\nmetadata: {{name: default}}\n\
+             spec: {{failsafeInboundHostPorts: [], failsafeOutboundHostPorts: []}}\n---\n\
+             apiVersion: projectcalico.org/v3\nkind: HostEndpoint\nmetadata: {{name: edge, labels: {{role: edge}}}}\n\
              spec: {{node: bench, interfaceName: {UPLINK}, profiles: [projectcalico-default-allow]}}\n---\n\
              apiVersion: projectcalico.org/v3\nkind: GlobalNetworkPolicy\nmetadata: {{name: p}}\nspec:\n  \
              selector: role == 'edge'\n  doNotTrack: true\n  applyOnForward: true\n  types: [Ingress]\n  ingress:\n  \
