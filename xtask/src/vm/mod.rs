@@ -22,8 +22,9 @@ use serde_json::Value;
 use crate::{cargo, debian, project, setup};
 use kernels::{KERNELS, Kernel};
 
-/// Guests that run at once, where there are as many processors: most of the time one of a guest's two does nothing.
-const AT_ONCE: usize = 2;
+/// Processors of this machine for each guest that runs: as many as a guest has. With less, one that is under load may do
+/// nothing any more but receive its own packets.
+const PROCESSORS_EACH: usize = 2;
 
 /// What runs on every kernel: each program loads, traffic passes, is denied, follows a reload, outlives the process.
 const TESTS: &[&str] = &[
@@ -65,7 +66,7 @@ pub fn run(arguments: &[String]) -> anyhow::Result<()> {
     let binaries = build()?;
     let failures = Mutex::new(Vec::new());
     let queue = Mutex::new(chosen.into_iter());
-    let at_once = thread::available_parallelism().map_or(1, usize::from).min(AT_ONCE);
+    let at_once = thread::available_parallelism().map_or(1, |processors| (processors.get() / PROCESSORS_EACH).max(1));
     thread::scope(|scope| {
         for _ in 0..at_once {
             scope.spawn(|| {

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, bail};
 
 /// How long a machine may take: it emulates every instruction.
-const PATIENCE: Duration = Duration::from_secs(600);
+const PATIENCE: Duration = Duration::from_secs(900);
 /// The sign of QEMU's emulation racing with a kernel that changes its own text, once in hundreds of boots.
 const EMULATOR_RACE: &str = "int3: 0000";
 
