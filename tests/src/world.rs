@@ -28,7 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// How long to wait where none is expected: all of it passes in each such test.
 const DENIED: Duration = Duration::from_millis(400);
 /// How long the program may take to get ready.
-const READY: Duration = Duration::from_secs(60);
+const READY: Duration = Duration::from_secs(120);
 
 /// What to try.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
