@@ -55,6 +55,27 @@ pub enum Form {
     Bad,
 }
 
+impl ArpFrame {
+    /// A question to everybody on the link for the MAC address of `target`; from `[0, 0, 0, 0]` a probe (RFC 5227,
+    /// section 2.1.1).
+    #[must_use]
+    pub const fn request(mac: [u8; 6], sender: [u8; 4], target: [u8; 4]) -> Self {
+        Self {
+            ethernet: EthernetHeader { destination: [0xff; 6], source: mac, ether_type: ether_type::ARP },
+            arp: ArpPacket {
+                hardware: [0, 1],
+                network: ether_type::IPV4,
+                lengths: [6, 4],
+                operation: REQUEST,
+                sender_mac: mac,
+                sender,
+                target_mac: [0; 6],
+                target,
+            },
+        }
+    }
+}
+
 impl ArpPacket {
     /// What it wants, in a frame from this MAC address. Whether the sender's address is its own is yet to be checked.
     #[inline(always)]

@@ -439,9 +439,9 @@ impl Engine {
         self.overruled = overruled;
         let workloads = &self.accepted.compiled.workloads;
         self.yielded.retain(|name| workloads.contains_key(name));
-        let arrived: Vec<String> =
+        let arrived: Vec<_> =
             claims.keys().filter(|name| self.accepted.departing.contains_key(*name)).cloned().collect();
-        let parted = arrived.iter().filter(|name| self.part(name, "the other node tells a route to it")).count() > 0;
+        let parted = self.part_all(&arrived, "the other node tells a route to it");
         claims.retain(|name, _| !self.accepted.departing.contains_key(name));
         self.hold_against_the_former(&mut claims);
         let changes = self.yielded.update(&claims, &self.node, Instant::now());
@@ -492,8 +492,7 @@ impl Engine {
         let moves = moves(&before.workloads, after, &self.node);
         let mut departing = departing(&moves, &before.workloads, after, &self.node, until);
         departing.retain(|name, _| is_here(name));
-        let still = before.departing.iter().filter(|(name, _)| !self.left.contains(*name));
-        for (name, departure) in still {
+        for (name, departure) in self.still_here() {
             if let Some(to) = destination(&departure.before, after, &self.node) {
                 departing.insert(name.clone(), Departure { to: to.node.clone(), ..departure.clone() });
             }
@@ -515,9 +514,13 @@ impl Engine {
     fn part_from_the_absent(&mut self) -> bool {
         let up =
             |name: &str| self.applied.workloads.iter().any(|one| one.endpoint == name && one.state == LinkState::Up);
-        let absent: Vec<String> =
-            self.departing().filter(|(name, _)| !up(name)).map(|(name, _)| name.to_owned()).collect();
-        absent.iter().filter(|name| self.part(name, "its interface is gone or down")).count() > 0
+        let absent: Vec<_> = self.still_here().filter(|(name, _)| !up(name)).map(|(name, _)| name.clone()).collect();
+        self.part_all(&absent, "its interface is gone or down")
+    }
+
+    /// Whether it is news of any of them that it has left.
+    fn part_all(&mut self, names: &[String], why: &str) -> bool {
+        names.iter().filter(|name| self.part(name, why)).count() > 0
     }
 
     /// A workload that was to leave has not answered for some time.
@@ -530,8 +533,11 @@ impl Engine {
 
     /// Workloads that the files have on other nodes, and that are here still, with those nodes.
     pub(super) fn departing(&self) -> impl Iterator<Item = (&str, &str)> {
-        let here = self.accepted.departing.iter().filter(|(name, _)| !self.left.contains(*name));
-        here.map(|(name, departure)| (&**name, &*departure.to))
+        self.still_here().map(|(name, departure)| (&**name, &*departure.to))
+    }
+
+    fn still_here(&self) -> impl Iterator<Item = (&String, &Departure)> {
+        self.accepted.departing.iter().filter(|(name, _)| !self.left.contains(*name))
     }
 
     /// Workloads that are left to other hosts.
@@ -652,9 +658,9 @@ impl Engine {
     /// Ends migrations whose time is over.
     pub(super) fn settle(&mut self) {
         let now = Instant::now();
-        let late = self.accepted.departing.iter().filter(|(_, departure)| departure.until <= now);
-        let late: Vec<String> = late.map(|(name, _)| name.clone()).collect();
-        self.parted |= late.iter().filter(|name| self.part(name, "its time is over")).count() > 0;
+        let late = self.still_here().filter(|(_, departure)| departure.until <= now);
+        let late: Vec<_> = late.map(|(name, _)| name.clone()).collect();
+        self.parted |= self.part_all(&late, "its time is over");
         if self.dataplane.now().is_ok_and(|now| self.migrations.settle(now, self.pace())) || self.parted {
             self.resync();
         }
@@ -662,8 +668,8 @@ impl Engine {
 
     /// Until [`Engine::settle`] has something to do.
     pub(super) fn settles_in(&self) -> Option<Duration> {
-        let here = self.accepted.departing.iter().filter(|(name, _)| !self.left.contains(*name));
-        let leaves = here.map(|(_, departure)| departure.until.saturating_duration_since(Instant::now())).min();
+        let leaves =
+            self.still_here().map(|(_, departure)| departure.until.saturating_duration_since(Instant::now())).min();
         if self.migrations.is_empty() {
             return leaves;
         }

@@ -15,6 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use calico_ebpf_common::packet::arp::ArpFrame;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 use tokio::{io::unix::AsyncFd, time::sleep_until};
 
@@ -212,7 +213,9 @@ fn is_sign(frame: &[u8], awaited: &Awaited) -> bool {
 /// What a workload that is alive answers: a question for one of its addresses of each family. Pure.
 fn questions(awaited: &Awaited) -> Vec<Vec<u8>> {
     let v4 = awaited.addresses.iter().find_map(|address| match address {
-        IpAddr::V4(address) => Some(arp_request(awaited.host_mac, address.octets())),
+        IpAddr::V4(address) => {
+            Some(bytemuck::bytes_of(&ArpFrame::request(awaited.host_mac, GATEWAY, address.octets())).to_vec())
+        }
         IpAddr::V6(_) => None,
     });
     let v6 = awaited.addresses.iter().find_map(|address| match address {
@@ -220,18 +223,6 @@ fn questions(awaited: &Awaited) -> Vec<Vec<u8>> {
         IpAddr::V4(_) => None,
     });
     v4.into_iter().chain(v6).collect()
-}
-
-fn arp_request(mac: [u8; 6], target: [u8; 4]) -> Vec<u8> {
-    let mut frame = vec![0xff; 6];
-    frame.extend(mac);
-    frame.extend(ARP);
-    frame.extend([0, 1, 8, 0, 6, 4, 0, 1]);
-    frame.extend(mac);
-    frame.extend(GATEWAY);
-    frame.extend([0; 6]);
-    frame.extend(target);
-    frame
 }
 
 /// RFC 4861, section 4.3, from the interface's link-local address: the gateway of workloads.
@@ -289,9 +280,7 @@ mod tests {
     }
 
     fn arp(sender: [u8; 4]) -> Vec<u8> {
-        let mut frame = arp_request(MAC, [10, 0, 0, 1]);
-        frame[28..32].copy_from_slice(&sender);
-        frame
+        bytemuck::bytes_of(&ArpFrame::request(MAC, sender, [10, 0, 0, 1])).to_vec()
     }
 
     #[test]

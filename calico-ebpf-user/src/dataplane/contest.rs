@@ -15,15 +15,11 @@ use std::{
     task::Poll,
 };
 
+use calico_ebpf_common::packet::arp::{ArpFrame, ArpPacket};
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 use tokio::io::unix::AsyncFd;
 
 use super::sys;
-
-const ETHERTYPE: u16 = libc::ETH_P_ARP as u16;
-const REQUEST: [u8; 2] = [0, 1];
-/// struct arphdr with addresses of Ethernet and IPv4: include/uapi/linux/if_arp.h.
-const LENGTH: usize = 42;
 
 /// Somebody on the link wants an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,7 +48,7 @@ impl Contest {
         self.sockets.retain(|uplink, _| uplinks.contains(uplink));
         for uplink in uplinks {
             if !self.sockets.contains_key(uplink) {
-                match sys::packet_socket(uplink.0, ETHERTYPE) {
+                match sys::packet_socket(uplink.0, libc::ETH_P_ARP as u16) {
                     Ok(socket) => drop(self.sockets.insert(*uplink, socket)),
                     Err(error) => tracing::debug!(ifindex = uplink.0, %error, "cannot listen for other hosts' claims"),
                 }
@@ -64,7 +60,9 @@ impl Contest {
     pub fn want(&self, addresses: &[Ipv4Addr]) {
         for ((ifindex, mac), socket) in &self.sockets {
             for address in addresses {
-                if let Err(error) = send(socket.get_ref(), &probe(*mac, *address), SendFlags::DONTWAIT) {
+                if let Err(error) =
+                    send(socket.get_ref(), bytemuck::bytes_of(&probe(*mac, *address)), SendFlags::DONTWAIT)
+                {
                     tracing::debug!(ifindex, %error, "cannot tell others what is claimed here");
                 }
             }
@@ -76,9 +74,10 @@ impl Contest {
         let rival = poll_fn(|context| {
             for ((_, own), socket) in &self.sockets {
                 while let Poll::Ready(Ok(mut ready)) = socket.poll_read_ready(context) {
-                    let mut frame = [0; LENGTH];
+                    let mut frame = ArpFrame::default();
                     let received = ready.try_io(|socket| {
-                        recv(socket.get_ref(), &mut frame[..], RecvFlags::DONTWAIT).map_err(io::Error::from)
+                        recv(socket.get_ref(), bytemuck::bytes_of_mut(&mut frame), RecvFlags::DONTWAIT)
+                            .map_err(io::Error::from)
                     });
                     if let Ok(Ok(_)) = received
                         && let Some(rival) = rival(&frame).filter(|rival| rival.mac != *own)
@@ -107,28 +106,17 @@ fn host_in(table: &str, mac: [u8; 6]) -> Option<IpAddr> {
     line.split_whitespace().next()?.parse().ok()
 }
 
-fn probe(mac: [u8; 6], address: Ipv4Addr) -> Vec<u8> {
-    let mut frame = vec![0xff; 6];
-    frame.extend(mac);
-    frame.extend(ETHERTYPE.to_be_bytes());
-    frame.extend([0, 1, 8, 0, 6, 4]);
-    frame.extend(REQUEST);
-    frame.extend(mac);
-    frame.extend([0; 4]);
-    frame.extend([0; 6]);
-    frame.extend(address.octets());
-    frame
+fn probe(mac: [u8; 6], address: Ipv4Addr) -> ArpFrame {
+    ArpFrame::request(mac, [0; 4], address.octets())
 }
 
 /// Who wants which address, if the frame says so. Pure.
-fn rival(frame: &[u8; LENGTH]) -> Option<Rival> {
-    let is_probe = frame[12..14] == ETHERTYPE.to_be_bytes()
-        && frame[14..20] == [0, 1, 8, 0, 6, 4]
-        && frame[20..22] == REQUEST
-        && frame[28..32] == [0; 4];
-    let mac = frame[22..28].try_into().ok()?;
-    let address: [u8; 4] = frame[38..42].try_into().ok()?;
-    is_probe.then_some(Rival { address: address.into(), mac })
+fn rival(frame: &ArpFrame) -> Option<Rival> {
+    let ArpFrame { ethernet, arp } = frame;
+    let probe = probe(arp.sender_mac, arp.target.into());
+    let is_probe = ethernet.ether_type == probe.ethernet.ether_type
+        && *arp == ArpPacket { target_mac: arp.target_mac, ..probe.arp };
+    is_probe.then_some(Rival { address: arp.target.into(), mac: arp.sender_mac })
 }
 
 #[cfg(test)]
@@ -138,11 +126,11 @@ mod tests {
     #[test]
     fn a_probe_tells_who_wants_what() {
         let (mac, address) = ([2, 0, 0, 0, 0, 0xaf], Ipv4Addr::new(10, 0, 0, 1));
-        let mut frame: [u8; LENGTH] = probe(mac, address).try_into().expect("a whole one");
+        let mut frame = probe(mac, address);
         assert_eq!(rival(&frame), Some(Rival { address, mac }));
-        frame[31] = 9;
+        frame.arp.sender = [0, 0, 0, 9];
         assert_eq!(rival(&frame), None, "a question for the way to it");
-        assert_eq!(rival(&[0; LENGTH]), None);
+        assert_eq!(rival(&ArpFrame::default()), None);
     }
 
     #[test]

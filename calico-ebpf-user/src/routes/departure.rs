@@ -84,28 +84,13 @@ fn name(workload: &WorkloadEndpoint) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::{path::Path, sync::Arc};
-
-    use super::{super::migration::moves, *};
-    use crate::resources::model::Origin;
+    use super::{
+        super::{fixture, migration::moves},
+        *,
+    };
 
     fn workload(name: &str, node: &str, interface: &str, address: &str) -> Shared<WorkloadEndpoint> {
-        WorkloadEndpoint {
-            namespace: "a".to_owned(),
-            name: name.to_owned(),
-            node: node.to_owned(),
-            orchestrator: "k8s".to_owned(),
-            pod: None,
-            interface: interface.to_owned(),
-            addresses: vec![address.parse().expect("an address")],
-            mac: None,
-            profiles: Vec::new(),
-            ports: Vec::new(),
-            allow_spoofed_source_prefixes: Vec::new(),
-            labels: BTreeMap::new(),
-            origin: Origin { path: Arc::from(Path::new("a.yaml")), line: 1, column: 1 },
-        }
-        .into()
+        fixture::workload(name, node, interface, &[address])
     }
 
     #[test]

@@ -266,10 +266,7 @@ pub fn moves(before: &[Shared<WorkloadEndpoint>], after: &[Shared<WorkloadEndpoi
 
 #[cfg(test)]
 mod tests {
-    use std::{path::Path, sync::Arc};
-
-    use super::*;
-    use crate::resources::model::Origin;
+    use super::{super::fixture, *};
 
     const HZ: u32 = 250;
     const PACE: Pace = Pace::new(HZ);
@@ -341,22 +338,7 @@ mod tests {
     }
 
     fn workload(name: &str, node: &str, addresses: &[&str]) -> Shared<WorkloadEndpoint> {
-        WorkloadEndpoint {
-            namespace: "a".to_owned(),
-            name: name.to_owned(),
-            node: node.to_owned(),
-            orchestrator: "k8s".to_owned(),
-            pod: None,
-            interface: "cali".to_owned(),
-            addresses: addresses.iter().map(|text| text.parse().expect("an address")).collect(),
-            mac: None,
-            profiles: Vec::new(),
-            ports: Vec::new(),
-            allow_spoofed_source_prefixes: Vec::new(),
-            labels: BTreeMap::new(),
-            origin: Origin { path: Arc::from(Path::new("a.yaml")), line: 1, column: 1 },
-        }
-        .into()
+        fixture::workload(name, node, "cali", addresses)
     }
 
     fn moved(name: &str, from: &str, to: &str) -> Move {

@@ -5,6 +5,8 @@
 
 pub mod claim;
 pub mod departure;
+#[cfg(test)]
+mod fixture;
 pub mod migration;
 pub(crate) mod plan;
 

@@ -329,11 +329,8 @@ fn after_a_workload_came_segments_of_its_connections_are_of_either_orientation()
     assert_eq!(world.from_uplink(&outside(84)).action, DROP, "half a minute later");
 }
 
-#[test]
-fn a_connection_with_a_workload_that_goes_elsewhere_goes_on() {
-    let mut world = World::new();
-    // B answers only what A has opened.
-    world.set_policy(A, ALLOW, DENY);
+/// A connects to B, whose address is elsewhere afterwards.
+fn connect_to_b_that_goes(world: &mut World) {
     for (frame, from_a) in [
         (tcp4(A.v4, 1000, B.v4, 80, SYN), true),
         (tcp4(B.v4, 80, A.v4, 1000, SYN_ACK), false),
@@ -344,6 +341,14 @@ fn a_connection_with_a_workload_that_goes_elsewhere_goes_on() {
     }
     world.set_workload(B, |workload| workload.flags = 0);
     world.insert::<4, 24>(names::ADDRESSES4, &B.v4, &owned(NO_SLOT, 0));
+}
+
+#[test]
+fn a_connection_with_a_workload_that_goes_elsewhere_goes_on() {
+    let mut world = World::new();
+    // B answers only what A has opened.
+    world.set_policy(A, ALLOW, DENY);
+    connect_to_b_that_goes(&mut world);
     // What A may do changes with it.
     world.set_policy(A, ALLOW, DENY);
     let answer = tcp4(B.v4, 80, A.v4, 1000, ACK);
@@ -356,16 +361,7 @@ fn a_connection_with_a_workload_that_goes_elsewhere_goes_on() {
 #[test]
 fn a_connection_with_a_workload_that_goes_elsewhere_is_judged_again() {
     let mut world = World::new();
-    for (frame, from_a) in [
-        (tcp4(A.v4, 1000, B.v4, 80, SYN), true),
-        (tcp4(B.v4, 80, A.v4, 1000, SYN_ACK), false),
-        (tcp4(A.v4, 1000, B.v4, 80, ACK), true),
-    ] {
-        let outcome = if from_a { world.from_a(&frame) } else { world.from_b(&frame) };
-        assert_eq!(outcome.action, REDIRECT);
-    }
-    world.set_workload(B, |workload| workload.flags = 0);
-    world.insert::<4, 24>(names::ADDRESSES4, &B.v4, &owned(NO_SLOT, 0));
+    connect_to_b_that_goes(&mut world);
     // A may not do any more what it has done.
     world.set_policy(A, DENY, ALLOW);
     assert_eq!(world.from_uplink(&tcp4(B.v4, 80, A.v4, 1000, ACK)).action, DROP);
