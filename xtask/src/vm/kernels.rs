@@ -24,7 +24,7 @@ pub(super) struct Kernel {
     pub(super) facts: &'static [&'static str],
 }
 
-/// TCX came with 6.6: 6.1 and 6.12 are on either side.
+/// From the oldest to the newest. TCX came with 6.6: 6.1 and 6.12 are on either side.
 pub(super) const KERNELS: &[Kernel] = &[
     Kernel { series: "5.10", suite: "bullseye-security", security: true, optional: true, facts: &["attach clsact"] },
     Kernel { series: "6.1", suite: "bookworm-security", security: true, optional: false, facts: &["attach clsact"] },
