@@ -39,13 +39,24 @@ pub(crate) struct Directory {
 
 impl Directory {
     pub(crate) fn new(files: Vec<(String, String)>) -> anyhow::Result<Self> {
+        let directory = Self::empty(files)?;
+        directory.fill()?;
+        Ok(directory)
+    }
+
+    /// Without its files yet, but with one that says so.
+    pub(crate) fn empty(files: Vec<(String, String)>) -> anyhow::Result<Self> {
         let path = std::env::temp_dir().join(format!("calico-ebpf-bench-{}", std::process::id()));
         fs::create_dir_all(&path)?;
-        let directory = Self { path, files: files.into_iter().collect() };
-        for (name, text) in &directory.files {
-            fs::write(directory.path.join(name), text)?;
+        fs::write(path.join("nothing.yaml"), "{apiVersion: v1, kind: List, items: []}\n")?;
+        Ok(Self { path, files: files.into_iter().collect() })
+    }
+
+    fn fill(&self) -> anyhow::Result<()> {
+        for (name, text) in &self.files {
+            fs::write(self.path.join(name), text)?;
         }
-        Ok(directory)
+        Ok(())
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -120,6 +131,26 @@ impl Watched {
     /// Processor time that it has taken.
     pub(crate) fn processor(&self) -> anyhow::Result<Duration> {
         cpu::taken(self.process.0.id())
+    }
+
+    /// Puts all files into an empty directory, and takes the time until they are in force: from the moment that the program,
+    /// which is stopped meanwhile, may look.
+    pub(crate) fn fill(&self, directory: &Directory) -> anyhow::Result<Duration> {
+        let before = generation(&self.root)?;
+        let process = Pid::from_raw(i32::try_from(self.process.0.id())?);
+        kill(process, Signal::SIGSTOP)?;
+        directory.fill()?;
+        let start = Instant::now();
+        kill(process, Signal::SIGCONT)?;
+        while generation(&self.root)? == before {
+            ensure!(start.elapsed() < PATIENCE, "the files are not in force");
+            thread::sleep(Duration::from_micros(500));
+        }
+        let taken = start.elapsed();
+        let first = generation(&self.root)?;
+        thread::sleep(Duration::from_secs(2));
+        ensure!(generation(&self.root)? == first, "the files came into force in more than one step");
+        Ok(taken)
     }
 
     /// Renames a changed file and the file as it was into place, in turn, and takes the time until that is in force, in
