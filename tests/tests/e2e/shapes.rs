@@ -16,7 +16,8 @@ use calico_ebpf_tests::{
     stream::transfer,
 };
 use etherparse::{
-    EtherType, Ethernet2Header, IpFragOffset, IpNumber, Ipv4Header, Ipv6FragmentHeader, Ipv6Header, PacketBuilder,
+    EtherType, Ethernet2Header, IpFragOffset, IpHeaders, IpNumber, Ipv4Extensions, Ipv4Header, Ipv6Extensions,
+    Ipv6FragmentHeader, Ipv6Header, Ipv6RawExtHeader, PacketBuilder,
 };
 use nix::sys::socket::{setsockopt, sockopt};
 
@@ -240,6 +241,78 @@ fn protocols_of_any_number_cross() {
             }
         }
     }
+}
+
+#[test]
+fn headers_beyond_the_first_buffer() {
+    let mut world = World::new(&["a", "b"]);
+    let rules = ["ingress", "egress"].map(|direction| {
+        let rule = |protocol| format!("    - {{action: Allow, protocol: {protocol}, destination: {{ports: [80]}}}}\n");
+        format!("  {direction}:\n{}{}", rule("UDP"), rule("TCP"))
+    });
+    world.write("policy.yaml", &policy("only-80", "all()", &rules.concat()));
+    world.start();
+    let host_mac = mac(&world.lab.host, UPLINK);
+    let mut number: u32 = 0x3141_5926;
+    for (from, to) in [("a", "b"), ("a", "outside"), ("outside", "a")] {
+        let receiver = Wire::open(world.namespace(to), "eth0");
+        let link = [mac(world.namespace(from), "eth0"), if from == "outside" { host_mac } else { HOST_SIDE }];
+        for ends in world.addresses(from).into_iter().zip(world.addresses(to)) {
+            for (protocol, port, long) in
+                [(17, 80, false), (17, 80, true), (6, 80, false), (6, 80, true), (17, 81, true), (6, 81, false)]
+            {
+                number += 1;
+                // Its own connection each, from a port of its own.
+                let (mark, ports) = (number.to_be_bytes().repeat(25), [number as u16, port]);
+                let builder = PacketBuilder::ethernet2(link[0], link[1]).ip(ip_headers(ends, long));
+                let mut frame = Vec::new();
+                match protocol {
+                    17 => builder.udp(ports[0], ports[1]).write(&mut frame, &mark),
+                    _ => builder.tcp(ports[0], ports[1], 7, 1000).syn().write(&mut frame, &mark),
+                }
+                .expect("a packet");
+                send_by_ring(world.namespace(from), &frame);
+                let patience = if port == 80 { ARRIVES } else { SILENCE };
+                let found = receiver.receive(patience, |frame| frame.ends_with(&mark));
+                let what = format!("{from} to {}, protocol {protocol}, port {port}, long: {long}", ends.1);
+                assert_eq!(found.is_some(), port == 80, "{what}\n{}", world.describe());
+            }
+        }
+    }
+}
+
+/// Of a packet, `long` ones with 40 bytes of options, or an extension header, that say nothing.
+fn ip_headers(ends: (IpAddr, IpAddr), long: bool) -> IpHeaders {
+    match ends {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            let mut header = Ipv4Header { time_to_live: 64, ..Ipv4Header::default() };
+            (header.source, header.destination) = (source.octets(), destination.octets());
+            if long {
+                header.options = [1; 40].into();
+            }
+            IpHeaders::Ipv4(header, Ipv4Extensions::default())
+        }
+        (IpAddr::V6(source), IpAddr::V6(destination)) => {
+            let mut header = Ipv6Header { hop_limit: 64, ..Ipv6Header::default() };
+            (header.source, header.destination) = (source.octets(), destination.octets());
+            let padding = [&[1, 36][..], &[0; 36]].concat();
+            let options = Ipv6RawExtHeader::new_raw(IpNumber::UDP, &padding).expect("whole words");
+            let destination_options = long.then_some(options);
+            IpHeaders::Ipv6(header, Ipv6Extensions { destination_options, ..Ipv6Extensions::default() })
+        }
+        _ => panic!("one family"),
+    }
+}
+
+/// Sends a frame of which the kernel has no more than the Ethernet header in one piece: the rest stays in pages of the ring that
+/// it came by (`tpacket_fill_skb` in net/packet/af_packet.c).
+fn send_by_ring(namespace: &Namespace, frame: &[u8]) {
+    let bytes: Vec<_> = frame.iter().map(|byte| format!("{byte:#04x}")).collect();
+    let mut command = namespace.command("trafgen");
+    // Nothing of the machine is changed for it.
+    command.args(["--no-sock-mem", "--notouch-irq", "--cpus", "1", "--num", "1", "--dev", "eth0"]);
+    let output = command.arg(format!("{{ {} }}", bytes.join(", "))).output().expect("trafgen");
+    assert!(output.status.success(), "{output:?}");
 }
 
 /// Datagrams that the sender's kernel, or the host's uplink, makes one packet of.

@@ -43,6 +43,7 @@ const TOOLS: &[Tool] = &[
         why: "user space of the virtual machines",
         from: Purpose::Test,
     },
+    Tool { program: "trafgen", package: "netsniff-ng", why: "sends frames in pieces", from: Purpose::Test },
     Tool { program: "ethtool", package: "ethtool", why: "compares offloads", from: Purpose::Test },
     Tool { program: "socat", package: "socat", why: "is the other end of tap devices", from: Purpose::Test },
     Tool { program: "depmod", package: "kmod", why: "modules of the virtual machines", from: Purpose::Test },
