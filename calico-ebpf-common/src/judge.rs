@@ -54,6 +54,8 @@ pub struct Subject {
     pub source_port: u16,
     /// ICMP: `type << 8 | code`; 0 where the protocol has none.
     pub destination_port: u16,
+    /// The host has translated its destination: policy before DNAT was asked about the one before.
+    pub behind_dnat: bool,
 }
 
 /// What a table says.
@@ -119,7 +121,7 @@ pub fn judge<A: Arena + ?Sized>(arena: &A, table: u32, subject: &Subject) -> Opt
     ];
     let by_rule = fields.into_iter().any(NodeRef::is_rule);
     let singles = if by_rule { arena.single_rules(fields, table) } else { NO_SINGLES };
-    let mut first = 0;
+    let mut first = if subject.behind_dnat { header.u32_at(12) } else { 0 };
     for _ in 0..VISITS {
         match arena.visit(fields, singles, table, first) {
             Visit::Decided(decision) => return Some(decision),

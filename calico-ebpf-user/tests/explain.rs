@@ -9,9 +9,13 @@ use std::{
 use serde_json::Value;
 
 fn explain(arguments: &[&str], input: &[u8]) -> Output {
+    explain_files("../examples/demo", arguments, input)
+}
+
+fn explain_files(files: &str, arguments: &[&str], input: &[u8]) -> Output {
     let mut child = Command::new(env!("CARGO_BIN_EXE_calico-ebpf"))
         .args(["explain", "--config"])
-        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/demo"))
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join(files))
         .args(arguments)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -75,4 +79,59 @@ fn a_misspelt_node_is_told() {
     };
     assert_eq!(said("demo"), "");
     assert!(said("dmeo").contains("the files name demo"));
+}
+
+#[test]
+fn untracked_policy_is_asked_first_and_about_the_answer() {
+    let asked = |flow: &str| {
+        let arguments: Vec<_> =
+            ["--node", "n", "--output", "json"].into_iter().chain(flow.split_whitespace()).collect();
+        let output = explain_files("tests/data/untracked.yaml", &arguments, b"");
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        let said: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let end = |name: &str| {
+            let end = &said[name];
+            let word = |field: &str| end[field].as_str().unwrap_or("-").to_owned();
+            if end.is_null() {
+                "-".to_owned()
+            } else {
+                format!("{} {} {}", word("verdict"), word("reason"), word("policy"))
+            }
+        };
+        let verdict = said["verdict"].as_str().expect("a word").to_owned();
+        [verdict, end("untracked"), end("untrackedAnswer"), end("source"), end("destination")]
+    };
+    let (listed, other) = ("--from 192.0.2.7 --protocol TCP", "--from 198.51.100.7 --protocol TCP");
+    let (allowed, undecided) = ("allow rule a", "leave undecided -");
+    let failsafe = "failsafe failsafeInboundHostPorts";
+    for (flow, expected) in [
+        // Denied before the workload's policy, which would allow it.
+        (format!("{listed} --to t/a --port 80"), ["deny", "deny rule list", "-", "-", allowed]),
+        (format!("{other} --to t/a --port 80"), ["allow", undecided, "-", "-", allowed]),
+        // Failsafe ports come before the list.
+        (
+            format!("{listed} --to 10.0.0.1 --port 22"),
+            ["allow", &format!("leave {failsafe}"), &format!("leave {failsafe}"), "-", &format!("allow {failsafe}")],
+        ),
+        // Allowed, so that the host endpoint's other policy, which would deny it, is not asked.
+        (format!("{other} --to 10.0.0.1 --port 53"), ["allow", "allow rule list", undecided, "-", "-"]),
+        (format!("{other} --to 10.0.0.1 --port 54"), ["deny", undecided, undecided, "-", "deny no-profile -"]),
+        // What comes back from who is listed does not arrive, which is told beside the verdict on the way there.
+        ("--from t/a --to 192.0.2.7 --protocol TCP --port 80".into(), ["allow", "-", "deny rule list", allowed, "-"]),
+        (
+            "--from host --to 198.51.100.7 --protocol TCP --port 666".into(),
+            ["deny", "deny rule list", undecided, "deny no-profile -", "-"],
+        ),
+        // Between workloads nothing passes the interface.
+        ("--from t/a --to t/b --protocol TCP --port 80".into(), ["allow", "-", "-", allowed, allowed]),
+    ] {
+        assert_eq!(asked(&flow), expected, "{flow}");
+    }
+    let table = explain_files(
+        "tests/data/untracked.yaml",
+        &["--node", "n", "--from", "192.0.2.7", "--to", "t/a", "--protocol", "TCP", "--port", "80"],
+        b"",
+    );
+    let table = String::from_utf8(table.stdout).expect("text");
+    assert!(table.contains("untracked    deny: eth0: rule, tier default, GlobalNetworkPolicy list, rule 0"), "{table}");
 }

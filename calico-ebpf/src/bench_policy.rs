@@ -88,6 +88,7 @@ extern "C" fn bench_decide(table: u32, own_class: u32, peer_class: u32, to: u32,
         protocol: (to >> 16) as u8,
         source_port: from as u16,
         destination_port: to as u16,
+        behind_dnat: false,
     };
     let Some(decision) = judge::judge(&Blocks, table, &subject) else { return 2 };
     if let Some(counter) = RULE_HITS.get_ptr_mut(decision.counter) {

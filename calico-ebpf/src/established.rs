@@ -194,7 +194,9 @@ fn try_again<F: Tables>() -> Result<Code, DropReason> {
         ports = [ports[1], ports[0]];
     }
     let workloads = [opener_workload, responder_workload];
-    match judge_ends::<F>(env.generation, workloads, [opener_at.class, responder_at.class], packet.protocol, ports) {
+    let classes = [opener_at.class, responder_at.class];
+    let behind_dnat = conn.flags & conn_flags::BEHIND_DNAT != 0;
+    match judge_ends::<F>(env.generation, workloads, classes, packet.protocol, ports, behind_dnat) {
         Ok(rules) => {
             // SAFETY: the entry stays writable as long as the program runs.
             unsafe {

@@ -1,6 +1,7 @@
 //! The ways out.
 
 use aya_ebpf::{
+    EbpfContext as _,
     bindings::{
         BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as FibParams, bpf_redir_neigh,
         bpf_redir_neigh__bindgen_ty_1,
@@ -15,7 +16,7 @@ use calico_ebpf_common::{
 use crate::{
     skb::Skb,
     tables::{Tables, active},
-    work::{Code, Env, code, opaque_zero, work},
+    work::{Code, Env, code, opaque, work},
 };
 
 /// The next program in the chain, and behind it the stack: unlike `TC_ACT_OK`, which ends the chain.
@@ -125,10 +126,10 @@ fn past_stack<F: Tables>(env: &Env, skb: &Skb, packet: &Packet<F>) -> Result<Cod
         flow_info: F::flow_info(skb).ok_or(DropReason::Malformed)?,
         source: F::to_words(&packet.source),
         destination: F::to_words(&packet.destination),
-        rest: [opaque_zero(); 2],
+        rest: [opaque(0); 2],
     };
     // SAFETY: the helper is told the size of what it may read and write.
-    let found = unsafe { bpf_fib_lookup(skb.context(), (&raw mut fib).cast(), size_of::<Fib>() as i32, 0) } as u32;
+    let found = unsafe { bpf_fib_lookup(skb.as_ptr(), (&raw mut fib).cast(), size_of::<Fib>() as i32, 0) } as u32;
     // A neighbour that is not resolved yet, `bpf_redirect_neigh` resolves as the stack would.
     if found != BPF_FIB_LKUP_RET_SUCCESS && found != BPF_FIB_LKUP_RET_NO_NEIGH {
         return Ok(TO_STACK);

@@ -66,7 +66,8 @@ fn try_first<F: Receiver>(skb: &Skb, untracked: Code) -> Result<Code, DropReason
     if is_for_workload && active(destination.slot).is_none() {
         return Err(DropReason::NoInterface);
     }
-    if matches!(packet.kind, Kind::IcmpError) && related::<F>(skb) != 0 {
+    let is_for_sender = |to| !is_for_workload || to == destination.slot;
+    if matches!(packet.kind, Kind::IcmpError) && related::<F>(skb) != 0 && is_for_sender(work.related.to) {
         return match active(work.related.to) {
             Some(to) if !work.related.via_stack && to.flags & workload_flags::HOST_ENDPOINT == 0 => {
                 work.slots[1] = work.related.to;
@@ -98,7 +99,7 @@ fn try_first<F: Receiver>(skb: &Skb, untracked: Code) -> Result<Code, DropReason
     if slots[0] == NO_SLOT && slots[1] == NO_SLOT {
         return Ok(TO_STACK);
     }
-    let opening = opening::judge(&env, packet, slots, [source.class, destination.class])?;
+    let opening = opening::judge(&env, packet, slots, [source.class, destination.class], false)?;
     let flags = if to_host {
         conn_flags::VIA_STACK
     } else if is_for_workload {

@@ -155,7 +155,7 @@ fn try_first<F: Sender>(skb: &Skb, missed: Code) -> Result<Code, DropReason> {
         return Err(DropReason::NoInterface);
     }
     let slots = [slot, destination.slot];
-    let opening = opening::judge(&env, packet, slots, [source.class, destination.class])?;
+    let opening = opening::judge(&env, packet, slots, [source.class, destination.class], false)?;
     let leaves = destination.slot == NO_SLOT;
     let to_host = leaves && opening.is_from_opener() && host_welcomes::<F>(&env, packet, &destination)?;
     if matches!(packet.kind, Kind::Flow) && !F::is_multicast(&packet.destination) {
@@ -197,7 +197,7 @@ fn try_to_host<F: Tables>() -> Result<Code, DropReason> {
     let source = locate::<F>(&packet.source, env.generation);
     let [from, to] = packet.transport.rule_ports(packet.protocol);
     let classes = [source.class, destination.class];
-    match judge_ends::<F>(env.generation, [None, Some(seat)], classes, packet.protocol, [from, to]) {
+    match judge_ends::<F>(env.generation, [None, Some(seat)], classes, packet.protocol, [from, to], false) {
         Ok(rules) => {
             opening::join(&env, work, slot, rules[1]);
             Ok(TO_STACK)

@@ -101,6 +101,7 @@ steps! {
     cali_flow6(code) = flows::record::<V6>;
     cali_refuse4() = refuse::refuse::<V4>;
     cali_refuse6() = refuse::refuse::<V6>;
+    cali_tell(code) = tell;
     cali_fu_arp() = neighbour::arp;
     cali_fu_nd6() = neighbour::solicitation;
     cali_fu_raw4() = untracked::received::<V4>;
@@ -457,12 +458,22 @@ pub fn cali_explain(ctx: TcContext) -> i32 {
 /// The action, with what is dropped counted, and answered where policy says so.
 #[inline(always)]
 fn finish(ctx: &TcContext, hook: Hook, code: Code) -> i32 {
-    flows::settled(&Skb::new(ctx), hook, code);
-    let Some(reason) = reason(code) else { return code as i32 };
-    count(DROPS.get_ptr_mut(reason));
     let skb = Skb::new(ctx);
-    debug!(ctx, "interface {}, from {}: dropped, reason {}", skb.ifindex(), skb.ingress_ifindex(), reason);
+    flows::settled(&skb, hook, code);
+    let Some(reason) = reason(code) else { return code as i32 };
+    cali_tell(skb.raw_context(), code);
     refuse::settle(&skb, hook, reason) as i32
+}
+
+/// Counts what is dropped, and says so to whoever listens. What a message takes on the stack is not the program's then, which has
+/// many calls beneath it.
+#[inline(always)]
+fn tell(skb: &Skb, code: Code) -> Code {
+    if let Some(reason) = reason(code) {
+        count(DROPS.get_ptr_mut(reason));
+        debug!(skb, "interface {}, from {}: dropped, reason {}", skb.ifindex(), skb.ingress_ifindex(), reason);
+    }
+    code
 }
 
 /// Adds one to a counter of this processor.

@@ -41,18 +41,19 @@ impl Opening {
 }
 
 /// Judges a packet without a connection at both ends, or as many of them as there are: `slots` and `classes` are the
-/// source's and the destination's.
+/// source's and the destination's. `behind_dnat`: the stack has done its translating.
 #[inline(always)]
 pub(crate) fn judge<F: Tables>(
     env: &Env,
     packet: &Packet<F>,
     slots: [u32; 2],
     classes: [u32; 2],
+    behind_dnat: bool,
 ) -> Result<Opening, DropReason> {
     check_opens(env, packet, slots)?;
     let [from, to] = packet.transport.rule_ports(packet.protocol);
-    let judged =
-        judge_ends::<F>(env.generation, [active(slots[0]), active(slots[1])], classes, packet.protocol, [from, to]);
+    let workloads = [active(slots[0]), active(slots[1])];
+    let judged = judge_ends::<F>(env.generation, workloads, classes, packet.protocol, [from, to], behind_dnat);
     let reason = match judged {
         Ok(rules) => return Ok(Opening { from_opener: true, rules }),
         Err(reason) => reason,
@@ -62,7 +63,7 @@ pub(crate) fn judge<F: Tables>(
     }
     // It may be an answer in a connection that another one knew.
     let workloads = [active(slots[1]), active(slots[0])];
-    match judge_ends::<F>(env.generation, workloads, [classes[1], classes[0]], packet.protocol, [to, from]) {
+    match judge_ends::<F>(env.generation, workloads, [classes[1], classes[0]], packet.protocol, [to, from], false) {
         Ok(rules) => Ok(Opening { from_opener: false, rules }),
         Err(_) => Err(reason),
     }

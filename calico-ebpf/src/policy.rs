@@ -51,8 +51,11 @@ pub(crate) const LEFT: u64 = Verdict::Leave as u64;
 /// In `to` of [`cali_judge`]: the packet is IPv6.
 pub(crate) const V6_BIT: u32 = 1 << 31;
 
+/// Likewise: see [`Subject::behind_dnat`].
+const BEHIND_DNAT_BIT: u32 = 1 << 30;
+
 /// Judges by one table: [`ALLOWED`], [`DENIED`], [`REJECTED`] or [`LEFT`] with the rule's counter in the upper half, or 0 without a table.
-/// `to` and `from` are `protocol << 16 | port`, and in `to` [`V6_BIT`].
+/// `to` and `from` are `protocol << 16 | port`, and in `to` [`V6_BIT`] and [`BEHIND_DNAT_BIT`].
 ///
 /// A global function over plain numbers: the verifier looks at it once, not at every call.
 #[unsafe(no_mangle)]
@@ -76,7 +79,14 @@ pub(crate) extern "C" fn cali_ask(table: u32, own_class: u32, peer_class: u32, t
 
 #[inline(always)]
 fn subject(own_class: u32, peer_class: u32, to: u32, from: u32) -> Subject {
-    Subject { own_class, peer_class, protocol: (to >> 16) as u8, source_port: from as u16, destination_port: to as u16 }
+    Subject {
+        own_class,
+        peer_class,
+        protocol: (to >> 16) as u8,
+        source_port: from as u16,
+        destination_port: to as u16,
+        behind_dnat: to & BEHIND_DNAT_BIT != 0,
+    }
 }
 
 #[inline(always)]
@@ -85,7 +95,7 @@ fn verdict(decision: &Decision) -> u64 {
 }
 
 /// What both ends say of a connection: the rules that allow it, or why it is dropped. An end that is no workload of
-/// this host says nothing. The first of each pair is the opener's, or the source's.
+/// this host says nothing. The first of each pair is the opener's, or the source's. `behind_dnat`: see [`Subject`].
 #[inline(always)]
 pub(crate) fn judge_ends<F: Tables>(
     generation: u32,
@@ -93,12 +103,14 @@ pub(crate) fn judge_ends<F: Tables>(
     classes: [u32; 2],
     protocol: u8,
     ports: [u16; 2],
+    behind_dnat: bool,
 ) -> Result<[u32; 2], DropReason> {
     let [opener, responder] = workloads;
     let [opener_class, responder_class] = classes;
     let protocol = u32::from(protocol) << 16;
     let family = if F::AF == V6::AF { V6_BIT } else { 0 };
-    let (from, to) = (protocol | u32::from(ports[0]), family | protocol | u32::from(ports[1]));
+    let behind_dnat = u32::from(behind_dnat) * BEHIND_DNAT_BIT;
+    let (from, to) = (protocol | u32::from(ports[0]), family | behind_dnat | protocol | u32::from(ports[1]));
     let mut rules = [NO_RULE; 2];
     if let Some(opener) = opener {
         let table = opener.policy(generation).egress_table;

@@ -1,6 +1,7 @@
 //! Whether there is a way back to where a packet came from.
 
 use aya_ebpf::{
+    EbpfContext as _,
     bindings::{
         BPF_FIB_LKUP_RET_BLACKHOLE, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_PROHIBIT,
         BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_UNREACHABLE,
@@ -16,7 +17,7 @@ use crate::{
     forward::Fib,
     skb::Skb,
     tables::Tables,
-    work::{Env, opaque_zero, work},
+    work::{Env, opaque, work},
 };
 
 /// For what is of no known connection: the packet's source must be reachable, and with `BACK_STRICT` by the interface that
@@ -49,10 +50,10 @@ fn is_lost<F: Tables>(skb: &Skb, strict: u32) -> u32 {
         flow_info: 0,
         source: F::to_words(&packet.destination),
         destination: F::to_words(&packet.source),
-        rest: [opaque_zero(); 2],
+        rest: [opaque(0); 2],
     };
     // SAFETY: the helper is told the size of what it may read and write.
-    let found = unsafe { bpf_fib_lookup(skb.context(), (&raw mut fib).cast(), size_of::<Fib>() as i32, 0) } as u32;
+    let found = unsafe { bpf_fib_lookup(skb.as_ptr(), (&raw mut fib).cast(), size_of::<Fib>() as i32, 0) } as u32;
     match found {
         BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH => u32::from(strict != 0 && fib.ifindex != ifindex),
         BPF_FIB_LKUP_RET_BLACKHOLE

@@ -1,9 +1,9 @@
 //! The packet at hand.
 
-use core::ptr;
+use core::{ffi::c_void, ptr};
 
 use aya_ebpf::{
-    EbpfContext as _,
+    EbpfContext,
     bindings::{__sk_buff, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC},
     helpers::generated::{
         bpf_csum_update, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data,
@@ -35,6 +35,13 @@ const PULLED: u32 = 128;
 /// A packet in a TC program.
 #[derive(Clone, Copy)]
 pub(crate) struct Skb(*mut __sk_buff);
+
+impl EbpfContext for Skb {
+    #[inline(always)]
+    fn as_ptr(&self) -> *mut c_void {
+        self.0.cast()
+    }
+}
 
 impl Skb {
     /// For a function that was given the context itself.
@@ -209,14 +216,14 @@ impl Skb {
 
     /// Copies a part of the packet.
     #[inline(always)]
-    pub(crate) fn load(&self, offset: u32, to: *mut core::ffi::c_void, length: u64) -> Option<()> {
+    pub(crate) fn load(&self, offset: u32, to: *mut c_void, length: u64) -> Option<()> {
         // SAFETY: the verifier sees to it that the memory is that long.
         (unsafe { bpf_skb_load_bytes(self.0.cast(), offset, to, length as u32) } == 0).then_some(())
     }
 
     /// Writes a part of the packet.
     #[inline(always)]
-    pub(crate) fn store(&self, offset: u32, from: *const core::ffi::c_void, length: u64) -> Option<()> {
+    pub(crate) fn store(&self, offset: u32, from: *const c_void, length: u64) -> Option<()> {
         // SAFETY: the verifier sees to it that the memory is that long.
         (unsafe { bpf_skb_store_bytes(self.0, offset, from, length as u32, 0) } == 0).then_some(())
     }
@@ -258,11 +265,6 @@ impl Skb {
     pub(crate) fn sum_changed(&self, by: u32) {
         // SAFETY: the context is valid. The error says that the kernel keeps no such sum.
         unsafe { bpf_csum_update(self.0, by) };
-    }
-
-    #[inline(always)]
-    pub(crate) fn context(&self) -> *mut core::ffi::c_void {
-        self.0.cast()
     }
 }
 

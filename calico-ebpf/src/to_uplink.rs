@@ -95,7 +95,7 @@ fn try_leaves<F: Tables>(skb: &Skb) -> Result<Code, DropReason> {
         let destination = locate::<F>(&packet.destination, env.generation);
         let [from, to] = packet.transport.rule_ports(packet.protocol);
         let classes = [source.class, destination.class];
-        let rules = judge_ends::<F>(env.generation, [None, Some(seat)], classes, packet.protocol, [from, to])?;
+        let rules = judge_ends::<F>(env.generation, [None, Some(seat)], classes, packet.protocol, [from, to], false)?;
         opening::join(&env, work, outside, rules[1]);
     }
     if let Some(opener) = active(opener) {
@@ -137,9 +137,10 @@ fn try_first<F: Receiver>(skb: &Skb) -> Result<Code, DropReason> {
         return Ok(TO_STACK);
     }
     let destination = locate::<F>(&packet.destination, env.generation);
-    let opening = opening::judge(&env, packet, slots, [source.class, destination.class])?;
+    let opening = opening::judge(&env, packet, slots, [source.class, destination.class], true)?;
     if matches!(packet.kind, Kind::Flow) && !F::is_multicast(&packet.destination) {
-        opening::enter(&env, work, &opening, slots, OpenerKind::Outside, conn_flags::VIA_STACK)?;
+        let flags = conn_flags::VIA_STACK | conn_flags::BEHIND_DNAT;
+        opening::enter(&env, work, &opening, slots, OpenerKind::Outside, flags)?;
     }
     fragments::first_passed(&leaving(env), &work.packet);
     Ok(TO_STACK)

@@ -105,9 +105,10 @@ fn try_first<F: Receiver>(skb: &Skb, missed: Code) -> Result<Code, DropReason> {
         return Err(DropReason::NoWorkload);
     }
     let slots = [source.slot, slot];
-    let opening = opening::judge(&env, packet, slots, [source.class, destination.class])?;
+    let opening = opening::judge(&env, packet, slots, [source.class, destination.class], true)?;
     if has_entry {
-        opening::enter(&env, work, &opening, slots, OpenerKind::Outside, conn_flags::VIA_STACK)?;
+        let flags = conn_flags::VIA_STACK | conn_flags::BEHIND_DNAT;
+        opening::enter(&env, work, &opening, slots, OpenerKind::Outside, flags)?;
     }
     fragments::first_passed(&env, &work.packet);
     Ok(TO_STACK)

@@ -186,16 +186,8 @@ pub(crate) fn forget_origin() {
     unsafe { asm!("") };
 }
 
-/// Zero that the compiler does not know to be it: words of known zeroes it sets byte by byte.
-#[inline(always)]
-pub(crate) fn opaque_zero() -> u64 {
-    let mut zero = 0;
-    // SAFETY: no instruction at all.
-    unsafe { asm!("/* {zero} */", zero = inout(reg) zero, options(nomem, nostack, preserves_flags)) };
-    zero
-}
-
-/// A number that the compiler knows nothing of.
+/// A number that the compiler knows nothing of. It takes an instruction: text that is none would have a line of its own in
+/// the debug information, at the address of the next one's, and the kernel refuses such a program.
 #[inline(always)]
 pub(crate) fn opaque(number: u64) -> u64 {
     let mut number = number;

@@ -134,8 +134,10 @@ pub struct TableHeader {
     pub source_port: u32,
     /// By field, in this order: the header of the vector of the rules that do not look at it.
     pub indifferent: [u32; 4],
+    /// Where a packet starts whose destination the host has translated: the rules before it are about that which it was sent to.
+    pub behind_dnat: u32,
     /// Zero.
-    pub reserved: [u32; 4],
+    pub reserved: [u32; 3],
 }
 
 /// The first block of a vector.

@@ -200,8 +200,7 @@ impl Engine {
             return Before::Generation(generation);
         }
         let mut before = Accepted { staged: None, ..(*self.accepted).clone() };
-        before.compiled.host_endpoints.clear();
-        before.compiled.untracked.clear();
+        before.compiled = before.compiled.with_open_host_endpoints();
         // Not what the files say.
         before.content = !before.content;
         Before::Accepted(Arc::new(before))
@@ -744,6 +743,11 @@ impl Engine {
     #[must_use]
     pub(super) fn accepted(&self) -> Arc<Accepted> {
         Arc::clone(&self.accepted)
+    }
+
+    /// The host's addresses that the maps know.
+    pub(super) fn host_addresses(&self) -> &BTreeSet<IpAddr> {
+        &self.host_addresses
     }
 
     /// The staged policies among what is in force, if they would change anything.

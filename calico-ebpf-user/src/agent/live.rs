@@ -298,7 +298,8 @@ impl Live {
                 return self.ask_staged(reply, |staged| Reply { staged: staged.changes(), ..done("") });
             }
             Request::Pending { flows } => {
-                return self.ask_staged(reply, move |staged| match staged.judge(&flows) {
+                let host = self.engine.host_addresses().clone();
+                return self.ask_staged(reply, move |staged| match staged.judge(&host, &flows) {
                     Ok(pending) => Reply { pending, ..done("") },
                     Err(error) => refusal(format!("with the staged policies applied: {error}")),
                 });

@@ -1,5 +1,7 @@
 //! `explain`: judges flows offline, by tables compiled and judged as in the kernel.
 
+mod untracked;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     io::{BufRead as _, BufReader, Read},
@@ -23,14 +25,14 @@ use crate::{
     },
     policy::{
         compile::compile,
-        compiled::{Direction, RuleName, forward_seat, from_workloads_seat},
+        compiled::{Direction, RuleName, forward_seat, from_workloads_seat, host_endpoint_of_seat},
         flow::{EndVerdict, Flow, Verdict, word},
         maps::Maps,
         staged,
     },
     resources::{
         self, Severity, host_endpoint_of,
-        model::{EndpointToHostAction, HostInterface, ResourceSet, WorkloadEndpoint},
+        model::{EndpointToHostAction, HostEndpoint, HostInterface, ResourceSet, WorkloadEndpoint},
     },
 };
 
@@ -74,12 +76,21 @@ struct LivePart {
     files: Option<Outcome>,
 }
 
+/// By protocol, the ICMP types of an echo request and of its reply.
+const ECHO: [(u8, u8, u8); 2] = [(ICMP, 8, 0), (ICMPV6, 128, 129)];
+
 /// What becomes of a flow.
-#[derive(PartialEq, Eq, Serialize)]
+#[derive(Default, PartialEq, Eq, Serialize)]
 struct Outcome {
     verdict: &'static str,
     source: Option<End>,
     destination: Option<End>,
+    /// What untracked policy makes of the first packet, where it is asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    untracked: Option<End>,
+    /// Likewise of the first one that comes back: it knows no connections.
+    #[serde(rename = "untrackedAnswer", skip_serializing_if = "Option::is_none")]
+    untracked_answer: Option<End>,
 }
 
 /// What decided at one end; what did not decide is null.
@@ -96,6 +107,9 @@ struct End {
     namespace: Option<String>,
     policy: Option<String>,
     rule: Option<u32>,
+    /// Not the workload's own policy decided, but that of the host endpoint of all interfaces, which its packets pass.
+    #[serde(skip)]
+    passed: bool,
 }
 
 pub(super) fn run(arguments: &args::Explain, given_node: Option<&str>, format: Format) -> anyhow::Result<ExitCode> {
@@ -119,6 +133,9 @@ pub(super) fn run_live(context: &Context, arguments: &args::Explain) -> anyhow::
     };
     let loaded = if arguments.config.is_empty() { None } else { Some(load(arguments)?) };
     let mut judge = loaded.as_ref().map(|loaded| Judge::new(&loaded.set, live.node()));
+    if let Some(judge) = &mut judge {
+        judge.own_addresses.extend(live.addresses(&Who::Host));
+    }
     serve(arguments, context.format, &mut |question| answer_live(&live, judge.as_mut(), question))
 }
 
@@ -189,14 +206,17 @@ fn answer_live(live: &Live, judge: Option<&mut Judge<'_>>, question: &Question) 
         "not known here, or without an address family in common (with --config, workloads of other nodes are known)";
     let (source, destination) = pair(true).or_else(|| pair(false)).context(unknown)?;
     let verdict = live.ask(&question.flow(source, destination))?;
-    let mut ends = [verdict.source, verdict.destination].map(|end| end.map(End::of_live));
+    let mut ends = [
+        verdict.source.map(|end| End::of_live(end, Direction::Egress)),
+        verdict.destination.map(|end| End::of_live(end, Direction::Ingress)),
+    ];
     if live.is_host(&source) {
         ends[1] = live.owner(&destination).map(|name| End::bare(name.to_owned(), true, "host-to-own-workload"));
     } else if verdict.reason == Some("endpoint-to-host") {
         ends[0] = live.owner(&source).map(|name| End::bare(name.to_owned(), false, "endpoint-to-host"));
     }
     let [source, destination] = ends;
-    let now = Outcome { verdict: word(verdict.reason.is_none()), source, destination };
+    let now = Outcome { verdict: word(verdict.reason.is_none()), source, destination, ..Outcome::default() };
     let files = judge.map(|judge| judge.answer_of_node(question)).transpose()?.filter(|files| *files != now);
     let live = LivePart { generation: verdict.generation, drop_reason: verdict.reason, files };
     Ok(Answer { now, staged: None, live: Some(live) })
@@ -256,13 +276,10 @@ impl Question {
 
     /// The fields that rules look at, `type << 8 | code` for ICMP.
     fn flow(&self, source: IpAddr, destination: IpAddr) -> Flow {
-        let echo = match self.protocol {
-            ICMP => Some(8),
-            ICMPV6 => Some(128),
-            _ => None,
-        };
+        let echo = ECHO.into_iter().find(|(protocol, ..)| *protocol == self.protocol);
         let (kind, code) = self.icmp;
-        let port = echo.map_or(self.port.unwrap_or(0), |echo| u16::from_be_bytes([kind.unwrap_or(echo), code]));
+        let icmp = |(_, request, _)| u16::from_be_bytes([kind.unwrap_or(request), code]);
+        let port = echo.map_or(self.port.unwrap_or(0), icmp);
         Flow { source, destination, protocol: self.protocol, source_port: self.source_port, destination_port: port }
     }
 }
@@ -293,15 +310,28 @@ impl Judges<'_> {
 struct Judge<'a> {
     set: &'a ResourceSet,
     node: &'a str,
+    own_addresses: BTreeSet<IpAddr>,
     maps: BTreeMap<&'a str, Maps>,
 }
 
 impl<'a> Judge<'a> {
     fn new(set: &'a ResourceSet, node: &'a str) -> Self {
-        Self { set, node, maps: BTreeMap::new() }
+        Self { set, node, own_addresses: Self::addresses_of(set, node), maps: BTreeMap::new() }
     }
 
     fn answer(&mut self, question: &Question) -> anyhow::Result<Outcome> {
+        let mut outcome = self.outcome(question)?;
+        for end in [&mut outcome.source, &mut outcome.destination].into_iter().flatten().filter(|end| end.passed) {
+            let node = self.set.workloads.iter().find(|workload| name(workload) == end.endpoint).map(|w| &*w.node);
+            if let Some(all) = node.and_then(|node| self.all_interfaces(node)) {
+                end.endpoint.clone_from(&all.name);
+            }
+        }
+        Ok(outcome)
+    }
+
+    /// With workloads as ends.
+    fn outcome(&mut self, question: &Question) -> anyhow::Result<Outcome> {
         let (from, to) = (self.party(&question.from)?, self.party(&question.to)?);
         let ends = from.v4.zip(to.v4).or_else(|| from.v6.zip(to.v6));
         let (source, destination) = ends.context("they have no address family in common")?;
@@ -310,25 +340,36 @@ impl<'a> Judge<'a> {
             source: self.judge(from.workload, &flow)?.source,
             destination: self.judge(to.workload, &flow)?.destination,
         };
-        let mut answer = if from.host && to.workload.is_some_and(|workload| workload.node == self.node) {
+        let untracked = self.untracked(question, &from, &to, &flow)?;
+        let answer = if from.host && to.workload.is_some_and(|workload| workload.node == self.node) {
             // Whatever policy says: the host always reaches its own workloads.
             let endpoint = to.workload.map(name).unwrap_or_default();
             Outcome {
                 verdict: "allow",
-                source: None,
                 destination: Some(End::bare(endpoint, true, "host-to-own-workload")),
+                ..Outcome::default()
             }
         } else {
             if to.host {
                 verdict.destination = None;
             }
-            self.judge_host(question, &from, &to, &flow, &mut verdict)?;
+            // What untracked policy allows, nothing else is asked about at that host endpoint.
+            if !untracked[0].as_ref().is_some_and(|end| end.verdict == word(true)) {
+                self.judge_host(question, &from, &to, &flow, &mut verdict)?;
+            }
             Outcome {
                 verdict: word(verdict.allow()),
-                source: verdict.source.take().map(End::new),
-                destination: verdict.destination.take().map(End::new),
+                source: verdict.source.take().map(|end| End::new(end, Direction::Egress)),
+                destination: verdict.destination.take().map(|end| End::new(end, Direction::Ingress)),
+                ..Outcome::default()
             }
+            .with_untracked(untracked)
         };
+        Ok(self.to_own_host(answer, &from, &to))
+    }
+
+    /// What becomes of the answer where a workload sends to its own host.
+    fn to_own_host(&self, mut answer: Outcome, from: &Party<'_>, to: &Party<'_>) -> Outcome {
         let own = from.workload.filter(|workload| to.host && workload.node == self.node);
         if let Some(workload) = own.filter(|_| answer.verdict == "allow")
             && self.to_host() == EndpointToHostAction::Drop
@@ -336,15 +377,16 @@ impl<'a> Judge<'a> {
             answer.verdict = word(false);
             answer.source = Some(End::bare(name(workload), false, "endpoint-to-host"));
         }
-        Ok(answer)
+        answer
     }
 
     /// The part of the answer that this node has a say in.
     fn answer_of_node(&mut self, question: &Question) -> anyhow::Result<Outcome> {
-        let mut outcome = self.answer(question)?;
+        let mut outcome = self.outcome(question)?;
         let (node, workloads) = (self.node, &self.set.workloads);
         let local =
             |end: &End| workloads.iter().any(|workload| workload.node == node && name(workload) == end.endpoint);
+        (outcome.untracked, outcome.untracked_answer) = (None, None);
         outcome.source = outcome.source.filter(&local);
         outcome.destination = outcome.destination.filter(&local);
         let denied =
@@ -363,21 +405,21 @@ impl<'a> Judge<'a> {
         flow: &Flow,
         verdict: &mut Verdict,
     ) -> anyhow::Result<()> {
-        let is_local = |party: &Party<'_>| party.workload.is_some_and(|workload| workload.node == self.node);
-        let is_outside = |party: &Party<'_>| !party.host && !is_local(party);
         if self.set.host_endpoints_of(self.node).next().is_none() {
             return Ok(());
         }
-        let (from_outside, to_outside) = (is_outside(from), is_outside(to));
-        let (from_local, to_local) = (is_local(from), is_local(to));
+        let (from_outside, to_outside) = (self.is_outside(from), self.is_outside(to));
+        let (from_local, to_local) = (self.is_local(from), self.is_local(to));
         // Whose, of which seat, and at which end.
         let asked: Vec<(String, Direction)> = if from.host && to_outside {
             vec![(self.host_endpoint(question, flow.source)?, Direction::Egress)]
         } else if to.host && from_outside {
             vec![(self.host_endpoint(question, flow.destination)?, Direction::Ingress)]
         } else if to.host && from_local {
-            let all = self.set.host_endpoints_of(self.node).find(|host| host.interface == HostInterface::All);
-            all.map(|host| (from_workloads_seat(&host.name), Direction::Ingress)).into_iter().collect()
+            self.all_interfaces(self.node)
+                .map(|host| (from_workloads_seat(&host.name), Direction::Ingress))
+                .into_iter()
+                .collect()
         } else if from_outside && to_local {
             vec![(forward_seat(&self.host_endpoint(question, flow.destination)?), Direction::Egress)]
         } else if from_local && to_outside {
@@ -397,6 +439,14 @@ impl<'a> Judge<'a> {
             }
         }
         Ok(())
+    }
+
+    fn is_local(&self, party: &Party<'_>) -> bool {
+        party.workload.is_some_and(|workload| workload.node == self.node)
+    }
+
+    fn is_outside(&self, party: &Party<'_>) -> bool {
+        !party.host && !self.is_local(party)
     }
 
     /// The host endpoint that a flow passes, of those of this node; `address` is the one of its ends that is inside.
@@ -426,14 +476,26 @@ impl<'a> Judge<'a> {
         self.set.felix_for(self.node).default_endpoint_to_host_action.unwrap_or_default()
     }
 
-    /// Whether this node has the address, as far as its `Node` and its host endpoints say.
+    /// The host endpoint of all interfaces of a node.
+    fn all_interfaces(&self, node: &'a str) -> Option<&'a HostEndpoint> {
+        let mut all = self.set.host_endpoints_of(node).map(|host| &**host);
+        all.find(|host| host.interface == HostInterface::All)
+    }
+
+    /// Whether this node has the address, as far as is known.
     fn is_own(&self, address: IpAddr) -> bool {
-        if self.set.host_endpoints_of(self.node).any(|host| host.expected_ips.contains(&address)) {
-            return true;
-        }
-        let Some(node) = self.set.node_resources.get(self.node) else { return false };
-        [node.ipv4, node.ipv6].into_iter().flatten().any(|net| net.addr() == address)
-            || node.addresses.contains(&address)
+        self.own_addresses.contains(&address)
+    }
+
+    /// The addresses of a node, as far as its `Node` and its host endpoints say.
+    fn addresses_of(set: &ResourceSet, node: &str) -> BTreeSet<IpAddr> {
+        let expected = set.host_endpoints_of(node).flat_map(|host| host.expected_ips.iter().copied());
+        let node = set.node_resources.get(node);
+        let of_node = node.into_iter().flat_map(|node| {
+            let nets = [node.ipv4, node.ipv6].into_iter().flatten().map(|net| net.addr());
+            nets.chain(node.addresses.iter().copied())
+        });
+        expected.chain(of_node).collect()
     }
 
     /// Both ends, as far as they live on the workload's node.
@@ -444,7 +506,13 @@ impl<'a> Judge<'a> {
 
     fn maps_of(&mut self, node: &'a str) -> anyhow::Result<Option<&Maps>> {
         if !self.maps.contains_key(node) {
-            let maps = Maps::of(&compile(self.set, node), &BTreeSet::new())?;
+            let mut host = Self::addresses_of(self.set, node);
+            if node == self.node {
+                host.extend(&self.own_addresses);
+                // Of a host of which no address is known.
+                host.extend([IpAddr::from(Ipv4Addr::UNSPECIFIED), Ipv6Addr::UNSPECIFIED.into()]);
+            }
+            let maps = Maps::of(&compile(self.set, node), &host)?;
             self.maps.insert(node, maps);
         }
         Ok(self.maps.get(node))
@@ -499,15 +567,16 @@ impl<'a> Judge<'a> {
 }
 
 impl End {
-    fn of_live(LiveEnd { endpoint, allow, reject, rule }: LiveEnd) -> Self {
+    fn of_live(LiveEnd { endpoint, allow, reject, rule }: LiveEnd, side: Direction) -> Self {
         match rule {
-            Some(rule) => Self::new(EndVerdict { endpoint, allow, reject, rule }),
+            Some(rule) => Self::new(EndVerdict { endpoint, allow, reject, rule }, side),
             None => Self::bare(endpoint, allow, "no-table"),
         }
     }
 
-    fn new(end: EndVerdict) -> Self {
-        let RuleName { direction: _, reason, tier, kind, namespace, policy, rule } = end.rule;
+    fn new(end: EndVerdict, side: Direction) -> Self {
+        let is_workload = host_endpoint_of_seat(&end.endpoint).is_none();
+        let RuleName { direction, reason, tier, kind, namespace, policy, rule } = end.rule;
         let reason = serde_json::to_value(reason).ok().and_then(|text| text.as_str().map(str::to_owned));
         Self {
             endpoint: end.endpoint,
@@ -519,6 +588,7 @@ impl End {
             namespace,
             policy,
             rule,
+            passed: is_workload && direction != side,
         }
     }
 
@@ -535,6 +605,7 @@ impl End {
             namespace: None,
             policy: None,
             rule: None,
+            passed: false,
         }
     }
 }
@@ -565,7 +636,7 @@ fn render(answer: &Answer) -> String {
 
 fn render_outcome(outcome: &Outcome) -> String {
     let end = |which: &str, end: &Option<End>| {
-        let Some(End { endpoint, verdict, reject, reason, tier, kind, namespace, policy, rule }) = end else {
+        let Some(End { endpoint, verdict, reject, reason, tier, kind, namespace, policy, rule, passed }) = end else {
             return format!("{which:<12} no policy is enforced\n");
         };
         let how = if *reject { " (reject)" } else { "" };
@@ -580,8 +651,18 @@ fn render_outcome(outcome: &Outcome) -> String {
         if let Some(rule) = rule {
             text.push_str(&format!(", rule {rule}"));
         }
+        if *passed {
+            text.push_str(", of the host endpoint '*'");
+        }
         text.push('\n');
         text
     };
-    format!("{}\n{}{}", outcome.verdict, end("source", &outcome.source), end("destination", &outcome.destination))
+    let (source, destination) = (end("source", &outcome.source), end("destination", &outcome.destination));
+    let mut text = format!("{}\n{source}{destination}", outcome.verdict);
+    for (which, said) in [("untracked", &outcome.untracked), ("its answer", &outcome.untracked_answer)] {
+        if said.is_some() {
+            text.push_str(&end(which, said));
+        }
+    }
+    text
 }

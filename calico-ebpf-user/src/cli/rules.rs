@@ -12,7 +12,7 @@ use crate::{
         rules::{self, WorkloadRules},
     },
     policy::{
-        compiled::{Reason, RuleName},
+        compiled::{Direction, Reason, RuleName, host_endpoint_of_seat},
         staged::StagedRules,
     },
 };
@@ -89,8 +89,11 @@ fn render(workloads: &[Shown], host: bool) -> String {
         // Writing to a `String` cannot fail.
         let before = if *untracked { ", before connection tracking" } else { "" };
         let _ = writeln!(text, "{endpoint} ({interface}{before})");
-        for (direction, rules) in [("egress", egress), ("ingress", ingress)] {
-            let _ = writeln!(text, "  {direction}");
+        let is_workload = host_endpoint_of_seat(endpoint).is_none();
+        for (direction, rules) in [(Direction::Egress, egress), (Direction::Ingress, ingress)] {
+            let _ = writeln!(text, "  {}", direction.as_str());
+            // What a workload sends comes in by an interface of the host, and what it receives leaves by one.
+            let passed = |name: &&RuleName| is_workload && name.direction != direction;
             let mut table = Table::new(&[">", "ACTION", ">PACKETS", "TIER", "RULE"]);
             for (number, rule) in rules.iter().enumerate() {
                 let name = rule.name.as_ref();
@@ -99,7 +102,10 @@ fn render(workloads: &[Shown], host: bool) -> String {
                     rule.action.into(),
                     rule.hits.to_string(),
                     tier(name),
-                    name.map_or_else(|| "unknown".into(), what),
+                    match (name, name.filter(passed)) {
+                        (_, Some(name)) => format!("{}, of the host endpoint '*'", what(name)),
+                        (name, None) => name.map_or_else(|| "unknown".into(), what),
+                    },
                 ]);
             }
             if table.is_empty() && *untracked {
@@ -138,6 +144,7 @@ fn what(name: &RuleName) -> String {
         }
         Reason::Undecided => "no rule matched: left to the policy behind".into(),
         Reason::NoPolicy => "no policy decides about it".into(),
+        Reason::ToHost => "for the host itself, which does not forward it".into(),
         Reason::Rule | Reason::Profile => {
             let namespace = name.namespace.as_ref().map_or(String::new(), |namespace| format!("{namespace}/"));
             let (kind, policy) = (name.kind.as_deref().unwrap_or("?"), name.policy.as_deref().unwrap_or("?"));

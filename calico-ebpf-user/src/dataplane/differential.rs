@@ -18,7 +18,7 @@ use super::{
 use crate::{
     policy::{
         compile::compile,
-        compiled::RuleName,
+        compiled::{Direction, RuleName},
         flow::{EndVerdict, Flow, Verdict},
         maps::Maps,
         store::Store,
@@ -90,7 +90,8 @@ impl Kernel {
             let free = answer.reason == explained::PASSES && program == Verdict::default() && tables == evaluated;
             return (!free).then(|| format!("from the host: {answer:?}"));
         }
-        let to_host = host().contains(&flow.destination) && evaluated.source.is_some();
+        let to_host = host().contains(&flow.destination) || flow.destination.is_multicast();
+        let to_host = to_host && evaluated.source.is_some();
         let reason = match (&evaluated.source, &evaluated.destination) {
             (Some(end), _) if end.reject => DropReason::RejectedEgress as u32,
             (Some(end), _) if !end.allow => DropReason::PolicyEgress as u32,
@@ -196,6 +197,7 @@ fn explain_the_program_and_the_evaluator_agree() {
     let mut kernel = Kernel::new();
     let mut set = random.set();
     let mut verdicts = BTreeSet::new();
+    let mut denied_on_the_way = [0; 2];
     for state in 0..pairs.div_ceil(FLOWS) {
         // What was in force before is part of what is tried.
         random.change(&mut set);
@@ -207,8 +209,15 @@ fn explain_the_program_and_the_evaluator_agree() {
                 panic!("seed {seed}, state {state}: {flow:?}: {difference}\nthe smallest: {set:#?}\n{smallest}");
             }
             let Verdict { source, destination } = kernel.image.judge(&flow);
+            let passed = |end: &Option<EndVerdict>, side| end.as_ref().is_some_and(|end| end.rule.direction != side);
+            denied_on_the_way[0] += usize::from(passed(&source, Direction::Egress));
+            denied_on_the_way[1] += usize::from(passed(&destination, Direction::Ingress));
             verdicts.insert([source, destination].map(|end| end.map(|end| (end.allow, end.reject, end.rule.reason))));
         }
     }
+    assert!(
+        denied_on_the_way.iter().all(|count| *count > 100),
+        "by the host endpoint of all interfaces: {denied_on_the_way:?}"
+    );
     assert!(verdicts.len() > 24, "everything was tried: {verdicts:?}");
 }

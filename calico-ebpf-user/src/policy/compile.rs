@@ -13,8 +13,8 @@ use calico_ebpf_common::abi::{Action, host_action, settings_flags};
 
 use super::{
     compiled::{
-        Compiled, Direction, LocalHostEndpoint, LocalWorkload, Reason, RuleMatch, RuleName, Table, TablePair,
-        TableRule, UntrackedInterface,
+        AddressMatch, Compiled, Direction, LocalHostEndpoint, LocalWorkload, Reason, RuleMatch, RuleName, Table,
+        TablePair, TableRule, UntrackedInterface,
     },
     conditions::{AddressConditions, Conditions},
     endpoints::{Endpoints, Memberships},
@@ -24,8 +24,8 @@ use super::{
 use crate::resources::{
     Shared,
     model::{
-        DenyAction, EndpointToHostAction, FailsafePort, FelixConfiguration, HostInterface, Policy, PolicyHook,
-        PolicyKind, Profile, ResourceSet, ReversePath, Rule, RuleAction, TierAction, WorkloadEndpoint,
+        DenyAction, EndpointToHostAction, FailsafePort, FelixConfiguration, HostEndpoint, HostInterface, Policy,
+        PolicyHook, PolicyKind, Profile, ResourceSet, ReversePath, Rule, RuleAction, TierAction, WorkloadEndpoint,
     },
 };
 
@@ -146,6 +146,17 @@ struct Outline<'a> {
     policies: &'a [usize],
     /// Profiles behind them; without, what nobody decides passes.
     profiles: Option<&'a [String]>,
+    /// The host endpoint that it all passes first.
+    through: Option<&'a AllInterfaces>,
+}
+
+/// What the host endpoint of all interfaces says of what the host forwards. The interfaces of workloads are among them.
+#[derive(Default)]
+struct AllInterfaces {
+    /// Policies before DNAT, in the order of evaluation.
+    before: Vec<usize>,
+    /// Policies with `applyOnForward`, likewise.
+    forward: Vec<usize>,
 }
 
 /// Rules as they were expanded.
@@ -172,6 +183,11 @@ const POLICIES: u32 = u32::MAX - 1;
 const NO_PROFILES: u32 = u32::MAX - 2;
 /// In place of what becomes of denied packets.
 const UNTRACKED: u32 = u32::MAX - 3;
+/// Behind it, what is of the host endpoint of all interfaces.
+const THROUGH: u32 = u32::MAX - 4;
+
+/// Besides its own addresses, what is for the host if it is not for everybody: loopback, the link, multicast and broadcast.
+const TO_HOST: [&str; 6] = ["127.0.0.0/8", "224.0.0.0/4", "255.255.255.255/32", "::1/128", "fe80::/10", "ff00::/8"];
 
 impl Compiler {
     /// Compiles what `set` says for the workloads of `node`, always the same one.
@@ -206,12 +222,14 @@ impl Compiler {
         let mut tables = Tables {
             of_policies: vec![[const { None }; 4]; set.policies.len()],
             of_failsafes: [None, None],
+            to_host: None,
             deny_action: felix.deny_action(),
             all: Vec::new(),
             known: HashMap::new(),
             by_parts: HashMap::new(),
             of_profiles: HashMap::new(),
         };
+        let all_interfaces = self.all_interfaces(set, node);
         let mut workloads = BTreeMap::new();
         for (index, workload) in &locals {
             let key = (self.endpoints.of_workload(*index), workload.namespace.as_str());
@@ -223,6 +241,7 @@ impl Compiler {
                     before: &[],
                     policies: applying,
                     profiles: Some(&workload.profiles),
+                    through: all_interfaces.as_ref(),
                 };
                 self.table(set, &profiles, &outline, &mut tables)
             };
@@ -260,6 +279,7 @@ impl Compiler {
             untracked,
             addresses: found,
             holdings: Arc::clone(addresses.holdings.sets()),
+            host_condition: conditions.known_host().filter(|number| live.binary_search(number).is_ok()),
             numbering: self.numbering,
             host_action: match felix.default_endpoint_to_host_action.unwrap_or_default() {
                 EndpointToHostAction::Drop => host_action::DROP,
@@ -345,23 +365,14 @@ impl Compiler {
             }
         }
         for (host, group) in local {
-            let mut selecting = Vec::new();
-            for &index in &self.order {
-                let policy = &set.policies[index];
-                if policy.namespace.is_none() && self.memberships.of(&self.endpoints, &policy.selector).contains(group)
-                {
-                    selecting.push(index);
-                }
-            }
-            let with = |hooks: &[PolicyHook]| -> Vec<usize> {
-                selecting.iter().copied().filter(|&index| hooks.contains(&set.policies[index].hook)).collect()
-            };
+            let selecting = self.selecting(set, group);
+            let with = |hooks: &[PolicyHook]| with_hooks(set, &selecting, hooks);
             let before = with(&[PolicyHook::PreDnat]);
             let (policies, forward) = (with(&[PolicyHook::Normal, PolicyHook::Forward]), with(&[PolicyHook::Forward]));
             let mut table = |side: Side, failsafes, policies: &[usize], profiles_of: Option<&[String]>| {
                 // Policies before DNAT are about what comes in.
                 let before = if side.direction == Direction::Ingress { &before[..] } else { &[] };
-                let outline = Outline { side, failsafes, before, policies, profiles: profiles_of };
+                let outline = Outline { side, failsafes, before, policies, profiles: profiles_of, through: None };
                 self.table(set, profiles, &outline, tables)
             };
             let endpoint = LocalHostEndpoint {
@@ -380,6 +391,44 @@ impl Compiler {
             compiled.insert(host.name.clone(), endpoint);
         }
         compiled
+    }
+
+    /// Global policies that select a host endpoint of this group, in the order of evaluation.
+    fn selecting(&mut self, set: &ResourceSet, group: u32) -> Vec<usize> {
+        let mut selecting = Vec::new();
+        for &index in &self.order {
+            let policy = &set.policies[index];
+            if policy.namespace.is_none() && self.memberships.of(&self.endpoints, &policy.selector).contains(group) {
+                selecting.push(index);
+            }
+        }
+        selecting
+    }
+
+    /// The node's host endpoint of all interfaces, if it has one that judges what the host forwards.
+    fn all_interfaces(&mut self, set: &ResourceSet, node: &str) -> Option<AllInterfaces> {
+        let is_it = |host: &HostEndpoint| host.node == node && host.interface == HostInterface::All;
+        let group = self.endpoints.host_endpoints().iter().find(|(host, _)| is_it(host))?.1;
+        let selecting = self.selecting(set, group);
+        let with = |hook| with_hooks(set, &selecting, &[hook]);
+        let all = AllInterfaces { before: with(PolicyHook::PreDnat), forward: with(PolicyHook::Forward) };
+        (!all.before.is_empty() || !all.forward.is_empty()).then_some(all)
+    }
+
+    /// What lets pass what is for the host itself.
+    fn passing_to_host(&mut self, tables: &mut Tables<'_>) -> Arc<Expansion> {
+        let make = || {
+            let conditions = &mut self.conditions;
+            let nets = TO_HOST.iter().filter_map(|net| net.parse().ok());
+            let mut any: Vec<u32> = nets.map(|net| conditions.net(net)).collect();
+            any.push(conditions.host());
+            let peer = AddressMatch { all_of: vec![any], ..AddressMatch::default() };
+            let matches = RuleMatch { peer, ..RuleMatch::default() };
+            let name = nameless(Direction::Egress, Reason::ToHost, None);
+            let rules = vec![((RuleAction::Pass, None), Arc::new(name), Arc::new(matches))];
+            self.keep((None, Some("to-host".to_owned()), String::new(), Side::of(Direction::Egress)), None, rules)
+        };
+        tables.to_host.get_or_insert_with(make).clone()
     }
 
     /// The ports that host endpoints never shut, as rules for one direction: of the inbound and of the outbound list, the one of
@@ -409,7 +458,7 @@ impl Compiler {
         outline: &Outline<'_>,
         tables: &mut Tables<'a>,
     ) -> usize {
-        let Outline { side, failsafes, before, policies, profiles: of_profiles } = *outline;
+        let Outline { side, failsafes, before, policies, profiles: of_profiles, through } = *outline;
         let direction = side.direction;
         let deny_action = tables.deny_action;
         let mut parts = vec![side.index() as u32, deny_action as u32];
@@ -430,13 +479,44 @@ impl Compiler {
                 .collect()
         });
         parts.extend(of_profiles.iter().flatten().map(|expansion| expansion.number));
+        let through = through.and_then(|all| self.through(set, all, side.seat, &mut parts, tables));
         tables.known_or(parts, &mut self.tables, || {
             #[cfg(test)]
             {
                 self.work.tables += 1;
             }
-            lay_out(first.as_ref(), &before, &tiers, of_profiles.as_deref(), direction, deny_action)
+            let (mut rules, before_dnat) =
+                through.map(|through| lay_out_through(&through, deny_action)).unwrap_or_default();
+            let of_host_endpoint = index_of(&rules);
+            lay_out(&mut rules, first.as_ref(), &before, &tiers, of_profiles.as_deref(), direction, deny_action);
+            Table { rules, of_host_endpoint, before_dnat }
         })
+    }
+
+    /// What the host endpoint of all interfaces has to say of what a workload sends (`Egress`) or receives.
+    fn through<'s>(
+        &mut self,
+        set: &'s ResourceSet,
+        all: &AllInterfaces,
+        seat: Direction,
+        parts: &mut Vec<u32>,
+        tables: &mut Tables<'_>,
+    ) -> Option<Through<'s>> {
+        let side = match seat {
+            Direction::Egress => Side::outside(Direction::Ingress),
+            Direction::Ingress => Side::outside(Direction::Egress),
+        };
+        parts.push(THROUGH);
+        // Policies before DNAT are about what comes in.
+        let before = if side.direction == Direction::Ingress { &all.before[..] } else { &[] };
+        let before = self.tiers(set, before, side, parts, tables);
+        parts.push(POLICIES);
+        let forward = self.tiers(set, &all.forward, side, parts, tables);
+        if before.is_empty() && forward.is_empty() {
+            return None;
+        }
+        let to_host = (seat == Direction::Egress).then(|| self.passing_to_host(tables));
+        Some(Through { direction: side.direction, to_host, before, forward })
     }
 
     /// The interfaces that policy before connection tracking judges: those of host endpoints that name one.
@@ -568,9 +648,15 @@ impl Compiler {
         {
             self.work.expansions += 1;
         }
-        let Self { names, conditions, expansions, next_expansion, .. } = self;
+        let Self { names, conditions, .. } = self;
         let namespace = of.1.as_deref();
         let rules = expand_all(rules, name, of.3.seat, namespace, names, conditions);
+        self.keep(of, policy, rules)
+    }
+
+    /// The expansion to these rules: where they are what they were, the same one.
+    fn keep(&mut self, of: RulesOf, policy: Option<&Shared<Policy>>, rules: Rules) -> Arc<Expansion> {
+        let Self { conditions, expansions, next_expansion, .. } = self;
         let conditions = conditions.take_met();
         let expansion = match expansions.get(&of).map(|known| &known.expansion) {
             Some(known) if known.rules == rules && known.conditions == conditions => Arc::clone(known),
@@ -593,6 +679,16 @@ struct TierRules<'s> {
     policies: Vec<Arc<Expansion>>,
 }
 
+/// What the host endpoint of all interfaces brings into the table of a workload.
+struct Through<'s> {
+    direction: Direction,
+    /// What is for the host itself, and so nothing that it forwards: of what the workload sends.
+    to_host: Option<Arc<Expansion>>,
+    /// Policies before DNAT, at the end of whose tiers nothing happens.
+    before: Vec<TierRules<'s>>,
+    forward: Vec<TierRules<'s>>,
+}
+
 /// The tables of one compilation.
 struct Tables<'a> {
     all: Vec<Arc<Table>>,
@@ -604,6 +700,8 @@ struct Tables<'a> {
     of_profiles: HashMap<&'a str, OfPolicy>,
     /// Those of the failsafe ports, by direction.
     of_failsafes: [Option<[Arc<Expansion>; 2]>; 2],
+    /// What is for the host itself.
+    to_host: Option<Arc<Expansion>>,
     /// What becomes of denied packets where no rule says anything.
     deny_action: DenyAction,
 }
@@ -627,6 +725,11 @@ impl Tables<'_> {
     }
 }
 
+/// Those of these policies that have one of these hooks.
+fn with_hooks(set: &ResourceSet, policies: &[usize], hooks: &[PolicyHook]) -> Vec<usize> {
+    policies.iter().copied().filter(|&index| hooks.contains(&set.policies[index].hook)).collect()
+}
+
 fn applies(policy: &Policy, direction: Direction) -> bool {
     match direction {
         Direction::Ingress => policy.applies_ingress,
@@ -637,54 +740,85 @@ fn applies(policy: &Policy, direction: Direction) -> bool {
 /// Untracked policy: failsafe ports, then tiers. What is denied is so in silence, and what no rule decides is
 /// left to the policy behind: neither a tier nor the whole has an end that denies.
 fn lay_out_untracked(failsafes: &[Arc<Expansion>], tiers: &[TierRules<'_>], direction: Direction) -> Table {
-    let rule = |action, next, (_, name, matches): &(Does, Arc<RuleName>, Arc<RuleMatch>)| TableRule {
-        action,
-        next,
-        name: name.clone(),
-        matches: matches.clone(),
-    };
-    let mut rules: Vec<TableRule> = failsafes
-        .iter()
-        .flat_map(|failsafe| &failsafe.rules)
-        .map(|expanded| rule(Action::Leave, 0, expanded))
-        .collect();
+    let of_failsafes = failsafes.iter().flat_map(|failsafe| &failsafe.rules);
+    let mut rules: Vec<TableRule> = of_failsafes.map(|expanded| rule(Action::Leave, expanded)).collect();
     for TierRules { policies, .. } in tiers {
         let expanded: Vec<_> = policies.iter().flat_map(|policy| &policy.rules).collect();
         let next = u16::try_from(rules.len() + expanded.len()).unwrap_or(u16::MAX);
         rules.extend(expanded.into_iter().map(|expanded| match expanded.0.0 {
-            RuleAction::Allow => rule(Action::Allow, 0, expanded),
-            RuleAction::Deny => rule(Action::Deny, 0, expanded),
-            RuleAction::Log => rule(Action::Log, 0, expanded),
-            RuleAction::Pass => rule(Action::Pass, next, expanded),
+            RuleAction::Allow => rule(Action::Allow, expanded),
+            RuleAction::Deny => rule(Action::Deny, expanded),
+            RuleAction::Log => rule(Action::Log, expanded),
+            RuleAction::Pass => TableRule { next, ..rule(Action::Pass, expanded) },
         }));
     }
     rules.push(default_rule(Action::Leave, direction, Reason::Undecided, None));
-    Table { rules }
+    Table { rules, of_host_endpoint: 0, before_dnat: 0 }
+}
+
+/// The first rules of a workload's table: what the host endpoint of all interfaces denies. All else passes on to the workload's
+/// own, which come next. With how many of them are about the destination before the host translates it.
+fn lay_out_through(through: &Through<'_>, deny_action: DenyAction) -> (Vec<TableRule>, u16) {
+    let Through { direction, to_host, before, forward } = through;
+    let mut rules = Vec::new();
+    let to_host = to_host.iter().flat_map(|expansion| &expansion.rules);
+    rules.extend(to_host.map(|expanded| rule(Action::Allow, expanded)));
+    lay_out_tiers(&mut rules, before, false, *direction, deny_action);
+    let before_dnat = if before.is_empty() { 0 } else { index_of(&rules) };
+    lay_out_tiers(&mut rules, forward, true, *direction, deny_action);
+    let own = index_of(&rules);
+    for rule in rules.iter_mut().filter(|rule| rule.action == Action::Allow) {
+        (rule.action, rule.next) = (Action::Pass, own);
+    }
+    (rules, before_dnat)
+}
+
+/// Where the next rule stands.
+fn index_of(rules: &[TableRule]) -> u16 {
+    u16::try_from(rules.len()).unwrap_or(u16::MAX)
 }
 
 /// One rule after the other: tiers (name, whether its end passes, policies), then profiles.
 fn lay_out(
+    rules: &mut Vec<TableRule>,
     failsafes: Option<&Arc<Expansion>>,
     before: &[TierRules<'_>],
     tiers: &[TierRules<'_>],
     profiles: Option<&[Arc<Expansion>]>,
     direction: Direction,
     deny_action: DenyAction,
-) -> Table {
-    let mut rules = Vec::new();
-    let denial = |own: Option<DenyAction>| match own.unwrap_or(deny_action) {
-        DenyAction::Drop => Action::Deny,
-        DenyAction::Reject => Action::Reject,
-    };
-    let rule = |action, (_, name, matches): &(Does, Arc<RuleName>, Arc<RuleMatch>)| TableRule {
-        action,
-        next: 0,
-        name: name.clone(),
-        matches: matches.clone(),
-    };
+) {
+    let denial = |own| denial(own, deny_action);
     rules.extend(failsafes.iter().flat_map(|failsafes| &failsafes.rules).map(|expanded| rule(Action::Allow, expanded)));
-    let all_tiers = before.iter().map(|tier| (tier, false)).chain(tiers.iter().map(|tier| (tier, true)));
-    for (TierRules { name, passes, policies }, ends) in all_tiers {
+    lay_out_tiers(rules, before, false, direction, deny_action);
+    lay_out_tiers(rules, tiers, true, direction, deny_action);
+    let Some(profiles) = profiles else {
+        rules.push(default_rule(Action::Allow, direction, Reason::NoPolicy, None));
+        return;
+    };
+    rules.extend(profiles.iter().flat_map(|profile| &profile.rules).map(|expanded| {
+        let (action, own) = expanded.0;
+        let action = match action {
+            RuleAction::Allow => Action::Allow,
+            RuleAction::Log => Action::Log,
+            // There is no tier after the profiles.
+            RuleAction::Deny | RuleAction::Pass => denial(own),
+        };
+        rule(action, expanded)
+    }));
+    rules.push(default_rule(denial(None), direction, Reason::NoProfile, None));
+}
+
+/// Tiers one after the other; `ends`: whether something happens at their ends.
+fn lay_out_tiers(
+    rules: &mut Vec<TableRule>,
+    tiers: &[TierRules<'_>],
+    ends: bool,
+    direction: Direction,
+    deny_action: DenyAction,
+) {
+    let denial = |own| denial(own, deny_action);
+    for TierRules { name, passes, policies } in tiers {
         let start = rules.len();
         rules.extend(policies.iter().flat_map(|policy| &policy.rules).map(|expanded| {
             let (action, own) = expanded.0;
@@ -701,27 +835,22 @@ fn lay_out(
             rules.push(default_rule(action, direction, Reason::TierDefault, Some(name)));
         }
         // A pass leads to whatever comes after this tier.
-        let next = u16::try_from(rules.len()).unwrap_or(u16::MAX);
+        let next = index_of(rules);
         for rule in &mut rules[start..] {
             rule.next = if rule.action == Action::Pass { next } else { 0 };
         }
     }
-    let Some(profiles) = profiles else {
-        rules.push(default_rule(Action::Allow, direction, Reason::NoPolicy, None));
-        return Table { rules };
-    };
-    rules.extend(profiles.iter().flat_map(|profile| &profile.rules).map(|expanded| {
-        let (action, own) = expanded.0;
-        let action = match action {
-            RuleAction::Allow => Action::Allow,
-            RuleAction::Log => Action::Log,
-            // There is no tier after the profiles.
-            RuleAction::Deny | RuleAction::Pass => denial(own),
-        };
-        rule(action, expanded)
-    }));
-    rules.push(default_rule(denial(None), direction, Reason::NoProfile, None));
-    Table { rules }
+}
+
+fn rule(action: Action, (_, name, matches): &(Does, Arc<RuleName>, Arc<RuleMatch>)) -> TableRule {
+    TableRule { action, next: 0, name: name.clone(), matches: matches.clone() }
+}
+
+fn denial(own: Option<DenyAction>, of_node: DenyAction) -> Action {
+    match own.unwrap_or(of_node) {
+        DenyAction::Drop => Action::Deny,
+        DenyAction::Reject => Action::Reject,
+    }
 }
 
 /// Indices of the policies in the order of evaluation: tiers by order and name, policies by order (absent is last) and
@@ -779,16 +908,14 @@ fn expand_all(
 
 /// A rule that matches everything.
 fn default_rule(action: Action, direction: Direction, reason: Reason, tier: Option<&str>) -> TableRule {
-    let name = RuleName {
-        direction,
-        reason,
-        tier: tier.map(str::to_owned),
-        kind: None,
-        namespace: None,
-        policy: None,
-        rule: None,
-    };
-    TableRule { action, next: 0, name: Arc::new(name), matches: Arc::default() }
+    let name = Arc::new(nameless(direction, reason, tier));
+    TableRule { action, next: 0, name, matches: Arc::default() }
+}
+
+/// Of what is no rule of the files.
+fn nameless(direction: Direction, reason: Reason, tier: Option<&str>) -> RuleName {
+    let tier = tier.map(str::to_owned);
+    RuleName { direction, reason, tier, kind: None, namespace: None, policy: None, rule: None }
 }
 
 impl Compiled {

@@ -23,6 +23,8 @@ pub struct Compiled {
     /// Sets of address conditions, each sorted, by the numbers that [`Compiled::addresses`] has for them. Number 0 is the
     /// empty one.
     pub holdings: Arc<Vec<Arc<[u32]>>>,
+    /// The condition that holds for the addresses of this host besides, where rules ask for it.
+    pub host_condition: Option<u32>,
     /// What has the same numbering has the same numbers for the same conditions and sets of them, and the same table where
     /// nothing changed. No other does.
     pub numbering: u64,
@@ -146,6 +148,17 @@ pub fn host_endpoint_of_seat(name: &str) -> Option<&str> {
 }
 
 impl Compiled {
+    /// Without what host endpoints have to say.
+    #[must_use]
+    pub fn with_open_host_endpoints(mut self) -> Self {
+        self.host_endpoints.clear();
+        self.untracked.clear();
+        for table in self.tables.iter_mut().filter(|table| table.of_host_endpoint != 0) {
+            *table = Arc::new(table.without_host_endpoint());
+        }
+        self
+    }
+
     /// All that have tables.
     pub fn seats(&self) -> impl Iterator<Item = Seat<'_>> {
         let workloads = self.workloads.iter().map(|(name, workload)| Seat {
@@ -170,6 +183,20 @@ impl Compiled {
 pub struct Table {
     /// The rules; the first that matches decides.
     pub rules: Vec<TableRule>,
+    /// How many of them, the first ones, are those of the host endpoint of all interfaces, in the table of a workload: what
+    /// that lets pass, the workload's own decide.
+    pub of_host_endpoint: u16,
+    /// How many of those are about the destination before the host translates it.
+    pub before_dnat: u16,
+}
+
+impl Table {
+    /// The workload's own rules alone.
+    fn without_host_endpoint(&self) -> Self {
+        let own = self.rules.iter().skip(self.of_host_endpoint.into()).cloned();
+        let rules = own.map(|rule| TableRule { next: rule.next.saturating_sub(self.of_host_endpoint), ..rule });
+        Self { rules: rules.collect(), of_host_endpoint: 0, before_dnat: 0 }
+    }
 }
 
 /// One rule of a table. What tables have in common is shared.
@@ -281,6 +308,8 @@ pub enum Reason {
     Undecided,
     /// No policy of a host endpoint decides about what it forwards.
     NoPolicy,
+    /// What is for the host itself is nothing that it forwards.
+    ToHost,
 }
 
 impl Direction {
@@ -304,6 +333,7 @@ impl fmt::Display for RuleName {
             Reason::Failsafe => f.write_str(" failsafe")?,
             Reason::Undecided => f.write_str(" end of untracked policy")?,
             Reason::NoPolicy => f.write_str(" no policy")?,
+            Reason::ToHost => f.write_str(" to the host")?,
         }
         if let Some(tier) = &self.tier {
             write!(f, " {tier}")?;

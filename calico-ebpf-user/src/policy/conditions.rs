@@ -36,6 +36,7 @@ enum Condition {
     Net(IpNet),
     Endpoints(Selector),
     NamedPort(NamedPortCondition),
+    Host,
 }
 
 /// The conditions met so far, numbered. Numbers keep their meaning.
@@ -64,6 +65,16 @@ impl Conditions {
         let selector = port.selector.as_ref().map_or("", Selector::canonical);
         let text = format!("port:{}:{}:{}:{selector}", port.protocol, port.port, port.name);
         self.intern(text, || Condition::NamedPort(port))
+    }
+
+    /// The address is one of this host. Which those are is known where the maps are written.
+    pub(super) fn host(&mut self) -> u32 {
+        self.intern("host".to_owned(), || Condition::Host)
+    }
+
+    /// The number of [`Conditions::host`], if it was ever met.
+    pub(super) fn known_host(&self) -> Option<u32> {
+        self.numbers.get("host").copied()
     }
 
     fn intern(&mut self, text: String, condition: impl FnOnce() -> Condition) -> u32 {
@@ -298,6 +309,7 @@ impl AddressConditions {
             match &all.conditions[number as usize] {
                 Condition::Net(net) => single.push((*net, holdings.number(&[number]))),
                 Condition::Endpoints(_) => about_labels.push(number),
+                Condition::Host => {}
                 Condition::NamedPort(p) => {
                     by_port.entry((p.protocol, p.port, &p.name)).or_default().push((number, p.selector.as_ref()));
                 }

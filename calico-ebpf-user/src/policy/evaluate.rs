@@ -1,6 +1,6 @@
 //! A plain evaluator: straight from the resources, rule by rule, no tables. What the compiled tables are held against.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use ipnet::IpNet;
 
@@ -10,8 +10,8 @@ use super::{
     flow::{EndVerdict, Flow, Verdict},
 };
 use crate::resources::model::{
-    DenyAction, EntityRule, FailsafePort, HostEndpoint, Labels, NAMESPACE_LABEL, NamedPort, Policy, PolicyHook,
-    PolicyKind, PortMatch, Profile, ResourceSet, Rule, RuleAction, TierAction, WorkloadEndpoint,
+    DenyAction, EntityRule, FailsafePort, HostEndpoint, HostInterface, Labels, NAMESPACE_LABEL, NamedPort, Policy,
+    PolicyHook, PolicyKind, PortMatch, Profile, ResourceSet, Rule, RuleAction, TierAction, WorkloadEndpoint,
 };
 
 /// Judges a flow at both ends, wherever their workloads are. Where several have one address, the first is meant.
@@ -28,6 +28,36 @@ pub fn evaluate(set: &ResourceSet, flow: &Flow) -> Verdict {
         Some(EndVerdict { endpoint: format!("{}/{}", workload.namespace, workload.name), allow, reject, rule })
     };
     Verdict { source: end(flow.source, Direction::Egress), destination: end(flow.destination, Direction::Ingress) }
+}
+
+/// Likewise on a host with these addresses, where the host endpoint of all interfaces has a say about what workloads send
+/// and receive, but not about what they send to the host itself.
+#[must_use]
+pub fn evaluate_through(set: &ResourceSet, flow: &Flow, host: &BTreeSet<IpAddr>) -> Verdict {
+    let through = |end: &mut EndVerdict, address: IpAddr, way| {
+        let workload = set.workloads.iter().find(|workload| workload.addresses.contains(&address));
+        let all = workload.and_then(|workload| {
+            set.host_endpoints_of(&workload.node).find(|endpoint| endpoint.interface == HostInterface::All)
+        });
+        if let Some(said) = all.map(|all| evaluate_host(set, all, way, flow)).filter(|said| !said.allow) {
+            *end = EndVerdict { endpoint: std::mem::take(&mut end.endpoint), ..said };
+        }
+    };
+    let mut verdict = evaluate(set, flow);
+    let is_for_everybody = match flow.destination {
+        IpAddr::V4(address) => address.is_loopback() || address.is_multicast() || address.is_broadcast(),
+        IpAddr::V6(address) => address.is_loopback() || address.is_multicast() || address.is_unicast_link_local(),
+    };
+    if let Some(end) = &mut verdict.source
+        && !host.contains(&flow.destination)
+        && !is_for_everybody
+    {
+        through(end, flow.source, HostWay::Arriving);
+    }
+    if let Some(end) = &mut verdict.destination {
+        through(end, flow.destination, HostWay::Leaving);
+    }
+    verdict
 }
 
 /// How it is denied, if it is: as the rule says, or as the node does; and what decides.
@@ -105,6 +135,35 @@ fn judge_host(set: &ResourceSet, endpoint: &HostEndpoint, way: HostWay, flow: &F
         HostWay::Sent | HostWay::Received => by_profiles(set, &endpoint.profiles, direction, flow),
         _ => (None, nameless(direction, Reason::NoPolicy)),
     }
+}
+
+/// What untracked policy of a host endpoint says of a packet: whether it allows or denies it, or leaves it; and what says so.
+/// `None` where none is about that direction.
+#[must_use]
+pub fn evaluate_untracked(
+    set: &ResourceSet,
+    endpoint: &HostEndpoint,
+    direction: Direction,
+    packet: &Flow,
+) -> Option<(Option<bool>, RuleName)> {
+    let policies = policies(set, direction, |policy| {
+        policy.hook == PolicyHook::Untracked && policy.selects_host_endpoint(set, endpoint)
+    });
+    if policies.is_empty() {
+        return None;
+    }
+    let ports = set.felix_for(&endpoint.node).failsafes();
+    // What the list of this direction is about asks, what the other one is about answers.
+    for (list, ports) in failsafe::LISTS.into_iter().zip(&ports) {
+        let rules = failsafe::rules(list, ports, direction);
+        if let Some((number, _)) = first_match(set, &rules, packet, None) {
+            return Some((None, RuleName { rule: Some(number), ..failsafe::name(list, direction) }));
+        }
+    }
+    Some(match by_policies(set, &policies, false, direction, packet) {
+        Some((denied, rule)) => (Some(denied.is_none()), rule),
+        None => (None, nameless(direction, Reason::Undecided)),
+    })
 }
 
 /// The number of the failsafe port that a flow goes to.

@@ -17,7 +17,7 @@ use super::{
     compiled::{Compiled, Direction, RuleName, host_endpoint_of_seat},
     flow::{EndVerdict, Flow, Verdict},
     prefixes::Prefixes,
-    store::Store,
+    store::{Store, interface_name},
     write::{KernelState, LimitError, Limits, Plan, Write},
 };
 
@@ -173,6 +173,44 @@ impl Maps {
         Some(EndVerdict { endpoint: endpoint.unwrap_or(verdict.endpoint), ..verdict })
     }
 
+    /// Whether any interface has untracked policy.
+    #[must_use]
+    pub fn has_untracked(&self) -> bool {
+        self.root.settings(self.root.generation).untracked[0].interface[0] != 0
+    }
+
+    /// What untracked policy of an interface says of a packet that comes in by it (`Ingress`), or that the host itself sends
+    /// by it. `None` where it has none about that.
+    #[must_use]
+    pub fn judge_untracked(
+        &self,
+        interface: &str,
+        direction: Direction,
+        packet: &Flow,
+    ) -> Option<(judge::Verdict, RuleName)> {
+        let (interface, settings) = (interface_name(interface), self.root.settings(self.root.generation));
+        let of = settings.untracked.iter().find(|of| of.interface == interface)?;
+        let nets = Prefixes::new(self.addresses.keys());
+        let [source, destination] = [packet.source, packet.destination].map(|address| self.lookup(&nets, address).0);
+        let decision = match direction {
+            Direction::Ingress => self.decide(of.ingress_table, packet, destination, source),
+            Direction::Egress => self.decide(of.egress_table, packet, source, destination),
+        }?;
+        Some((decision.verdict, self.rule_names.get(&decision.counter)?.clone()))
+    }
+
+    fn decide(&self, table: u32, flow: &Flow, own_class: u32, peer_class: u32) -> Option<judge::Decision> {
+        let subject = Subject {
+            own_class,
+            peer_class,
+            protocol: flow.protocol,
+            source_port: flow.source_port,
+            destination_port: flow.destination_port,
+            behind_dnat: false,
+        };
+        judge::judge(&self.blocks[..], table, &subject)
+    }
+
     fn judge_end(
         &self,
         flow: &Flow,
@@ -188,14 +226,7 @@ impl Maps {
             Direction::Egress => policy.egress_table,
             Direction::Ingress => policy.ingress_table,
         };
-        let subject = Subject {
-            own_class,
-            peer_class,
-            protocol: flow.protocol,
-            source_port: flow.source_port,
-            destination_port: flow.destination_port,
-        };
-        let decision = judge::judge(&self.blocks[..], table, &subject)?;
+        let decision = self.decide(table, flow, own_class, peer_class)?;
         let endpoint = self.workload_names.get(&slot)?.clone();
         let rule = self.rule_names.get(&decision.counter)?.clone();
         let (allow, reject) = (decision.verdict == judge::Verdict::Allow, decision.verdict == judge::Verdict::Reject);

@@ -1,6 +1,10 @@
 //! What staged policies would change: never in the maps, only for people.
 
-use std::{collections::BTreeSet, sync::OnceLock};
+use std::{
+    collections::BTreeSet,
+    net::IpAddr,
+    sync::{Mutex, PoisonError},
+};
 
 use calico_ebpf_common::abi::Action;
 use serde::{Deserialize, Serialize};
@@ -19,8 +23,8 @@ use crate::resources::model::{ResourceSet, StagedAction};
 pub struct Staged {
     set: ResourceSet,
     node: String,
-    /// What the maps would hold with them applied; made when it is first asked for.
-    maps: OnceLock<Maps>,
+    /// What the maps of a host with these addresses would hold with them applied; made when it is first asked for.
+    maps: Mutex<Option<(BTreeSet<IpAddr>, Maps)>>,
 }
 
 /// The rules of a workload as they would be with the staged policies applied.
@@ -48,7 +52,7 @@ impl Staged {
     /// Of the workloads of `node`; `None` where no staged policy would change anything.
     #[must_use]
     pub fn new(set: ResourceSet, node: &str) -> Option<Self> {
-        matters(&set).then(|| Self { set, node: node.to_owned(), maps: OnceLock::new() })
+        matters(&set).then(|| Self { set, node: node.to_owned(), maps: Mutex::default() })
     }
 
     /// The workloads whose rules would be others, with these rules.
@@ -64,19 +68,19 @@ impl Staged {
         rules.collect()
     }
 
-    /// What would become of these flows with the staged policies applied, one after the other.
+    /// What would become of these flows with the staged policies applied, one after the other, on a host with these addresses.
     ///
     /// # Errors
     /// If the maps would have no room.
-    pub fn judge(&self, flows: &[Flow]) -> Result<Vec<Verdict>, LimitError> {
-        let maps = match self.maps.get() {
-            Some(maps) => maps,
-            None => {
-                // Of the host the classes of its addresses matter alone, and those are theirs without being the host's, too.
-                let maps = Maps::of(&compile(&self.set.with_staged_applied(), &self.node), &BTreeSet::new())?;
-                self.maps.get_or_init(|| maps)
-            }
-        };
+    pub fn judge(&self, host: &BTreeSet<IpAddr>, flows: &[Flow]) -> Result<Vec<Verdict>, LimitError> {
+        let mut known = self.maps.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((of, maps)) = &*known
+            && of == host
+        {
+            return Ok(maps.judge_all(flows));
+        }
+        let maps = Maps::of(&compile(&self.set.with_staged_applied(), &self.node), host)?;
+        let (_, maps) = known.insert((host.clone(), maps));
         Ok(maps.judge_all(flows))
     }
 }

@@ -231,8 +231,7 @@ impl Store {
         planner.counters(compiled)?;
         let desired = Desired::new(compiled, host_addresses, &planner.next);
         let (added, removed) = planner.classes(compiled, &desired)?;
-        let key =
-            |&(v6, holding): &(bool, u32)| ClassKey { v6, conditions: compiled.holdings[holding as usize].clone() };
+        let key = |of: &ClassOf| of.key(compiled);
         // Tables that are known look at what changed alone.
         let is_new = |table: &Arc<Table>| !planner.next.built.contains_key(&id(table));
         let all: Vec<(ClassKey, u32)> = if removed || compiled.tables.iter().any(is_new) {
@@ -251,35 +250,75 @@ impl Store {
     }
 }
 
-/// Classes by IP version (whether it is IPv6) and set of conditions, whose numbers are dense.
+/// What a class stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+struct ClassOf {
+    kind: AddressKind,
+    /// Number of the set of conditions.
+    holding: u32,
+}
+
+/// What tells addresses apart besides conditions that resources settle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+struct AddressKind {
+    /// It is one of the host's, and rules ask for that.
+    host: bool,
+    v6: bool,
+}
+
+impl AddressKind {
+    const ALL: [Self; 4] = [Self::V4, Self::V6, Self { host: true, v6: false }, Self { host: true, v6: true }];
+    const V4: Self = Self { host: false, v6: false };
+    const V6: Self = Self { host: false, v6: true };
+
+    fn index(self) -> usize {
+        usize::from(self.v6) + 2 * usize::from(self.host)
+    }
+}
+
+impl ClassOf {
+    fn key(&self, compiled: &Compiled) -> ClassKey {
+        let AddressKind { host, v6 } = self.kind;
+        let settled = &compiled.holdings[self.holding as usize];
+        let conditions = match compiled.host_condition.filter(|_| host) {
+            Some(host) => {
+                let (before, behind) = settled.split_at(settled.partition_point(|condition| *condition < host));
+                [before, &[host], behind].concat().into()
+            }
+            None => settled.clone(),
+        };
+        ClassKey { v6, conditions }
+    }
+}
+
+/// Classes by what they stand for; the numbers of sets of conditions are dense.
 #[derive(Clone, Debug, Default)]
-struct ClassNumbers([Vec<Option<u32>>; 2]);
+struct ClassNumbers([Vec<Option<u32>>; AddressKind::ALL.len()]);
 
 impl ClassNumbers {
-    fn get(&self, (v6, set): (bool, u32)) -> Option<u32> {
-        self.0[usize::from(v6)].get(set as usize).copied().flatten()
+    fn get(&self, of: ClassOf) -> Option<u32> {
+        self.0[of.kind.index()].get(of.holding as usize).copied().flatten()
     }
 
-    fn insert(&mut self, (v6, set): (bool, u32), class: u32) {
-        let classes = &mut self.0[usize::from(v6)];
-        let needed = classes.len().max(set as usize + 1);
+    fn insert(&mut self, of: ClassOf, class: u32) {
+        let classes = &mut self.0[of.kind.index()];
+        let needed = classes.len().max(of.holding as usize + 1);
         classes.resize(needed, None);
-        classes[set as usize] = Some(class);
+        classes[of.holding as usize] = Some(class);
     }
 
     /// In order.
-    fn iter(&self) -> impl Iterator<Item = ((bool, u32), u32)> {
-        let of = |v6: bool| {
-            let classes = (0..).zip(&self.0[usize::from(v6)]);
-            classes.filter_map(move |(set, class)| Some(((v6, set), (*class)?)))
-        };
-        of(false).chain(of(true))
+    fn iter(&self) -> impl Iterator<Item = (ClassOf, u32)> {
+        AddressKind::ALL.into_iter().flat_map(|kind| {
+            let classes = (0..).zip(&self.0[kind.index()]);
+            classes.filter_map(move |(holding, class)| Some((ClassOf { kind, holding }, (*class)?)))
+        })
     }
 
-    fn retain(&mut self, wanted: impl Fn((bool, u32)) -> bool) {
-        for (v6, classes) in [false, true].into_iter().zip(&mut self.0) {
-            for (set, class) in (0..).zip(classes.iter_mut()) {
-                *class = class.take_if(|_| wanted((v6, set)));
+    fn retain(&mut self, wanted: impl Fn(ClassOf) -> bool) {
+        for (kind, classes) in AddressKind::ALL.into_iter().zip(&mut self.0) {
+            for (holding, class) in (0..).zip(classes.iter_mut()) {
+                *class = class.take_if(|_| wanted(ClassOf { kind, holding }));
             }
             let last = classes.iter().rposition(Option::is_some);
             classes.truncate(last.map_or(0, |last| last + 1));
@@ -362,9 +401,10 @@ pub(crate) fn interface_name(name: &str) -> [u8; INTERFACE_NAME] {
 struct Desired {
     /// In order. [`Known::class`] is the set of conditions yet.
     entries: Vec<Known>,
-    /// What needs a class: whether it is IPv6, and the set of conditions; in the order of the addresses, so that one input
-    /// always gives one result.
-    used: Vec<(bool, u32)>,
+    /// What needs a class, in the order of the addresses, so that one input always gives one result.
+    used: Vec<ClassOf>,
+    /// Whether rules ask for the host's addresses.
+    host_differs: bool,
 }
 
 impl Desired {
@@ -378,20 +418,24 @@ impl Desired {
             own.entry(address.into()).or_insert((NO_SLOT, false)).1 = true;
         }
         let runs = &*compiled.addresses.v4;
-        let mut desired =
-            Self { entries: Vec::with_capacity(own.len() + compiled.addresses.v6.len()), used: Vec::new() };
-        let mut is_used = [vec![false; compiled.holdings.len()], vec![false; compiled.holdings.len()]];
-        let mut take = |v6: bool, holding: u32, used: &mut Vec<(bool, u32)>| {
-            if !std::mem::replace(&mut is_used[usize::from(v6)][holding as usize], true) {
-                used.push((v6, holding));
+        let host_differs = compiled.host_condition.is_some();
+        let entries = Vec::with_capacity(own.len() + compiled.addresses.v6.len());
+        let mut desired = Self { entries, used: Vec::new(), host_differs };
+        let mut is_used = AddressKind::ALL.map(|_| Vec::new());
+        let mut take = |kind: AddressKind, holding: u32, used: &mut Vec<ClassOf>| {
+            let is_used = &mut is_used[kind.index()];
+            is_used.resize(compiled.holdings.len(), false);
+            if !std::mem::replace(&mut is_used[holding as usize], true) {
+                used.push(ClassOf { kind, holding });
             }
         };
-        take(false, 0, &mut desired.used);
-        take(true, 0, &mut desired.used);
-        runs.iter().for_each(|&(_, holding)| take(false, holding, &mut desired.used));
+        take(AddressKind::V4, 0, &mut desired.used);
+        take(AddressKind::V6, 0, &mut desired.used);
+        runs.iter().for_each(|&(_, holding)| take(AddressKind::V4, holding, &mut desired.used));
         for (&prefix, &(slot, host)) in own.range(..FIRST_V6) {
             let IpNet::V4(net) = prefix else { continue };
             let class = value_at(runs, net.addr().into());
+            take(AddressKind { v6: false, host: host && host_differs }, class, &mut desired.used);
             desired.entries.push(Known { prefix, class, slot, host });
         }
         let mut own = own.range(FIRST_V6..).peekable();
@@ -411,10 +455,16 @@ impl Desired {
             let class = said.or_else(|| wider.last().map(|wider| wider.1)).unwrap_or(0);
             let (slot, host) = own.next_if(|(prefix, _)| **prefix == next).map_or((NO_SLOT, false), |(_, own)| *own);
             wider.push((net, class));
-            take(true, class, &mut desired.used);
+            take(AddressKind { v6: true, host: host && host_differs }, class, &mut desired.used);
             desired.entries.push(Known { prefix: next, class, slot, host });
         }
         desired
+    }
+
+    /// What the class of an entry stands for.
+    fn of(&self, known: &Known) -> ClassOf {
+        let kind = AddressKind { v6: is_v6(&known.prefix), host: known.host && self.host_differs };
+        ClassOf { kind, holding: known.class }
     }
 }
 
@@ -446,8 +496,8 @@ struct Planner<'a> {
     end: Vec<u32>,
 }
 
-/// IP version and set of conditions, with its class.
-type NewClass = ((bool, u32), u32);
+/// What a class stands for, and the class.
+type NewClass = (ClassOf, u32);
 
 impl Planner<'_> {
     /// Gives slots to new workloads, and takes those of workloads that go.
@@ -549,12 +599,12 @@ impl Planner<'_> {
     /// table is read by one generation only unless it is right for both. So keeping numbers only saves writes.
     fn classes(&mut self, compiled: &Compiled, desired: &Desired) -> Result<(Vec<NewClass>, bool), LimitError> {
         let classes = &mut self.next.classes;
-        let mut missing: HashSet<(bool, u32)> =
+        let mut missing: HashSet<ClassOf> =
             desired.used.iter().copied().filter(|of| classes.get(*of).is_none()).collect();
         let spare = classes.iter().count() + missing.len() - desired.used.len();
         let removed = spare > SPARE_CLASSES.max(desired.used.len() / 2);
         if removed {
-            let wanted: HashSet<(bool, u32)> = desired.used.iter().copied().collect();
+            let wanted: HashSet<ClassOf> = desired.used.iter().copied().collect();
             classes.retain(|of| wanted.contains(&of));
         }
         let mut added: Vec<NewClass> = Vec::new();
@@ -562,27 +612,28 @@ impl Planner<'_> {
             return Ok((added, removed));
         }
         let mut taken: HashSet<u32> = classes.iter().map(|(_, class)| class).chain(0..PLAIN_CLASSES).collect();
-        let mut add = |of: (bool, u32), class: u32, missing: &mut HashSet<(bool, u32)>| {
+        let mut add = |of: ClassOf, class: u32, missing: &mut HashSet<ClassOf>| {
             if missing.remove(&of) {
                 classes.insert(of, class);
                 added.push((of, class));
             }
         };
-        add((false, 0), 0, &mut missing);
-        add((true, 0), 1, &mut missing);
+        add(ClassOf { kind: AddressKind::V4, holding: 0 }, 0, &mut missing);
+        add(ClassOf { kind: AddressKind::V6, holding: 0 }, 1, &mut missing);
         // The number that most of the addresses have already. That is how the numbers of an earlier process live on.
-        let mut votes: BTreeMap<((bool, u32), u32), u64> = BTreeMap::new();
+        let mut votes: BTreeMap<(ClassOf, u32), u64> = BTreeMap::new();
         common_stretches(&self.old.nets.runs, &compiled.addresses.v4, |class, holding, addresses| {
-            if missing.contains(&(false, holding)) {
-                *votes.entry(((false, holding), class)).or_default() += addresses;
+            let of = ClassOf { kind: AddressKind::V4, holding };
+            if missing.contains(&of) {
+                *votes.entry((of, class)).or_default() += addresses;
             }
         });
         // Where an address has an entry of its own, another number would be a write for each of them.
         const ENTRY: u64 = 1 << 32;
-        for Known { prefix, class: holding, .. } in &desired.entries {
-            let of = (is_v6(prefix), *holding);
+        for known in &desired.entries {
+            let of = desired.of(known);
             if missing.contains(&of)
-                && let Some(entry) = self.old.addresses.get(prefix)
+                && let Some(entry) = self.old.addresses.get(&known.prefix)
             {
                 *votes.entry((of, entry.class(self.old.generation))).or_default() += ENTRY;
             }
@@ -676,13 +727,14 @@ impl Planner<'_> {
     /// Makes all addresses what they shall be.
     fn addresses(&mut self, compiled: &Compiled, desired: &Desired) -> Result<Moves, LimitError> {
         let (now, generation) = (self.old.generation, self.generation);
-        let class_of = |v6: bool, holding: u32| self.next.classes.get((v6, holding)).unwrap_or_default();
-        let stay = desired.used.iter().map(|&(v6, holding)| class_of(v6, holding)).chain(0..PLAIN_CLASSES);
+        let class_of = |of: ClassOf| self.next.classes.get(of).unwrap_or_default();
+        let stay = desired.used.iter().map(|&of| class_of(of)).chain(0..PLAIN_CLASSES);
         // Those that stay, and those that moved.
         let mut all: Vec<(u32, u32)> = stay.map(|class| (class, class)).collect();
         if !Arc::ptr_eq(&self.next.known_runs, &compiled.addresses.v4) {
             let mut runs = Vec::with_capacity(compiled.addresses.v4.len().max(1));
-            runs.extend(compiled.addresses.v4.iter().map(|&(start, holding)| (start, class_of(false, holding))));
+            let of = |holding| ClassOf { kind: AddressKind::V4, holding };
+            runs.extend(compiled.addresses.v4.iter().map(|&(start, holding)| (start, class_of(of(holding)))));
             if runs.is_empty() {
                 runs.push((0, 0));
             }
@@ -694,11 +746,8 @@ impl Planner<'_> {
             self.next.nets = nets;
             self.next.known_runs = Arc::clone(&compiled.addresses.v4);
         }
-        let entries: Vec<Known> = desired
-            .entries
-            .iter()
-            .map(|known| Known { class: class_of(is_v6(&known.prefix), known.class), ..*known })
-            .collect();
+        let entries: Vec<Known> =
+            desired.entries.iter().map(|known| Known { class: class_of(desired.of(known)), ..*known }).collect();
         let mut count = [0; ROOMS];
         entries.iter().for_each(|known| count[room(&known.prefix)] += 1);
 
@@ -851,9 +900,10 @@ impl Planner<'_> {
         };
         let (own, peer) = (4, 5);
         let whoever = *compared.entry((from, to)).or_insert_with(|| {
-            // Number of rules, entries, the roots of both port fields, and the rules that are indifferent to a field.
+            // Number of rules, entries, the roots of both port fields, the rules that are indifferent to a field, and where what is
+            // translated starts.
             let other_rules =
-                [0, 1, 2, 6, 7, 8, 9, 10, 11].into_iter().any(|field| old.u32_at(field) != new.u32_at(field));
+                [0, 1, 2, 6, 7, 8, 9, 10, 11, 12].into_iter().any(|field| old.u32_at(field) != new.u32_at(field));
             other_rules || meets_other(peer, if from == to { &moves.moved } else { &moves.all })
         });
         let Some(addresses) = addresses else {

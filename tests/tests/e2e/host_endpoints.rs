@@ -38,6 +38,15 @@ fn world(workloads: &[&str], ports: &[u16]) -> World {
     world
 }
 
+/// Started, with a host endpoint `all` of all interfaces, and workloads that may send to the host.
+fn world_of_all_interfaces(ports: &[u16]) -> World {
+    let mut world = world(&["a", "b"], ports);
+    world.write("felix.yaml", &resources::felix("defaultEndpointToHostAction", "Accept"));
+    world.write("host.yaml", &host_endpoint("all", "  interfaceName: '*'\n"));
+    world.start();
+    world
+}
+
 fn nft(namespace: &Namespace, rules: &str) {
     let mut nft = namespace.command("nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn().expect("nft");
     nft.stdin.take().expect("piped").write_all(rules.as_bytes()).expect("writes");
@@ -144,11 +153,8 @@ fn policies_of_what_is_forwarded() {
     }
 }
 
-#[test]
-fn policies_before_dnat() {
-    let mut world = world(&["a"], &[22, 80, 8055]);
-    world.write("host.yaml", &uplink());
-    world.start();
+/// TCP port 32010 of the host is port 8055 of `a`.
+fn publish(world: &World) {
     let a = world.lab.workload("a");
     let (v4, v6) = (a.v4, a.v6);
     nft(
@@ -164,6 +170,14 @@ fn policies_before_dnat() {
             }}"
         ),
     );
+}
+
+#[test]
+fn policies_before_dnat() {
+    let mut world = world(&["a"], &[22, 80, 8055]);
+    world.write("host.yaml", &uplink());
+    world.start();
+    publish(&world);
     let before_dnat = |name: &str, order: u32, rule: &str| {
         policy(name, &format!("  order: {order}\n  preDNAT: true\n  applyOnForward: true\n  ingress: [{rule}]\n"))
     };
@@ -226,6 +240,74 @@ fn all_interfaces_and_those_that_carry_an_address() {
     let status = world.status();
     assert_eq!(status["hostEndpoints"][1]["endpoint"], "carrying", "{status}");
     assert_eq!(status["hostEndpoints"][1]["interfaces"], serde_json::json!([UPLINK]), "{status}");
+}
+
+#[test]
+fn the_one_of_all_interfaces_judges_what_workloads_send_and_receive() {
+    let world = world_of_all_interfaces(&[80, 443]);
+    let rule = "{action: Deny, protocol: TCP, destination: {ports: [80]}}";
+    for hook in ["preDNAT: true\n  applyOnForward: true", "applyOnForward: true"] {
+        world.enforce(&[policy("in", &format!("  {hook}\n  ingress: [{rule}, {{action: Allow}}]\n"))]);
+        for to in ["b", "outside"] {
+            world.denied("a", to, Tcp(80));
+            world.allowed("a", to, Tcp(443));
+            world.allowed("a", to, Icmp);
+        }
+        world.allowed("host", "a", Tcp(80));
+        world.denied("outside", "a", Tcp(80));
+    }
+    // Of what is for the host itself it is asked before DNAT alone.
+    world.allowed("a", "host", Tcp(80));
+    let config = world.config().to_str().expect("text").to_owned();
+    let flow = ["--from", "t/a", "--to", "t/b", "--protocol", "TCP", "--port", "80", "--output", "json"];
+    let said = world.command(&[&["explain", "--config", &config, "--node", NODE], &flow[..]].concat());
+    let said: serde_json::Value = serde_json::from_str(&said.stdout).expect("an answer");
+    assert_eq!((&said["source"]["endpoint"], &said["source"]["policy"]), (&"all".into(), &"in".into()), "{said}");
+
+    let out = format!("  applyOnForward: true\n  egress: [{rule}, {{action: Allow}}]\n");
+    world.enforce(&[policy("out", &out)]);
+    for (from, to) in [("a", "b"), ("outside", "a"), ("a", "outside")] {
+        world.denied(from, to, Tcp(80));
+        world.allowed(from, to, Tcp(443));
+    }
+    world.allowed("host", "a", Tcp(80));
+    // A connection that it allowed ends when it does not allow it any more, and is judged once.
+    for index in 0..2 {
+        let to = SocketAddr::new(world.addresses("b")[index], 443);
+        let talk = calico_ebpf_tests::stream::Talk::start(world.namespace("a"), to);
+        assert!(talk.goes_on(Duration::from_secs(3)), "{}", world.describe());
+        world.enforce(&[policy("out", &out.replace("80", "443"))]);
+        assert!(!talk.goes_on(Duration::from_millis(1500)), "{}", world.describe());
+        world.enforce(&[policy("out", &out)]);
+        assert!(talk.goes_on(Duration::from_secs(10)), "{}", world.describe());
+    }
+}
+
+#[test]
+fn policy_before_dnat_of_all_interfaces_is_about_what_a_workload_sends_to() {
+    let world = world_of_all_interfaces(&[80, 8055]);
+    publish(&world);
+    let allow = |port: u16| {
+        let rule = format!("{{action: Allow, protocol: TCP, destination: {{ports: [{port}]}}}}");
+        policy("before", &format!("  preDNAT: true\n  applyOnForward: true\n  ingress: [{rule}, {{action: Deny}}]\n"))
+    };
+    world.enforce(&[allow(32010)]);
+    world.allowed("b", "host", Tcp(32010));
+    world.denied("b", "a", Tcp(8055));
+    for index in 0..2 {
+        let to = SocketAddr::new(world.addresses("host")[index], 32010);
+        let talk = calico_ebpf_tests::stream::Talk::start(world.namespace("b"), to);
+        assert!(talk.goes_on(Duration::from_secs(3)), "{}", world.describe());
+        // Judged again, behind the translation.
+        let other = resources::policy("other", "app == 'b'", "  egress: [{action: Allow}]\n");
+        world.enforce(&[allow(32010), other]);
+        assert!(talk.goes_on(Duration::from_secs(3)), "{}", world.describe());
+        world.enforce(&[allow(32010)]);
+        assert!(talk.goes_on(Duration::from_secs(3)), "{}", world.describe());
+    }
+    world.enforce(&[allow(8055)]);
+    world.denied("b", "host", Tcp(32010));
+    world.allowed("b", "a", Tcp(8055));
 }
 
 #[test]

@@ -15,10 +15,10 @@ use aya::{
 };
 use bytemuck::Pod;
 use calico_ebpf_common::abi::{
-    Action, AddressEntry, BLOCK_ONES, Block, CHUNK_RULES, Conn, ConnKey4, ConnKey6, DropReason, Event, INTERFACE_NAME,
-    Interface, MARK_ANSWER, NO_SLOT, Neighbour, NeighbourKey, NodeRef, PolicyRef, Quota, Root, RuleEntry, Settings,
-    Stamped, TableHeader, Timeouts, Untracked, VEC_ANY, VectorHeader, Workload, names, role, settings_flags,
-    uplink_flags, workload_flags,
+    Action, AddressEntry, BLOCK_ONES, Block, Conn, ConnKey4, ConnKey6, DropReason, Event, INTERFACE_NAME, Interface,
+    MARK_ANSWER, NO_SLOT, Neighbour, NeighbourKey, NodeRef, PolicyRef, Quota, Root, RuleEntry, Settings, Stamped,
+    TableHeader, Timeouts, Untracked, VEC_ANY, VectorHeader, Workload, names, role, settings_flags, uplink_flags,
+    workload_flags,
 };
 use calico_ebpf_tests::lab::{self, Namespace};
 use calico_ebpf_user::dataplane;
@@ -40,6 +40,8 @@ pub(crate) const ALLOW: u32 = 8;
 pub(crate) const DENY: u32 = 16;
 pub(crate) const REJECT: u32 = 24;
 pub(crate) const LEAVE: u32 = 32;
+/// Denies everything but that whose destination the host has translated.
+pub(crate) const BEHIND_DNAT: u32 = 40;
 /// All host sides have Calico's MAC address.
 pub(crate) const HOST_MAC: [u8; 6] = [0xee; 6];
 pub(crate) const NEXT_MAC: [u8; 6] = [2, 0, 0, 0, 9, 9];
@@ -555,6 +557,11 @@ impl World {
         self.run(names::PROG_TO_WORKLOAD, A.interface, Some(ingress), frame)
     }
 
+    /// What the host forwards to workload B.
+    pub(crate) fn forwarded_to_b(&mut self, ingress: &str, frame: &[u8]) -> Outcome {
+        self.run(names::PROG_TO_WORKLOAD, B.interface, Some(ingress), frame)
+    }
+
     pub(crate) fn from_uplink(&mut self, frame: &[u8]) -> Outcome {
         self.run(names::PROG_FROM_UPLINK, UPLINK, Some(UPLINK), frame)
     }
@@ -599,19 +606,22 @@ pub(crate) fn owned(slot: u32, class: u32) -> AddressEntry {
     AddressEntry { class: Stamped { value: [class; 2] }, slot: Stamped { value: [slot; 2] }, since: 0, flags: 0 }
 }
 
-/// Tables that allow, deny and reject everything.
+/// Tables for everything.
 fn blocks() -> Vec<(u32, Block)> {
     let any = VectorHeader { present: [u64::MAX; 2], base: BLOCK_ONES, stride: 0, reserved: [0; 10] };
     let mut blocks = vec![(VEC_ANY, bytemuck::cast(any)), (BLOCK_ONES, Block { words: [u64::MAX; 8] })];
-    for (table, action, counter) in [
-        (ALLOW, Action::Allow, ALLOW_RULE),
-        (DENY, Action::Deny, DENY_RULE),
-        (REJECT, Action::Reject, REJECT_RULE),
-        (LEAVE, Action::Leave, LEAVE_RULE),
+    let allow = (Action::Allow, ALLOW_RULE);
+    let deny = (Action::Deny, DENY_RULE);
+    for (table, rules, behind_dnat) in [
+        (ALLOW, &[allow][..], 0),
+        (DENY, &[deny], 0),
+        (REJECT, &[(Action::Reject, REJECT_RULE)], 0),
+        (LEAVE, &[(Action::Leave, LEAVE_RULE)], 0),
+        (BEHIND_DNAT, &[deny, allow], 1),
     ] {
         let root = NodeRef::vector(VEC_ANY).0;
         let header = TableHeader {
-            rules: CHUNK_RULES.min(1),
+            rules: rules.len() as u32,
             chunks: 1,
             entries: table + 1,
             number: table,
@@ -620,10 +630,13 @@ fn blocks() -> Vec<(u32, Block)> {
             destination_port: root,
             source_port: root,
             indifferent: [VEC_ANY; 4],
-            reserved: [0; 4],
+            behind_dnat,
+            reserved: [0; 3],
         };
         let mut entries = Block::default();
-        entries.words[0] = RuleEntry { action, next: 0, counter }.encode();
+        for (entry, &(action, counter)) in entries.words.iter_mut().zip(rules) {
+            *entry = RuleEntry { action, next: 0, counter }.encode();
+        }
         blocks.push((table, bytemuck::cast(header)));
         blocks.push((table + 1, entries));
     }

@@ -5,7 +5,8 @@ use calico_ebpf_common::abi::{ACCOUNT_HOST, DropReason, NO_SLOT, conn_flags};
 use crate::{
     frames::{ACK, SYN, SYN_ACK, Tcp, fragment, icmpv6, solicitation, tcp4, udp4, udp4_size, unreachable4},
     harness::{
-        A, ALLOW, ALLOW_RULE, DENY, DROP, HOST_SLOT, HOST4, OUTSIDE_SLOT, OUTSIDE4, OUTSIDE6, REDIRECT, STACK, World,
+        A, ALLOW, ALLOW_RULE, B, BEHIND_DNAT, DENY, DROP, HOST_SLOT, HOST4, OUTSIDE_SLOT, OUTSIDE4, OUTSIDE6, REDIRECT,
+        STACK, World,
     },
 };
 
@@ -124,6 +125,30 @@ fn what_a_workload_sends_outside_is_judged_where_it_leaves() {
     assert_eq!(world.from_a(&tcp4(A.v4, 1000, FAR4, 80, ACK)).action, REDIRECT, "past the stack");
     world.set_host_endpoint([DENY, DENY], Some([DENY, DENY]));
     assert_eq!(world.from_a(&tcp4(A.v4, 1000, FAR4, 80, ACK)).action, DROP, "cut");
+}
+
+#[test]
+fn policy_before_dnat_is_not_asked_behind_it() {
+    let mut world = World::new();
+    world.set_policy(A, BEHIND_DNAT, ALLOW);
+    // As the workload sends it, and as the stack delivers it with another destination.
+    let syn = |destination| tcp4(A.v4, 1000, destination, 80, SYN);
+    for destination in [B.v4, FAR4] {
+        assert_eq!(world.from_a(&syn(destination)).action, DROP);
+    }
+    assert_eq!(world.forwarded_to_b(A.interface, &syn(B.v4)).action, STACK);
+    assert_eq!(world.to_uplink(Some(A.interface), &syn(FAR4)).action, STACK);
+    assert!(world.conns4().iter().all(|(_, conn)| conn.flags & conn_flags::BEHIND_DNAT != 0));
+    // Judged again, it is not asked either.
+    world.set_policy(A, ALLOW, ALLOW);
+    world.set_policy(A, BEHIND_DNAT, ALLOW);
+    for (from_b, destination) in [(true, B.v4), (false, FAR4)] {
+        let answer = tcp4(destination, 80, A.v4, 1000, SYN_ACK);
+        let outcome = if from_b { world.from_b(&answer) } else { world.from_uplink(&answer) };
+        assert_eq!(outcome.action, STACK, "{destination:?}");
+    }
+    world.set_policy(A, DENY, ALLOW);
+    assert_eq!(world.from_b(&tcp4(B.v4, 80, A.v4, 1000, ACK)).action, DROP);
 }
 
 #[test]

@@ -419,6 +419,10 @@ fn icmp_errors_about_nothing_are_dropped() {
     }
     world.set_policy(A, DENY, ALLOW);
     assert_eq!(world.from_uplink(&error).action, DROP, "policy has cut the connection");
+    // Of what the host sent with the workload's address, which it then is for, but not from.
+    let mut world = World::new();
+    world.host_to_a(&request);
+    assert_eq!(world.from_uplink(&unreachable4(OUTSIDE4, A.v4, &request)).action, DROP);
 }
 
 #[test]

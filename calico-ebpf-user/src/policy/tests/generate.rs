@@ -150,22 +150,25 @@ impl Random {
 
     fn policy(&mut self) -> Policy {
         let namespaced = self.one_in(2);
+        let hook = if self.one_in(if namespaced { 10 } else { 2 }) {
+            self.pick(&[PolicyHook::Untracked, PolicyHook::PreDnat, PolicyHook::Forward])
+        } else {
+            PolicyHook::Normal
+        };
+        // Few selectors select a host endpoint.
+        let selector = if hook != PolicyHook::Normal && self.one_in(2) { Selector::all() } else { self.selector() };
         Policy {
             kind: if namespaced { PolicyKind::Namespaced } else { PolicyKind::Global },
             namespace: namespaced.then(|| self.pick(&NAMESPACES).to_owned()),
             name: format!("{}p{}", if self.one_in(3) { "default." } else { "" }, self.below(1000)),
             tier: self.pick(&TIERS).to_owned(),
             order: self.some(2, |r| r.pick(&[-1.5, 0.0, 10.0, 10.5, 1000.0])),
-            selector: self.selector(),
+            selector,
             applies_ingress: !self.one_in(3),
             applies_egress: !self.one_in(3),
             ingress: self.list(5, Self::rule),
             egress: self.list(5, Self::rule),
-            hook: if self.one_in(if namespaced { 10 } else { 3 }) {
-                self.pick(&[PolicyHook::Untracked, PolicyHook::PreDnat, PolicyHook::Forward])
-            } else {
-                PolicyHook::Normal
-            },
+            hook,
             origin: origin(),
         }
     }
@@ -243,9 +246,9 @@ impl Random {
         HostEndpoint {
             name: format!("h{number}"),
             node: if self.one_in(3) { "n2" } else { NODE }.to_owned(),
-            interface: match self.below(3) {
-                0 => HostInterface::All,
-                1 if !expected_ips.is_empty() => HostInterface::Carrying(expected_ips.clone()),
+            interface: match self.below(4) {
+                0 | 1 => HostInterface::All,
+                2 if !expected_ips.is_empty() => HostInterface::Carrying(expected_ips.clone()),
                 _ => HostInterface::Named(format!("eth{}", self.below(2))),
             },
             expected_ips,
@@ -393,7 +396,10 @@ impl Random {
             let choice = if r.one_in(4) { r.below(4) } else { 0 };
             texts[choice].parse().unwrap()
         };
-        let (source, destination) = (address(self), address(self));
+        let (source, mut destination) = (address(self), address(self));
+        if self.one_in(20) {
+            destination = if v4 { "224.0.0.251" } else { "ff02::fb" }.parse().unwrap();
+        }
         let protocol = self.pick(&PROTOCOLS);
         let port = |r: &mut Self| match protocol {
             6 | 17 | 132 => r.pick(&PORTS),

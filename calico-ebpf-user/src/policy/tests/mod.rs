@@ -1,5 +1,6 @@
 //! The compiled tables against the plain evaluator.
 
+mod all_interfaces;
 pub(super) mod cases;
 pub(crate) mod generate;
 mod limits;
@@ -11,7 +12,7 @@ use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use super::{
     compile::compile,
-    evaluate::evaluate,
+    evaluate::evaluate_through,
     flow::{Flow, Verdict},
     maps::Maps,
     store::Store,
@@ -51,7 +52,7 @@ pub(crate) fn host() -> BTreeSet<IpAddr> {
 
 /// What the evaluator says, of what happens on [`NODE`].
 pub(crate) fn expected(set: &ResourceSet, flow: &Flow) -> Verdict {
-    let mut verdict = evaluate(set, flow);
+    let mut verdict = evaluate_through(set, flow, &host());
     let local = |address: IpAddr| {
         set.workloads.iter().any(|workload| workload.node == NODE && workload.addresses.contains(&address))
     };

@@ -1,15 +1,15 @@
 //! Random resources, changed step by step.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use calico_ebpf_common::abi::PolicyRef;
+use calico_ebpf_common::{abi::PolicyRef, judge};
 use proptest::prelude::*;
 
 use super::{LIMITS, NODE, expected, fresh, generate::Random, host};
 use crate::policy::{
     compile::{Compiler, compile},
     compiled::{Direction, Reason, forward_seat, from_workloads_seat},
-    evaluate::{HostWay, evaluate_host},
+    evaluate::{HostWay, evaluate_host, evaluate_untracked},
     flow::{Flow, Verdict},
     maps::Maps,
     store::Store,
@@ -84,6 +84,32 @@ proptest! {
                         None => prop_assert!(matches!(said.rule.reason, Reason::NoPolicy | Reason::Failsafe)
                             || way == HostWay::FromWorkloads && host.interface != HostInterface::All, "{:?} {:?}", way, said),
                     }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn untracked_tables_say_what_the_evaluator_says(seed in any::<u64>()) {
+        let mut random = Random(seed);
+        let set = random.set();
+        let (_, maps) = fresh(&set);
+        let mut interfaces = BTreeSet::new();
+        for host in set.host_endpoints_of(NODE) {
+            let HostInterface::Named(interface) = &host.interface else { continue };
+            // The first by name is the interface.
+            if !interfaces.insert(interface) {
+                continue;
+            }
+            for packet in random.flows(60) {
+                for direction in [Direction::Ingress, Direction::Egress] {
+                    let judged = maps.judge_untracked(interface, direction, &packet);
+                    let judged = judged.map(|(verdict, rule)| (match verdict {
+                        judge::Verdict::Allow => Some(true),
+                        judge::Verdict::Leave => None,
+                        _ => Some(false),
+                    }, rule));
+                    prop_assert_eq!(judged, evaluate_untracked(&set, host, direction, &packet), "{:?}", packet);
                 }
             }
         }
