@@ -6,9 +6,11 @@
 pub mod frames;
 pub mod hosts;
 pub mod mirror;
+mod nft;
 pub mod resources;
 pub mod stream;
 mod world;
 
+pub use nft::nft;
 pub use world::{Answer, Protocol, World, eventually};
 pub use xtask::lab;

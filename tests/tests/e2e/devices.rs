@@ -9,6 +9,7 @@ use calico_ebpf_tests::{
     World, eventually,
     frames::Wire,
     lab::{GATEWAY4, GATEWAY6, HOST4, HOST6, Namespace, OUTSIDE4, OUTSIDE6, UPLINK},
+    nft,
     resources::{self, NODE, policy},
     stream::{Beat, transfer},
 };
@@ -217,11 +218,6 @@ fn finds_the_mtu(world: &World, top: &str) {
         let route = a.ip(&format!("route get {address}")).expect("a route");
         assert!(route.contains("mtu 1400"), "{route}");
     }
-}
-
-fn nft(namespace: &Namespace, rules: &str) {
-    let status = namespace.command("nft").arg(rules).status().expect("nft");
-    assert!(status.success(), "{rules}");
 }
 
 #[test]

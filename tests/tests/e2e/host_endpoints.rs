@@ -1,11 +1,12 @@
 //! Interfaces of the host as endpoints of their own.
 
-use std::{io::Write as _, net::SocketAddr, process::Stdio, thread, time::Duration};
+use std::{net::SocketAddr, thread, time::Duration};
 
 use calico_ebpf_tests::{
     Protocol::{Icmp, Tcp, Udp},
     World,
-    lab::{self, HOST4, HOST6, Namespace, UPLINK},
+    lab::{self, HOST4, HOST6, UPLINK},
+    nft,
     resources::{self, NODE},
 };
 
@@ -45,12 +46,6 @@ fn world_of_all_interfaces(ports: &[u16]) -> World {
     world.write("host.yaml", &host_endpoint("all", "  interfaceName: '*'\n"));
     world.start();
     world
-}
-
-fn nft(namespace: &Namespace, rules: &str) {
-    let mut nft = namespace.command("nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn().expect("nft");
-    nft.stdin.take().expect("piped").write_all(rules.as_bytes()).expect("writes");
-    assert!(nft.wait().expect("nft").success(), "{rules}");
 }
 
 #[test]

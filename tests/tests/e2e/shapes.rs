@@ -12,6 +12,7 @@ use calico_ebpf_tests::{
     World, eventually,
     frames::{Wire, mac},
     lab::{self, GATEWAY4, HOST_SIDE_MAC, Lab, Namespace, OUTSIDE4, UPLINK},
+    nft,
     resources::{self, policy},
     stream::transfer,
 };
@@ -510,12 +511,6 @@ fn a_workload_reaches_itself_by_a_service_of_its_host() {
     let reached = lab::tcp(world.namespace("a"), to, ARRIVES).expect("a probe");
     assert!(reached, "{}", world.describe());
     assert!(world.reaches("a", a.into(), Tcp(80), ARRIVES), "and without the host");
-}
-
-fn nft(namespace: &Namespace, rules: &str) {
-    let mut nft = namespace.command("nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn().expect("nft");
-    std::io::Write::write_all(&mut nft.stdin.take().expect("piped"), rules.as_bytes()).expect("writes");
-    assert!(nft.wait().expect("nft").success(), "{rules}");
 }
 
 #[test]

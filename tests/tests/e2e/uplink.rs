@@ -11,7 +11,7 @@ use calico_ebpf_tests::{
     Protocol::{Icmp, Tcp, Udp},
     World,
     lab::{self, GATEWAY4, GATEWAY6, HOST_SIDE_MAC, HOST4, HOST6, Namespace, OUTSIDE4, OUTSIDE6, UPLINK},
-    resources,
+    nft, resources,
     stream::{Beat, transfer},
 };
 
@@ -88,6 +88,42 @@ fn await_neighbours(host: &Namespace) {
     }
 }
 
+/// Whoever it is asks for nobody's MAC any more: a question says its own.
+const MUTE: &str = "
+    table arp mute { chain out { type filter hook output priority 0; arp operation request drop; } }
+    table ip6 mute { chain out { type filter hook output priority 0; icmpv6 type nd-neighbor-solicit drop; } }";
+const UNMUTE: &str = "delete table arp mute; delete table ip6 mute";
+
+/// How long nothing came back to `a` of each world, over both families, after the outside has taken this MAC.
+fn silences(worlds: [&World; 2], mac: &str) -> [[Duration; 2]; 2] {
+    worlds.iter().for_each(|world| world.allowed("a", "outside", Udp(80)));
+    let beats = worlds.map(|world| {
+        world
+            .addresses("outside")
+            .map(|address| Beat::start(world.namespace("a"), SocketAddr::new(address, 80), Duration::from_millis(2)))
+    });
+    thread::sleep(Duration::from_millis(300));
+    for world in worlds {
+        nft(&world.lab.outside, MUTE);
+        // Resolved anew with the next packet, so that both begin at the same moment of a neighbour's life.
+        world.lab.host.ip(&format!("neigh flush dev {UPLINK}")).expect("flushes");
+        world.lab.host.ip(&format!("-6 neigh flush dev {UPLINK}")).expect("flushes");
+        await_neighbours(&world.lab.host);
+        world.lab.outside.ip(&format!("link set eth0 address {mac}")).expect("another MAC");
+    }
+    // Reachable for up to 150 ms, a second of delay, three probes of 100 ms, the broadcast.
+    thread::sleep(Duration::from_secs(3));
+    worlds.iter().for_each(|world| nft(&world.lab.outside, UNMUTE));
+    beats.map(|beats| {
+        beats.map(|beat| {
+            let silence = beat.silence();
+            let (sent, received) = beat.stop();
+            assert!(received > sent / 10, "{received} of {sent}");
+            silence
+        })
+    })
+}
+
 #[test]
 fn a_neighbour_that_changes_its_mac_in_silence_heals_as_fast_as_in_the_kernel() {
     let mut ours = World::new(&["a"]);
@@ -97,30 +133,7 @@ fn a_neighbour_that_changes_its_mac_in_silence_heals_as_fast_as_in_the_kernel() 
     let worlds = [&ours, &kernel];
     worlds.iter().for_each(|world| doubt_neighbours_early(&world.lab.host));
     for mac in ["02:00:00:00:00:77", "02:00:00:00:00:78"] {
-        worlds.iter().for_each(|world| world.allowed("a", "outside", Udp(80)));
-        let beats = worlds.map(|world| {
-            world.addresses("outside").map(|address| {
-                Beat::start(world.namespace("a"), SocketAddr::new(address, 80), Duration::from_millis(2))
-            })
-        });
-        thread::sleep(Duration::from_millis(300));
-        for world in worlds {
-            // Resolved anew with the next packet, so that both begin at the same moment of a neighbour's life.
-            world.lab.host.ip(&format!("neigh flush dev {UPLINK}")).expect("flushes");
-            world.lab.host.ip(&format!("-6 neigh flush dev {UPLINK}")).expect("flushes");
-            await_neighbours(&world.lab.host);
-            world.lab.outside.ip(&format!("link set eth0 address {mac}")).expect("another MAC");
-        }
-        // Reachable for up to 150 ms, a second of delay, three probes of 100 ms, the broadcast.
-        thread::sleep(Duration::from_secs(3));
-        let [ours, kernel] = beats.map(|beats| {
-            beats.map(|beat| {
-                let silence = beat.silence();
-                let (sent, received) = beat.stop();
-                assert!(received > sent / 10, "{received} of {sent}");
-                silence
-            })
-        });
+        let [ours, kernel] = silences(worlds, mac);
         println!("{mac}: silent for {ours:?}, with the kernel's own forwarding {kernel:?}");
         for (ours, kernel) in ours.into_iter().zip(kernel) {
             // Else nothing was measured.
@@ -151,9 +164,7 @@ fn a_port_forwarded_by_the_host_works_both_ways() {
             chain post {{ type nat hook postrouting priority srcnat; }}
         }}"
     );
-    let mut nft = world.lab.host.command("nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn().expect("nft");
-    std::io::Write::write_all(&mut nft.stdin.take().expect("piped"), rules.as_bytes()).expect("writes");
-    assert!(nft.wait().expect("nft").success());
+    nft(&world.lab.host, &rules);
     let to = SocketAddr::new(HOST4.into(), 8080);
     for from in ["outside", "b"] {
         let reached = lab::tcp(world.namespace(from), to, Duration::from_secs(3)).expect("a probe");
@@ -178,9 +189,7 @@ fn what_the_host_masquerades_comes_back() {
             chain post {{ type nat hook postrouting priority srcnat; oifname {UPLINK} ip saddr 10.65.0.0/16 snat to {HOST4}; }}
         }}"
     );
-    let mut nft = world.lab.host.command("nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn().expect("nft");
-    std::io::Write::write_all(&mut nft.stdin.take().expect("piped"), rules.as_bytes()).expect("writes");
-    assert!(nft.wait().expect("nft").success());
+    nft(&world.lab.host, &rules);
     let to = SocketAddr::new(OUTSIDE4.into(), 80);
     // Without a device of the fast path, all that goes out takes the stack, where the NAT is.
     world.terminate();
