@@ -90,8 +90,8 @@ fn await_neighbours(host: &Namespace) {
 
 /// Whoever it is asks for nobody's MAC any more: a question says its own.
 const MUTE: &str = "
-    table arp mute { chain out { type filter hook output priority 0; arp operation request drop; } }
-    table ip6 mute { chain out { type filter hook output priority 0; icmpv6 type nd-neighbor-solicit drop; } }";
+    table arp mute { chain out { type filter hook output priority 0; arp operation request drop; }; }
+    table ip6 mute { chain out { type filter hook output priority 0; icmpv6 type nd-neighbor-solicit drop; }; }";
 const UNMUTE: &str = "delete table arp mute; delete table ip6 mute";
 
 /// How long nothing came back to `a` of each world, over both families, after the outside has taken this MAC.
