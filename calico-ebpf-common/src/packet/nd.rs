@@ -1,5 +1,7 @@
 //! Neighbour discovery and multicast listener discovery from a workload.
 
+use core::ops::RangeInclusive;
+
 use bytemuck::{Pod, Zeroable};
 
 use super::{
@@ -13,6 +15,8 @@ const ROUTER_ADVERTISEMENT: u8 = 134;
 const NEIGHBOUR_SOLICITATION: u8 = 135;
 const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
 const REDIRECT: u8 = 137;
+/// The ICMPv6 types of neighbour discovery (RFC 4861, section 4).
+pub const NEIGHBOUR_DISCOVERY: RangeInclusive<u8> = ROUTER_SOLICITATION..=REDIRECT;
 const MLD_QUERY: u8 = 130;
 const MLD_DONE: u8 = 132;
 const MLD2_REPORT: u8 = 143;
@@ -71,7 +75,7 @@ pub fn is_of_link(packet: &Packet<V6>) -> bool {
     packet.protocol == protocol::ICMPV6
         && matches!(packet.kind, Kind::Stateless)
         && packet.ttl == HOP_LIMIT
-        && (ROUTER_SOLICITATION..=REDIRECT).contains(&kind)
+        && NEIGHBOUR_DISCOVERY.contains(&kind)
 }
 
 /// Whether this tells who listens to which multicasts of the link: without, a switch may deliver no neighbour discovery.

@@ -32,7 +32,7 @@ use crate::{
     },
     resources::{
         self, Severity, host_endpoint_of,
-        model::{EndpointToHostAction, HostEndpoint, HostInterface, ResourceSet, WorkloadEndpoint},
+        model::{EndpointToHostAction, HostInterface, ResourceSet, WorkloadEndpoint},
     },
 };
 
@@ -323,7 +323,7 @@ impl<'a> Judge<'a> {
         let mut outcome = self.outcome(question)?;
         for end in [&mut outcome.source, &mut outcome.destination].into_iter().flatten().filter(|end| end.passed) {
             let node = self.set.workloads.iter().find(|workload| name(workload) == end.endpoint).map(|w| &*w.node);
-            if let Some(all) = node.and_then(|node| self.all_interfaces(node)) {
+            if let Some(all) = node.and_then(|node| self.set.all_interfaces_of(node)) {
                 end.endpoint.clone_from(&all.name);
             }
         }
@@ -416,7 +416,8 @@ impl<'a> Judge<'a> {
         } else if to.host && from_outside {
             vec![(self.host_endpoint(question, flow.destination)?, Direction::Ingress)]
         } else if to.host && from_local {
-            self.all_interfaces(self.node)
+            self.set
+                .all_interfaces_of(self.node)
                 .map(|host| (from_workloads_seat(&host.name), Direction::Ingress))
                 .into_iter()
                 .collect()
@@ -474,12 +475,6 @@ impl<'a> Judge<'a> {
 
     fn to_host(&self) -> EndpointToHostAction {
         self.set.felix_for(self.node).default_endpoint_to_host_action.unwrap_or_default()
-    }
-
-    /// The host endpoint of all interfaces of a node.
-    fn all_interfaces(&self, node: &'a str) -> Option<&'a HostEndpoint> {
-        let mut all = self.set.host_endpoints_of(node).map(|host| &**host);
-        all.find(|host| host.interface == HostInterface::All)
     }
 
     /// Whether this node has the address, as far as is known.

@@ -10,8 +10,8 @@ use super::{
     flow::{EndVerdict, Flow, Verdict},
 };
 use crate::resources::model::{
-    DenyAction, EntityRule, FailsafePort, HostEndpoint, HostInterface, Labels, NAMESPACE_LABEL, NamedPort, Policy,
-    PolicyHook, PolicyKind, PortMatch, Profile, ResourceSet, Rule, RuleAction, TierAction, WorkloadEndpoint,
+    DenyAction, EntityRule, FailsafePort, HostEndpoint, Labels, NAMESPACE_LABEL, NamedPort, Policy, PolicyHook,
+    PolicyKind, PortMatch, Profile, ResourceSet, Rule, RuleAction, TierAction, WorkloadEndpoint,
 };
 
 /// Judges a flow at both ends, wherever their workloads are. Where several have one address, the first is meant.
@@ -36,9 +36,7 @@ pub fn evaluate(set: &ResourceSet, flow: &Flow) -> Verdict {
 pub fn evaluate_through(set: &ResourceSet, flow: &Flow, host: &BTreeSet<IpAddr>) -> Verdict {
     let through = |end: &mut EndVerdict, address: IpAddr, way| {
         let workload = set.workloads.iter().find(|workload| workload.addresses.contains(&address));
-        let all = workload.and_then(|workload| {
-            set.host_endpoints_of(&workload.node).find(|endpoint| endpoint.interface == HostInterface::All)
-        });
+        let all = workload.and_then(|workload| set.all_interfaces_of(&workload.node));
         if let Some(said) = all.map(|all| evaluate_host(set, all, way, flow)).filter(|said| !said.allow) {
             *end = EndVerdict { endpoint: std::mem::take(&mut end.endpoint), ..said };
         }

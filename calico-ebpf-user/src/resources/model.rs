@@ -761,6 +761,12 @@ impl ResourceSet {
         self.host_endpoints.values().filter(move |endpoint| endpoint.node == node)
     }
 
+    /// The host endpoint of all interfaces of a node: of several, the first by name.
+    #[must_use]
+    pub fn all_interfaces_of<'a>(&'a self, node: &'a str) -> Option<&'a Shared<HostEndpoint>> {
+        self.host_endpoints_of(node).find(|endpoint| endpoint.interface == HostInterface::All)
+    }
+
     /// The nodes that workloads and host endpoints name.
     #[must_use]
     pub fn nodes(&self) -> BTreeSet<&str> {

@@ -1,8 +1,8 @@
 //! What untracked policy says of single packets, as the XDP program judges them.
 
-use std::{net::IpAddr, ops::RangeInclusive};
+use std::net::IpAddr;
 
-use calico_ebpf_common::judge;
+use calico_ebpf_common::{judge, packet::nd::NEIGHBOUR_DISCOVERY};
 
 use super::{ECHO, End, Flow, HostInterface, ICMP, ICMPV6, Judge, Outcome, Party, Question};
 use crate::policy::{
@@ -10,9 +10,6 @@ use crate::policy::{
     flow::{EndVerdict, word},
     maps::Maps,
 };
-
-/// The ICMPv6 types of neighbour discovery, which nobody judges: see `packet::nd::is_of_link`.
-const NEIGHBOUR_DISCOVERY: RangeInclusive<u8> = 133..=137;
 
 /// An interface that a packet passes, and which way.
 struct Passage {
@@ -30,8 +27,7 @@ impl<'a> Judge<'a> {
         to: &Party<'a>,
         flow: &Flow,
     ) -> anyhow::Result<[Option<End>; 2]> {
-        let Some(maps) = self.maps_of(self.node)? else { return Ok([None, None]) };
-        if !maps.has_untracked() {
+        if !self.maps_of(self.node)?.is_some_and(Maps::has_untracked) {
             return Ok([None, None]);
         }
         let (from_outside, to_outside) = (self.is_outside(from), self.is_outside(to));
