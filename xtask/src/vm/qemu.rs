@@ -15,9 +15,6 @@ const PATIENCE: Duration = Duration::from_secs(1500);
 /// All that the emulator can, but the fast string instructions: it goes through them byte by byte, and the verifier
 /// copies whole programs for each instruction that it replaces. Loading takes half the time without.
 const CPU: &str = "max,-erms,-fsrm";
-/// The clock is the counter of the processor, which the emulator answers by itself; a clock that is a device ends its
-/// translated code each time. Nobody attacks this kernel.
-const COMMAND_LINE: &str = "console=ttyS0 panic=-1 quiet tsc=reliable mitigations=off";
 /// The sign of QEMU's emulation racing with a kernel that changes its own text, once in hundreds of boots.
 const EMULATOR_RACE: &str = "int3: 0000";
 
@@ -35,7 +32,7 @@ fn once(kernel: &Path, image: &Path, log: &Path) -> anyhow::Result<String> {
     let mut command = Command::new("qemu-system-x86_64");
     // Never KVM: where it is nested it may stop the guest instead of failing.
     command.args(["-accel", "tcg", "-cpu", CPU, "-smp", "2", "-m", "1536", "-nographic", "-no-reboot", "-nic", "none"]);
-    command.arg("-kernel").arg(kernel).arg("-initrd").arg(image).args(["-append", COMMAND_LINE]);
+    command.arg("-kernel").arg(kernel).arg("-initrd").arg(image).args(["-append", "console=ttyS0 panic=-1 quiet"]);
     let output = fs::File::create(log)?;
     let child = command.stdin(Stdio::null()).stdout(output).stderr(Stdio::inherit()).spawn();
     let mut machine = Machine(child.context("cannot start qemu-system-x86_64")?);
