@@ -15,7 +15,7 @@ const ROUNDS: usize = 10;
 /// Programs that get all files at once.
 const FILLS: usize = 3;
 
-/// Its files into a program that runs, a start on them, and changes of a label and of a rule, of which the files are a few KB.
+/// Its files into a program that runs, a start on them, and changes of a label, an address and a rule, of which the files are a few KB.
 pub(crate) fn run(report: &mut Report) -> anyhow::Result<()> {
     let cluster = Cluster { workloads: 10_000, of_node: 250 };
     let mut fills = Vec::new();
@@ -38,6 +38,7 @@ pub(crate) fn run(report: &mut Report) -> anyhow::Result<()> {
     };
     let rows = vec![
         ("a label".to_owned(), change("w050.yaml", "role: r", "role: x")?),
+        ("an address".to_owned(), change("w050.yaml", "  - 10.", "  - 11.")?),
         ("a rule's action".to_owned(), change("p000.yaml", "action: Allow", "action: Deny")?),
         ("a rule's selector".to_owned(), change("p001.yaml", "role == 'r", "role != 'r")?),
     ];
