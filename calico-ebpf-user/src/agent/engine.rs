@@ -488,7 +488,7 @@ impl Engine {
                 && !self.left.contains(name)
         };
         let until = Instant::now() + self.pace().convergence;
-        let moves = moves(&before.workloads, after, &self.node);
+        let moves = moves(&before.workloads, after, &self.node, self.addresses());
         let mut departing = departing(&moves, &before.workloads, after, &self.node, until);
         departing.retain(|name, _| is_here(name));
         for (name, departure) in self.still_here() {
@@ -597,7 +597,7 @@ impl Engine {
     /// Who comes from other nodes once `accepted` is in force, and who moves then.
     fn migrations_to(&self, accepted: &Accepted) -> (Migrations, Vec<Move>) {
         let mut migrations = self.migrations.clone();
-        let moved = moves(&self.accepted.workloads, &accepted.workloads, &self.node);
+        let moved = moves(&self.accepted.workloads, &accepted.workloads, &self.node, self.addresses());
         for Move { name, from, .. } in moved.iter().filter(|moved| moved.to == self.node) {
             migrations.come(name.clone(), from.clone());
         }

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     net::IpAddr,
+    ops::Range,
 };
 
 use crate::resources::{
@@ -102,7 +103,7 @@ impl Endpoints {
         let facts: Vec<Facts> = come.iter().map(|workload| self.facts(workload)).collect();
         self.of_workloads.splice(first..old.len() - last, facts);
         if other_addresses {
-            self.collect_addresses();
+            self.replace_addresses(first as u32..(old.len() - last) as u32, come);
         }
         self.of_network_sets = set.network_sets.iter().map(|set| self.group(&set.labels, &set.profiles)).collect();
     }
@@ -117,20 +118,21 @@ impl Endpoints {
         Facts { group, node, has_ports: !workload.ports.is_empty() }
     }
 
-    fn collect_addresses(&mut self) {
-        let Self { workloads, v4, v6, .. } = self;
-        v4.clear();
-        v6.clear();
-        for (index, workload) in (0..).zip(&**workloads) {
+    /// Puts the addresses of workloads that came in the place of those that had the indices `gone`.
+    fn replace_addresses(&mut self, gone: Range<u32>, come: &[Shared<WorkloadEndpoint>]) {
+        make_room(&mut self.v4, &gone, come.len() as u32);
+        make_room(&mut self.v6, &gone, come.len() as u32);
+        for (index, workload) in (gone.start..).zip(come) {
             for address in &workload.addresses {
                 match *address {
-                    IpAddr::V4(address) => v4.push((address.into(), index)),
-                    IpAddr::V6(address) => v6.push((address.into(), index)),
+                    IpAddr::V4(address) => self.v4.push((address.into(), index)),
+                    IpAddr::V6(address) => self.v6.push((address.into(), index)),
                 }
             }
         }
-        v4.sort_unstable();
-        v6.sort_unstable();
+        // Unlike `sort_unstable`, this is linear where all but the last few are in order.
+        self.v4.sort();
+        self.v6.sort();
     }
 
     fn group(&mut self, own: &Labels, profiles: &[String]) -> u32 {
@@ -308,6 +310,17 @@ impl Memberships {
         self.known.retain(|_, members| members.turn == turn);
         self.turn += 1;
     }
+}
+
+/// Removes the addresses of the workloads with the indices `gone`, and numbers those behind them as if `come` took their place.
+fn make_room<T>(addresses: &mut Vec<(T, u32)>, gone: &Range<u32>, come: u32) {
+    addresses.retain_mut(|(_, index)| {
+        let behind = *index >= gone.end;
+        if behind {
+            *index = *index - gone.end + gone.start + come;
+        }
+        behind || *index < gone.start
+    });
 }
 
 fn with_ports(workloads: &[Shared<WorkloadEndpoint>]) -> impl Iterator<Item = &[NamedPort]> {

@@ -84,10 +84,7 @@ fn name(workload: &WorkloadEndpoint) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{
-        super::{fixture, migration::moves},
-        *,
-    };
+    use super::{super::fixture, *};
 
     fn workload(name: &str, node: &str, interface: &str, address: &str) -> Shared<WorkloadEndpoint> {
         fixture::workload(name, node, interface, &[address])
@@ -102,7 +99,7 @@ mod tests {
         let after = [stays.clone(), there.into()];
         let until = Instant::now();
         let go = |after: &[Shared<WorkloadEndpoint>], node: &str| {
-            departing(&moves(&before, after, node), &before, after, node, until)
+            departing(&fixture::moves(&before, after, node), &before, after, node, until)
         };
         let going = go(&after, "host1");
         assert_eq!(going.iter().map(|(name, one)| (&**name, &*one.to)).collect::<Vec<_>>(), [("a/b1", "host2")]);
@@ -123,7 +120,7 @@ mod tests {
             [("cali2", "10.0.0.5", 0), ("cali3", "10.0.0.1", 0), ("cali3", "10.0.0.5", 1)]
         {
             let after = [there.clone(), workload("c", "host1", interface, address)];
-            let going = departing(&moves(&before, &after, "host1"), &before, &after, "host1", Instant::now());
+            let going = departing(&fixture::moves(&before, &after, "host1"), &before, &after, "host1", Instant::now());
             assert_eq!(going.len(), stays, "{interface} {address}");
         }
     }

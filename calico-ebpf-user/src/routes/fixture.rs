@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
+use super::migration;
 use crate::resources::{
     Shared,
     model::{Origin, WorkloadEndpoint},
@@ -25,4 +26,14 @@ pub(super) fn workload(name: &str, node: &str, interface: &str, addresses: &[&st
         origin: Origin { path: Arc::from(Path::new("a.yaml")), line: 1, column: 1 },
     }
     .into()
+}
+
+/// [`migration::moves`] as the program asks for it.
+pub(super) fn moves(
+    before: &[Shared<WorkloadEndpoint>],
+    after: &[Shared<WorkloadEndpoint>],
+    node: &str,
+) -> Vec<migration::Move> {
+    let own = before.iter().filter(|workload| workload.node == node);
+    migration::moves(before, after, node, own.flat_map(|workload| &workload.addresses).copied())
 }

@@ -220,9 +220,15 @@ pub struct Move {
 }
 
 /// Which workloads moved to or from `node` between two sets of resources. A workload is known by its addresses: the name may
-/// contain the node's. One that was on both nodes before moves nowhere.
+/// contain the node's. One that was on both nodes before moves nowhere. `ours` are at least the addresses of `node`'s workloads
+/// before.
 #[must_use]
-pub fn moves(before: &[Shared<WorkloadEndpoint>], after: &[Shared<WorkloadEndpoint>], node: &str) -> Vec<Move> {
+pub fn moves(
+    before: &[Shared<WorkloadEndpoint>],
+    after: &[Shared<WorkloadEndpoint>],
+    node: &str,
+    mut ours: impl Iterator<Item = IpAddr>,
+) -> Vec<Move> {
     // What changed lies between two parts that did not: most often one file.
     let most = before.len().min(after.len());
     let first = before.iter().zip(after).take_while(|(old, new)| old.is(new)).count();
@@ -239,7 +245,8 @@ pub fn moves(before: &[Shared<WorkloadEndpoint>], after: &[Shared<WorkloadEndpoi
     };
     let come: Vec<&Shared<WorkloadEndpoint>> = new.iter().filter(comes).collect();
     let changed: HashSet<IpAddr> = come.iter().flat_map(|workload| &workload.addresses).copied().collect();
-    if changed.is_empty() {
+    // Neither to this node nor from it.
+    if come.iter().all(|workload| workload.node != node) && !ours.any(|address| changed.contains(&address)) {
         return Vec::new();
     }
     let mut nodes: HashMap<IpAddr, &str> = HashMap::new();
@@ -352,19 +359,19 @@ mod tests {
         let before = set(&[workload("host1-b", "host1", &["10.0.0.1", "fd00::1"])]);
         let after = set(&[workload("host2-b", "host2", &["fd00::1", "10.0.0.1"])]);
         let here = [moved("a/host2-b", "host1", "host2")];
-        assert_eq!(moves(&before, &after, "host2"), here);
-        assert_eq!(moves(&before, &after, "host1"), here);
-        assert_eq!(moves(&before, &after, "host3"), [], "no business of this node");
-        assert_eq!(moves(&before, &before, "host2"), []);
-        assert_eq!(moves(&set(&[]), &after, "host2"), [], "new");
-        assert_eq!(moves(&before, &set(&[]), "host1"), [], "gone");
+        assert_eq!(fixture::moves(&before, &after, "host2"), here);
+        assert_eq!(fixture::moves(&before, &after, "host1"), here);
+        assert_eq!(fixture::moves(&before, &after, "host3"), [], "no business of this node");
+        assert_eq!(fixture::moves(&before, &before, "host2"), []);
+        assert_eq!(fixture::moves(&set(&[]), &after, "host2"), [], "new");
+        assert_eq!(fixture::moves(&before, &set(&[]), "host1"), [], "gone");
     }
 
     #[test]
     fn who_was_here_already_does_not_come() {
         let both = [workload("b", "host1", &["10.0.0.1"]), workload("c", "host2", &["10.0.0.1"])];
         let one = [workload("d", "host2", &["10.0.0.1"])];
-        assert_eq!(moves(&both, &one, "host2"), []);
-        assert_eq!(moves(&both[..1], &both, "host2"), [moved("a/c", "host1", "host2")], "a second claim");
+        assert_eq!(fixture::moves(&both, &one, "host2"), []);
+        assert_eq!(fixture::moves(&both[..1], &both, "host2"), [moved("a/c", "host1", "host2")], "a second claim");
     }
 }
