@@ -17,6 +17,8 @@ use crate::{
 
 /// How long a connection may take before it counts as refused by policy.
 const PATIENCE: Duration = Duration::from_millis(400);
+/// How long one may take that policy allows and that did not come about in that time: enough for a SYN sent again after 1 s.
+const SECOND_PATIENCE: Duration = Duration::from_secs(3);
 /// How many are tried at once: more, and the machine is what refuses them.
 const AT_ONCE: usize = 48;
 
@@ -90,9 +92,13 @@ impl Matrix {
             }
             policy.extend(from.node.explain(&queries)?);
         }
-        let mut real = Vec::new();
-        for some in pairs.chunks(AT_ONCE) {
-            real.extend(probe(some)?);
+        let mut real = probe(&pairs, PATIENCE)?;
+        // A busy machine is late, too: what should have come about is tried once more.
+        let late: Vec<usize> =
+            (0..pairs.len()).filter(|&index| policy.get(index) == Some(&true) && !real[index]).collect();
+        let again: Vec<_> = late.iter().map(|&index| pairs[index]).collect();
+        for (index, came) in late.into_iter().zip(probe(&again, SECOND_PATIENCE)?) {
+            real[index] = came;
         }
         let mut outcomes = real.into_iter().zip(policy);
         let mut next = || -> anyhow::Result<Cell> {
@@ -128,12 +134,17 @@ impl Matrix {
     }
 }
 
-fn probe(pairs: &[(&Namespace, SocketAddr)]) -> anyhow::Result<Vec<bool>> {
-    thread::scope(|scope| {
-        let probe = |(namespace, to): (&Namespace, SocketAddr)| lab::tcp(namespace, to, PATIENCE);
-        let threads: Vec<_> = pairs.iter().map(|pair| scope.spawn(move || probe(*pair))).collect();
-        threads.into_iter().map(|thread| thread.join().map_err(|_| anyhow!("a probe failed"))?).collect()
-    })
+fn probe(pairs: &[(&Namespace, SocketAddr)], patience: Duration) -> anyhow::Result<Vec<bool>> {
+    let mut came = Vec::new();
+    for some in pairs.chunks(AT_ONCE) {
+        let outcomes: anyhow::Result<Vec<bool>> = thread::scope(|scope| {
+            let probe = |(namespace, to): (&Namespace, SocketAddr)| lab::tcp(namespace, to, patience);
+            let threads: Vec<_> = some.iter().map(|pair| scope.spawn(move || probe(*pair))).collect();
+            threads.into_iter().map(|thread| thread.join().map_err(|_| anyhow!("a probe failed"))?).collect()
+        });
+        came.extend(outcomes?);
+    }
+    Ok(came)
 }
 
 impl fmt::Display for Matrix {
