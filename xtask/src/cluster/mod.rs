@@ -168,7 +168,7 @@ impl Cluster {
         fs::rename(&temporary, self.view.config().join(name)).with_context(|| name.to_owned())
     }
 
-    /// Waits until BGP has told everybody the ways to all workloads.
+    /// Waits until all sessions are up and BGP has told everybody the ways to all workloads.
     ///
     /// # Errors
     /// It has not within `patience`: what is missing.

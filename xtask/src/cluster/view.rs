@@ -133,12 +133,23 @@ impl View {
         bird::Control::new(self.options.bgp == Daemon::Bird3 && speaker.starts_with("host"), &self.base(), speaker)
     }
 
-    /// What is missing until BGP has told everybody the ways to all workloads; nothing: it has converged.
+    /// What is missing until all sessions are up and BGP has told everybody the ways to all workloads; nothing: it has
+    /// converged.
     ///
     /// # Errors
     /// A namespace is gone.
     pub fn not_converged(&self) -> anyhow::Result<Vec<String>> {
         let mut missing = Vec::new();
+        for speaker in &self.plan.speakers {
+            match self.router(speaker).sessions() {
+                Ok(sessions) => {
+                    missing.extend(sessions.iter().filter(|session| !session.established).map(|session| {
+                        format!("{}: session {} is not up: {}", speaker.name, session.name, session.info)
+                    }))
+                }
+                Err(error) => missing.push(format!("{}: no routing daemon: {error:#}", speaker.name)),
+            }
+        }
         for speaker in self.plan.speakers.iter().filter(|speaker| speaker.role != Role::Reflector) {
             let known = self.destinations(&speaker.name)?;
             for workload in &self.plan.workloads {
