@@ -9,7 +9,7 @@ use std::{
 
 use calico_ebpf_tests::{
     Protocol::{Icmp, Tcp, Udp},
-    World,
+    World, frames,
     lab::{self, GATEWAY4, GATEWAY6, HOST_SIDE_MAC, HOST4, HOST6, Namespace, OUTSIDE4, OUTSIDE6, UPLINK},
     nft, resources,
     stream::{Beat, transfer},
@@ -109,7 +109,11 @@ fn silences(worlds: [&World; 2], mac: &str) -> [[Duration; 2]; 2] {
         world.lab.host.ip(&format!("neigh flush dev {UPLINK}")).expect("flushes");
         world.lab.host.ip(&format!("-6 neigh flush dev {UPLINK}")).expect("flushes");
         await_neighbours(&world.lab.host);
-        world.lab.outside.ip(&format!("link set eth0 address {mac}")).expect("another MAC");
+        // With its MAC it forgets its neighbours, and it may not ask: it is told who the host is.
+        let host = frames::mac(&world.lab.host, UPLINK).map(|byte| format!("{byte:02x}")).join(":");
+        let known = [HOST4.to_string(), HOST6.to_string()]
+            .map(|address| format!("\nneigh replace {address} lladdr {host} dev eth0 nud permanent"));
+        world.lab.outside.ip_batch(&format!("link set eth0 address {mac}{}", known.concat())).expect("another MAC");
     }
     // Reachable for up to 150 ms, a second of delay, three probes of 100 ms, the broadcast.
     thread::sleep(Duration::from_secs(3));
