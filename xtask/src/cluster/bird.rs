@@ -7,9 +7,11 @@ use std::{
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail, ensure};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -27,6 +29,9 @@ use crate::{
 
 /// How long one without a sign of life is believed to be there, in seconds.
 pub const HOLD_TIME: u32 = 6;
+
+/// How long it may take to be ready.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// How to ask a BIRD, also from another process.
 #[derive(Clone, Debug)]
@@ -91,10 +96,10 @@ pub struct Bird {
 }
 
 impl Bird {
-    /// Starts BIRD 2 or (`third`) 3 in `namespace` on a configuration.
+    /// Starts BIRD 2 or (`third`) 3 in `namespace` on a configuration, and waits until it is ready.
     ///
     /// # Errors
-    /// It is not installed.
+    /// It is not installed, or refuses the configuration.
     pub fn start(third: bool, base: &Path, name: &str, namespace: &Namespace, config: &str) -> anyhow::Result<Self> {
         let mut bird = Self {
             child: None,
@@ -146,7 +151,7 @@ impl Bird {
     pub fn configure(&self, config: &str) -> anyhow::Result<()> {
         fs::write(&self.config, config)?;
         let answer = self.control.ask("configure")?;
-        anyhow::ensure!(answer.contains("Reconfigur"), "bird refuses {}: {answer}", self.config.display());
+        ensure!(answer.contains("Reconfigur"), "bird refuses {}: {answer}", self.config.display());
         Ok(())
     }
 
@@ -158,8 +163,19 @@ impl Bird {
             command.arg("-R");
         }
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
-        self.child = Some(command.spawn().context("cannot start bird")?);
-        Ok(())
+        let child = self.child.insert(command.spawn().context("cannot start bird")?);
+        // Before it says so, it does not listen, or hangs up on whoever asks.
+        let begin = Instant::now();
+        loop {
+            if self.control.ask("show status").is_ok_and(|status| status.contains("up and running")) {
+                return Ok(());
+            }
+            if let Some(status) = child.try_wait()? {
+                bail!("bird has ended ({status}); its configuration is {}", self.config.display());
+            }
+            ensure!(begin.elapsed() < PATIENCE, "bird does not get ready");
+            thread::sleep(Duration::from_millis(10));
+        }
     }
 }
 

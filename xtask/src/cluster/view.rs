@@ -143,9 +143,10 @@ impl View {
         for speaker in &self.plan.speakers {
             match self.router(speaker).sessions() {
                 Ok(sessions) => {
-                    missing.extend(sessions.iter().filter(|session| !session.established).map(|session| {
+                    let down = sessions.iter().filter(|session| !session.established);
+                    missing.extend(down.map(|session| {
                         format!("{}: session {} is not up: {}", speaker.name, session.name, session.info)
-                    }))
+                    }));
                 }
                 Err(error) => missing.push(format!("{}: no routing daemon: {error:#}", speaker.name)),
             }
