@@ -7,10 +7,8 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use anyhow::Context as _;
 use sd_notify::NotifyState;
 use tokio::{
-    signal::unix::{SignalKind, signal},
     sync::{mpsc, oneshot},
     task::JoinHandle,
     time::{MissedTickBehavior, interval, sleep_until},
@@ -21,6 +19,7 @@ use super::{
     confirmation::Confirmation,
     control::{Call, Reply, Request, done, refusal},
     engine::{Before, Engine, Outcome},
+    signals::{Asked, Signals},
     site::Shared,
     watch::FileWatch,
 };
@@ -125,10 +124,7 @@ impl Live {
     }
 
     /// Until SIGTERM or Ctrl-C. The data path stays as it is.
-    pub(super) async fn run(mut self) -> anyhow::Result<()> {
-        let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
-        let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
-        let mut hang_up = signal(SignalKind::hangup()).context("cannot handle SIGHUP")?;
+    pub(super) async fn run(mut self, mut signals: Signals) {
         let mut check = interval(CHECK);
         check.set_missed_tick_behavior(MissedTickBehavior::Delay);
         tracing::info!(
@@ -144,9 +140,10 @@ impl Live {
             self.links.heed(self.engine.addresses());
             let wake = self.wake();
             tokio::select! {
-                _ = terminate.recv() => break,
-                _ = interrupt.recv() => break,
-                _ = hang_up.recv() => self.reload_for_systemd(),
+                asked = signals.next() => match asked {
+                    Asked::End => break,
+                    Asked::Reload => self.reload_for_systemd(),
+                },
                 Some(call) = self.calls.recv() => self.answer(call),
                 () = changed(&mut self.files) => {
                     tracing::debug!("the files may have changed");
@@ -164,7 +161,6 @@ impl Live {
             }
         }
         self.end();
-        Ok(())
     }
 
     /// The next thing to do without being told.

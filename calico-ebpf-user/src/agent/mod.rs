@@ -11,6 +11,7 @@ pub mod http;
 mod live;
 mod nat_outgoing;
 mod quiet;
+mod signals;
 mod site;
 mod sources;
 mod watch;
@@ -28,6 +29,7 @@ use self::{
     control::{Call, Server},
     engine::{Engine, Start},
     live::Live,
+    signals::Signals,
     site::Shared,
     sources::Sources,
     watch::FileWatch,
@@ -102,6 +104,7 @@ async fn start(options: &Options) -> anyhow::Result<()> {
     if !options.once {
         serve(options.listen, &shared).await?;
     }
+    let signals = if options.once { None } else { Some(Signals::heed()?) };
     let engine = Engine::start(Start {
         sources,
         accepted,
@@ -112,13 +115,11 @@ async fn start(options: &Options) -> anyhow::Result<()> {
         unconfirmed: options.confirm.is_some(),
     })?;
     shared.ready();
-    if options.once {
-        return announce_ready();
-    }
+    let Some(signals) = signals else { return announce_ready() };
     let (send, calls) = tokio::sync::mpsc::channel::<Call>(WAITING_CALLS);
     let server = Server::start(instance, send)?;
     announce_ready()?;
-    Live::new(options, engine, files, links, calls, shared).run().await?;
+    Live::new(options, engine, files, links, calls, shared).run(signals).await;
     drop(server);
     Ok(())
 }
