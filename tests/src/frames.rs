@@ -79,6 +79,12 @@ pub fn mac(namespace: &Namespace, interface: &str) -> [u8; 6] {
     bytes.try_into().expect("six bytes")
 }
 
+/// A MAC address as `ip` and the resources have it.
+#[must_use]
+pub fn mac_text(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
 /// What a hypervisor sends in the name of a guest that has arrived.
 #[must_use]
 pub fn gratuitous_arp(mac: [u8; 6], address: Ipv4Addr) -> Vec<u8> {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::resources::{
-    Shared,
+    Shared, changed_part,
     model::{
         HostEndpoint, Labels, NAMESPACE_LABEL, NAMESPACE_PREFIX, NamedPort, Profile, ResourceSet, WorkloadEndpoint,
     },
@@ -77,17 +77,10 @@ impl Endpoints {
         let applying = profiles.iter().filter(|(_, profile)| !profile.labels_to_apply.is_empty());
         let inherited = applying.map(|(name, profile)| ((*name).to_owned(), profile.labels_to_apply.clone())).collect();
         let (old, new) = (std::mem::replace(&mut self.workloads, set.workloads.clone()), &set.workloads);
-        // What changed lies between two parts that did not: most often one file.
-        let (first, last) = if inherited == self.inherited {
-            let most = old.len().min(new.len());
-            let first = old.iter().zip(&**new).take_while(|(old, new)| old.is(new)).count();
-            let last = old.iter().rev().zip(new.iter().rev()).take_while(|(old, new)| old.is(new)).count();
-            (first, last.min(most - first))
-        } else {
-            (0, 0)
-        };
+        let (gone_at, come_at) =
+            if inherited == self.inherited { changed_part(&old, new) } else { (0..old.len(), 0..new.len()) };
         self.inherited = inherited;
-        let (gone, come) = (&old[first..old.len() - last], &new[first..new.len() - last]);
+        let (gone, come) = (&old[gone_at.clone()], &new[come_at]);
         let other_addresses = gone.iter().map(|w| &w.addresses).ne(come.iter().map(|w| &w.addresses));
         let ports_of_hosts = |endpoints: &[(Shared<HostEndpoint>, u32)]| -> Vec<NamedPort> {
             endpoints.iter().flat_map(|(endpoint, _)| endpoint.ports.clone()).collect()
@@ -101,9 +94,9 @@ impl Endpoints {
             self.looked_at = come.len();
         }
         let facts: Vec<Facts> = come.iter().map(|workload| self.facts(workload)).collect();
-        self.of_workloads.splice(first..old.len() - last, facts);
+        self.of_workloads.splice(gone_at.clone(), facts);
         if other_addresses {
-            self.replace_addresses(first as u32..(old.len() - last) as u32, come);
+            self.replace_addresses(gone_at.start as u32..gone_at.end as u32, come);
         }
         self.of_network_sets = set.network_sets.iter().map(|set| self.group(&set.labels, &set.profiles)).collect();
     }

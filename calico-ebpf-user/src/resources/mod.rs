@@ -41,5 +41,5 @@ pub use host_interfaces::host_endpoint_of;
 pub use reader::{FileStamp, Loaded, Reader, load, load_content};
 pub use remark::Remark;
 pub use report::Report;
-pub use shared::Shared;
+pub use shared::{Shared, changed_part};
 pub use values::protocol as protocol_number;

@@ -1,7 +1,7 @@
 //! Resources that several sets have in common.
 
 use std::{
-    ops::{Deref, DerefMut},
+    ops::{Deref, DerefMut, Range},
     sync::Arc,
 };
 
@@ -16,6 +16,16 @@ impl<T> Shared<T> {
     pub fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }
+}
+
+/// The parts of two lists between what they share at their beginnings and at their ends: what changed is most often one file.
+#[must_use]
+pub fn changed_part<T>(old: &[Shared<T>], new: &[Shared<T>]) -> (Range<usize>, Range<usize>) {
+    let most = old.len().min(new.len());
+    let first = old.iter().zip(new).take_while(|(old, new)| old.is(new)).count();
+    let last = old.iter().rev().zip(new.iter().rev()).take_while(|(old, new)| old.is(new)).count();
+    let last = last.min(most - first);
+    (first..old.len() - last, first..new.len() - last)
 }
 
 impl<T: Default> Default for Shared<T> {

@@ -11,7 +11,7 @@ use std::{
 
 use calico_ebpf_common::abi::{Workload, workload_flags};
 
-use crate::resources::{Shared, model::WorkloadEndpoint};
+use crate::resources::{Shared, changed_part, model::WorkloadEndpoint};
 
 /// How long a route keeps the elevated priority: `liveMigrationRouteConvergenceTime` unless configured.
 const CONVERGENCE: Duration = Duration::from_secs(30);
@@ -229,12 +229,8 @@ pub fn moves(
     node: &str,
     mut ours: impl Iterator<Item = IpAddr>,
 ) -> Vec<Move> {
-    // What changed lies between two parts that did not: most often one file.
-    let most = before.len().min(after.len());
-    let first = before.iter().zip(after).take_while(|(old, new)| old.is(new)).count();
-    let last = before.iter().rev().zip(after.iter().rev()).take_while(|(old, new)| old.is(new)).count();
-    let last = last.min(most - first);
-    let (old, new) = (&before[first..before.len() - last], &after[first..after.len() - last]);
+    let (gone_at, come_at) = changed_part(before, after);
+    let (old, new) = (&before[gone_at], &after[come_at]);
     let mut known: HashSet<(IpAddr, &str)> = HashSet::new();
     for workload in old {
         known.extend(workload.addresses.iter().map(|address| (*address, workload.node.as_str())));

@@ -4,7 +4,7 @@ use std::{net::IpAddr, time::Duration};
 
 use calico_ebpf_tests::{
     World,
-    frames::{Wire, mac},
+    frames::{Wire, mac, mac_text},
     resources,
 };
 use etherparse::{PacketBuilder, VlanId};
@@ -97,7 +97,7 @@ fn frames_that_no_workload_sends_are_dropped() {
 fn a_configured_mac_is_the_only_one() {
     let mut world = World::new(&["a", "b"]);
     let own = mac(&world.lab.workload("a").namespace, "eth0");
-    let text = own.map(|byte| format!("{byte:02x}")).join(":");
+    let text = mac_text(own);
     let documents = [
         resources::NAMESPACE.to_owned(),
         resources::workload_with(world.lab.workload("a"), &format!("  mac: \"{text}\"\n")),

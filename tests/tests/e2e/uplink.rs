@@ -110,7 +110,7 @@ fn silences(worlds: [&World; 2], mac: &str) -> [[Duration; 2]; 2] {
         world.lab.host.ip(&format!("-6 neigh flush dev {UPLINK}")).expect("flushes");
         await_neighbours(&world.lab.host);
         // With its MAC it forgets its neighbours, and it may not ask: it is told who the host is.
-        let host = frames::mac(&world.lab.host, UPLINK).map(|byte| format!("{byte:02x}")).join(":");
+        let host = frames::mac_text(frames::mac(&world.lab.host, UPLINK));
         let known = [HOST4.to_string(), HOST6.to_string()]
             .map(|address| format!("\nneigh replace {address} lladdr {host} dev eth0 nud permanent"));
         world.lab.outside.ip_batch(&format!("link set eth0 address {mac}{}", known.concat())).expect("another MAC");

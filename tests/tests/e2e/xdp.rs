@@ -15,7 +15,7 @@ use calico_ebpf_common::abi::names;
 use calico_ebpf_tests::{
     Protocol::{Icmp, Tcp, Udp},
     World, eventually,
-    frames::{Wire, mac},
+    frames::{Wire, mac, mac_text},
     lab::{HOST4, HOST6, OUTSIDE4, OUTSIDE6, UPLINK},
     resources::{self, NODE},
     stream::{Beat, Talk, transfer},
@@ -422,7 +422,7 @@ fn neighbour_is_reached(world: &World) {
     world.allowed("outside", "n", Tcp(80));
     world.allowed("outside", "n", Icmp);
     world.allowed("n", "outside", Tcp(80));
-    let uplink = mac(&world.lab.host, UPLINK).map(|byte| format!("{byte:02x}")).join(":");
+    let uplink = mac_text(mac(&world.lab.host, UPLINK));
     for address in [IpAddr::from(INSIDE4), INSIDE6.into()] {
         let known = world.lab.outside.ip(&format!("neigh show to {address} dev eth0")).expect("neighbours");
         assert!(known.contains(&uplink), "{address}: {known}, the uplink's is {uplink}");

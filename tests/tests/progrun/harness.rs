@@ -20,7 +20,10 @@ use calico_ebpf_common::abi::{
     TableHeader, Timeouts, Untracked, VEC_ANY, VectorHeader, Workload, names, role, settings_flags, uplink_flags,
     workload_flags,
 };
-use calico_ebpf_tests::lab::{self, Namespace};
+use calico_ebpf_tests::{
+    frames::mac_text,
+    lab::{self, Namespace},
+};
 use calico_ebpf_user::dataplane;
 
 /// `TC_ACT_UNSPEC`: to the stack.
@@ -103,7 +106,7 @@ impl World {
         let name = lab::unique_name().expect("a name");
         let namespace = Namespace::create(name.clone()).expect("makes a network namespace");
         for (interface, mac) in [(A.interface, HOST_MAC), (B.interface, HOST_MAC), (UPLINK, HOST_MAC)] {
-            let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
+            let mac = mac_text(mac);
             let peer = format!("{interface}-peer");
             namespace
                 .ip(&format!("link add {interface} address {mac} type veth peer name {peer}"))

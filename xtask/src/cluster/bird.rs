@@ -128,10 +128,10 @@ impl Bird {
         self.child.as_ref().map(Child::id)
     }
 
-    /// Starts it again after [`Bird::kill`], in graceful restart.
+    /// Starts it again after [`Bird::kill`], in graceful restart, and waits until it is ready.
     ///
     /// # Errors
-    /// It is not installed.
+    /// It is not installed, or does not get ready.
     pub fn recover(&mut self) -> anyhow::Result<()> {
         self.launch(true)
     }
