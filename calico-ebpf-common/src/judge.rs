@@ -136,6 +136,12 @@ pub fn judge<A: Arena + ?Sized>(arena: &A, table: u32, subject: &Subject) -> Opt
     None
 }
 
+/// Whether the rule that decided is one of policy before DNAT.
+#[inline(always)]
+pub fn is_before_dnat<A: Arena + ?Sized>(arena: &A, table: u32, decision: &Decision) -> bool {
+    arena.block(table).is_some_and(|header| decision.rule < header.u32_at(12) && decision.rule >= header.u32_at(13))
+}
+
 /// Four times 16 bits, each without a rule: no search gets beyond the last rule that can have this number.
 const NO_SINGLES: u64 = u64::MAX;
 

@@ -90,7 +90,7 @@ fn a_workload_comes_and_goes() {
         let kind = if attach == AttachMode::Tcx { Attachment::Tcx } else { Attachment::Clsact };
         assert_eq!(applied.workloads[0].attachment, Some(kind));
         assert!(applied.routes.iter().all(|route| route.installed));
-        assert!(dataplane.attachments_intact());
+        assert!(dataplane.attachments().are_intact().expect("looks"));
         assert_eq!(routes("-4").trim(), "10.77.0.1 dev cali1 scope link metric 1024");
         assert_eq!(routes("-6").trim(), "fd77::1 dev cali1 metric 1024 pref medium");
 
@@ -155,12 +155,12 @@ fn what_others_take_away_is_put_back() {
         .collect();
     assert_eq!(pins.len(), 2);
     for path in pins {
-        assert!(dataplane.attachments_intact());
+        assert!(dataplane.attachments().are_intact().expect("looks"));
         std::fs::remove_file(path).expect("removed");
-        assert!(!dataplane.attachments_intact());
+        assert!(!dataplane.attachments().are_intact().expect("looks"));
         let applied = dataplane.apply(None, &desired(&workloads)).expect("applied");
         assert_eq!(applied.faults, [] as [String; 0]);
-        assert!(dataplane.attachments_intact());
+        assert!(dataplane.attachments().are_intact().expect("looks"));
     }
     assert_eq!(tcx("cali1", TcAttachType::Ingress).1.len(), 1);
     drop(dataplane);
@@ -174,12 +174,12 @@ fn what_others_take_away_is_put_back() {
         tcx("cali1", TcAttachType::Ingress).1.is_empty()
     });
     assert!(gone, "the other kind of attachment is gone");
-    assert!(dataplane.attachments_intact());
+    assert!(dataplane.attachments().are_intact().expect("looks"));
     run(&["tc", "qdisc", "del", "dev", "cali1", "clsact"]);
-    assert!(!dataplane.attachments_intact());
+    assert!(!dataplane.attachments().are_intact().expect("looks"));
     let applied = dataplane.apply(None, &desired(&workloads)).expect("applied");
     assert_eq!(applied.faults, [] as [String; 0]);
-    assert!(dataplane.attachments_intact());
+    assert!(dataplane.attachments().are_intact().expect("looks"));
 }
 
 #[test]

@@ -3,14 +3,17 @@
 use core::ptr;
 
 use calico_ebpf_common::{
-    abi::{CONN_VERSION, Conn, ConnEnd, DropReason, NO_SLOT, OpenerKind, Workload, conn_flags, workload_flags},
+    abi::{
+        CONN_VERSION, Conn, ConnEnd, DropReason, MARK_ASKED, MARK_REPLY, MARK_SETTLED, NO_SLOT, OpenerKind, Workload,
+        conn_flags, settings_flags, workload_flags,
+    },
     packet::{Ip, Packet, protocol},
     track::{self, State},
 };
 
 use crate::{
     conns,
-    policy::judge_ends,
+    policy::{Allowed, judge_ends},
     skb::Skb,
     tables::{Located, Tables, active, locate},
     work::{AGAIN, Code, Env, FOREIGN, MISS, Related, code, work},
@@ -35,6 +38,31 @@ pub(crate) struct Hit {
     /// The local workload that it is for, likewise.
     pub destination: Option<&'static Workload>,
     pub conn: *mut Conn,
+}
+
+impl Hit {
+    /// Leaves word for the programs where a packet leaves that the stack may translate: it has no entry by its new addresses,
+    /// and host endpoints have been asked about it.
+    #[inline(always)]
+    pub(crate) fn tell_the_ways_out(&self, env: &Env, skb: &Skb) {
+        if env.root.settings(env.generation).flags & settings_flags::HOST_ENDPOINTS == 0 {
+            return;
+        }
+        if !self.from_opener {
+            if self.flags & conn_flags::BEHIND_DNAT != 0 {
+                skb.mark(MARK_REPLY);
+            }
+        } else if self.flags & conn_flags::SETTLED != 0 {
+            skb.mark(MARK_SETTLED);
+        } else {
+            // Not `self.source`: the verifier does not know that that is the same.
+            // SAFETY: the entry stays readable as long as the program runs.
+            let opener = active(unsafe { (*self.conn).ends[0].slot });
+            if opener.is_some_and(|seat| seat.flags & workload_flags::OUTSIDE != 0) {
+                skb.mark(MARK_ASKED);
+            }
+        }
+    }
 }
 
 /// Why there is no [`Hit`]: the code for the next function, or the reason to drop.
@@ -197,9 +225,11 @@ fn try_again<F: Tables>() -> Result<Code, DropReason> {
     let classes = [opener_at.class, responder_at.class];
     let behind_dnat = conn.flags & conn_flags::BEHIND_DNAT != 0;
     match judge_ends::<F>(env.generation, workloads, classes, packet.protocol, ports, behind_dnat) {
-        Ok(rules) => {
+        Ok(Allowed { rules, before_dnat }) => {
+            let settled = if before_dnat { conn_flags::SETTLED } else { 0 };
             // SAFETY: the entry stays writable as long as the program runs.
             unsafe {
+                (*conn_ptr).flags = (*conn_ptr).flags & !conn_flags::SETTLED | settled;
                 if let Some(workload) = opener_workload {
                     (*conn_ptr).ends[0].rule = rules[0];
                     (*conn_ptr).ends[0].epoch = workload.policy(env.generation).egress_epoch;
@@ -213,7 +243,10 @@ fn try_again<F: Tables>() -> Result<Code, DropReason> {
         }
         // The entry stays, and stays out of date: a packet from the other side must not be taken for the first of a new
         // connection, with its sender as the opener. It expires like any other, since what is dropped does not refresh it.
-        Err(reason) => Err(reason),
+        Err(denied) => {
+            work.denied_for_good = denied.before_dnat;
+            Err(denied.reason)
+        }
     }
 }
 

@@ -1,18 +1,23 @@
 //! What comes in by an uplink.
 
 use calico_ebpf_common::{
-    abi::{DropReason, NO_SLOT, OpenerKind, conn_flags, workload_flags},
+    abi::{
+        DropReason, Event, MARK_ASKED, MARK_SETTLED, NO_SLOT, OpenerKind, PRIORITY_DENIED, PRIORITY_REJECTED,
+        conn_flags, workload_flags,
+    },
     packet::Kind,
 };
 
 use crate::{
+    count,
     established::{Hook, NoHit, find, related},
     forward::{TO_STACK, to_workload},
+    maps::EVENTS,
     opening, reverse_path,
     skb::Skb,
-    tables::{HostSeats, Tables, active, has_host_endpoints, host_seats, locate},
+    tables::{HostSeats, Tables, active, has_host_endpoints, host_seats, locate, translates},
     to_workload::Receiver,
-    work::{ALLOWED, Code, DELIVER, Env, MISS, code, forget_origin, take, work},
+    work::{ALLOWED, Code, DELIVER, Env, MISS, code, forget_origin, reason, take, work},
 };
 
 /// A packet whose connection may have an entry.
@@ -38,7 +43,10 @@ fn try_established<F: Tables>(skb: &Skb) -> Result<Code, DropReason> {
     match find::<F>(&env, Hook::FromUplink, packet, &work.key, work.source_is_a) {
         Ok(hit) => match hit.destination {
             Some(destination) if hit.flags & conn_flags::VIA_STACK == 0 => to_workload(skb, packet, destination),
-            _ => Ok(TO_STACK),
+            _ => {
+                hit.tell_the_ways_out(&env, skb);
+                Ok(TO_STACK)
+            }
         },
         Err(NoHit::Next(next)) => Ok(next),
         Err(NoHit::Drop(reason)) => Err(reason),
@@ -99,7 +107,18 @@ fn try_first<F: Receiver>(skb: &Skb, untracked: Code) -> Result<Code, DropReason
     if slots[0] == NO_SLOT && slots[1] == NO_SLOT {
         return Ok(TO_STACK);
     }
-    let opening = opening::judge(&env, packet, slots, [source.class, destination.class], false)?;
+    let opening = match opening::judge(&env, packet, slots, [source.class, destination.class], false) {
+        Ok(opening) => opening,
+        Err(denied) => {
+            work.denied_for_good = denied.before_dnat;
+            return Err(denied.reason);
+        }
+    };
+    if opening.is_settled() {
+        skb.mark(MARK_SETTLED);
+    } else if slots[0] != NO_SLOT {
+        skb.mark(MARK_ASKED);
+    }
     let flags = if to_host {
         conn_flags::VIA_STACK
     } else if is_for_workload {
@@ -112,4 +131,45 @@ fn try_first<F: Receiver>(skb: &Skb, untracked: Code) -> Result<Code, DropReason
         opening::enter(&env, work, &opening, slots, OpenerKind::Outside, flags)?;
     }
     if to_host || slots[1] == NO_SLOT { Ok(TO_STACK) } else { Ok(DELIVER) }
+}
+
+/// What becomes of a packet that is to be dropped, given by its code. What policy of a host endpoint denies may be about to
+/// get another destination: where the stack translates some, it is asked first, and drops what it does not translate.
+#[inline(always)]
+pub(crate) fn denied<F: Tables>(skb: &Skb, code: Code) -> Code {
+    match priority(reason(code)) {
+        Some(priority) if may_be_translated::<F>(skb) => {
+            count(EVENTS.get_ptr_mut(Event::LeftToTranslation as u32));
+            skb.leave_to_translation(priority);
+            TO_STACK
+        }
+        _ => code,
+    }
+}
+
+/// How the stack is told of what policy denies, and of what belongs to no connection by the addresses that it came with.
+#[inline(always)]
+fn priority(reason: Option<u32>) -> Option<u32> {
+    const POLICY: [DropReason; 2] = [DropReason::PolicyIngress, DropReason::PolicyEgress];
+    const REJECTED: [DropReason; 2] = [DropReason::RejectedIngress, DropReason::RejectedEgress];
+    const UNKNOWN: [DropReason; 2] = [DropReason::TcpInvalid, DropReason::IcmpUnrelated];
+    let reason = reason?;
+    let is_of = |reasons: [DropReason; 2]| reason == reasons[0] as u32 || reason == reasons[1] as u32;
+    if is_of(POLICY) || is_of(UNKNOWN) {
+        Some(PRIORITY_DENIED)
+    } else if is_of(REJECTED) {
+        Some(PRIORITY_REJECTED)
+    } else {
+        None
+    }
+}
+
+#[inline(always)]
+fn may_be_translated<F: Tables>(skb: &Skb) -> bool {
+    let Some(work) = work::<F>() else { return false };
+    let Ok(env) = Env::resume(skb, work) else { return false };
+    !work.denied_for_good
+        && skb.is_for_host_mac()
+        && translates(&env)
+        && locate::<F>(&work.packet.destination, env.generation).slot == NO_SLOT
 }

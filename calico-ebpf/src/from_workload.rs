@@ -65,6 +65,7 @@ fn try_established<F: Tables>(skb: &Skb) -> Result<Code, DropReason> {
     }
     fragments::first_passed(&env, packet);
     if via_stack {
+        hit.tell_the_ways_out(&env, skb);
         Ok(TO_STACK)
     } else if let Some(destination) = hit.destination
         && destination.flags & workload_flags::HOST_ENDPOINT == 0
@@ -198,13 +199,13 @@ fn try_to_host<F: Tables>() -> Result<Code, DropReason> {
     let [from, to] = packet.transport.rule_ports(packet.protocol);
     let classes = [source.class, destination.class];
     match judge_ends::<F>(env.generation, [None, Some(seat)], classes, packet.protocol, [from, to], false) {
-        Ok(rules) => {
-            opening::join(&env, work, slot, rules[1]);
+        Ok(allowed) => {
+            opening::join(&env, work, slot, allowed.rules[1]);
             Ok(TO_STACK)
         }
-        Err(reason) => {
+        Err(denied) => {
             opening::forget(&env, work);
-            Err(reason)
+            Err(denied.into())
         }
     }
 }

@@ -40,7 +40,7 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::debug;
 use calico_ebpf_common::{
-    abi::{DropReason, judged, uplink_flags},
+    abi::{DropReason, MARK_ASKED, MARK_REPLY, MARK_SETTLED, judged, uplink_flags},
     packet::{V4, V6, ether_type},
 };
 
@@ -102,6 +102,8 @@ steps! {
     cali_refuse4() = refuse::refuse::<V4>;
     cali_refuse6() = refuse::refuse::<V6>;
     cali_tell(code) = tell;
+    cali_fu_denied4(code) = from_uplink::denied::<V4>;
+    cali_fu_denied6(code) = from_uplink::denied::<V6>;
     cali_fu_arp() = neighbour::arp;
     cali_fu_nd6() = neighbour::solicitation;
     cali_fu_raw4() = untracked::received::<V4>;
@@ -242,6 +244,8 @@ pub fn cali_from_up(ctx: TcContext) -> i32 {
     if skb.is_tagged() || skb.is_answer() {
         return TO_STACK as i32;
     }
+    // Only what this program says of a packet counts.
+    skb.unmark(MARK_ASKED | MARK_SETTLED | MARK_REPLY);
     let flags = uplink_flags();
     let mut untracked = LEFT;
     if flags != 0 {
@@ -250,14 +254,23 @@ pub fn cali_from_up(ctx: TcContext) -> i32 {
             return finish(&ctx, Hook::FromUplink, code);
         }
         untracked = code;
+        if code == ALLOWED {
+            skb.mark(MARK_SETTLED);
+        }
     }
     // Frames for others, broadcasts, multicasts: the stack knows what they are. A host endpoint judges those for many.
     if !skb.is_for_host_mac() && !(skb.is_for_many_macs() && untracked != ALLOWED && has_host_endpoints()) {
         return TO_STACK as i32;
     }
     let code = match skb.ether_type() {
-        ether_type::IPV4 => from_uplink_ip(&skb, untracked, cali_fu_known4, cali_again4, cali_fu_first4, cali_deliver4),
-        ether_type::IPV6 => from_uplink_ip(&skb, untracked, cali_fu_known6, cali_again6, cali_fu_first6, cali_deliver6),
+        ether_type::IPV4 => {
+            let code = from_uplink_ip(&skb, untracked, cali_fu_known4, cali_again4, cali_fu_first4, cali_deliver4);
+            denied(&skb, code, cali_fu_denied4)
+        }
+        ether_type::IPV6 => {
+            let code = from_uplink_ip(&skb, untracked, cali_fu_known6, cali_again6, cali_fu_first6, cali_deliver6);
+            denied(&skb, code, cali_fu_denied6)
+        }
         _ => TO_STACK,
     };
     finish(&ctx, Hook::FromUplink, code)
@@ -320,6 +333,11 @@ fn from_uplink_ip(
     }
 }
 
+#[inline(always)]
+fn denied(skb: &Skb, code: Code, step: FirstStep) -> Code {
+    if reason(code).is_some() && has_host_endpoints() { step(skb.raw_context(), code) } else { code }
+}
+
 #[classifier]
 pub fn cali_to_up(ctx: TcContext) -> i32 {
     let skb = Skb::new(&ctx);
@@ -358,6 +376,8 @@ fn to_uplink_ip(skb: &Skb, known: Step, again: extern "C" fn() -> Code, leaves: 
     match look(skb, known, again) {
         LEAVES => leaves(skb.raw_context()),
         MISS | FOREIGN => first(skb.raw_context()),
+        // Whatever became of the connection to the address that the host translates: it goes on behind the translation.
+        code if reason(code).is_some() && skb.is_marked(MARK_REPLY) && !to_workload::is_own(skb) => TO_STACK,
         code => code,
     }
 }

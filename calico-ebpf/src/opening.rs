@@ -14,7 +14,7 @@ use calico_ebpf_common::{
 use crate::{
     conns, count,
     maps::{EVENTS, ROOT},
-    policy::judge_ends,
+    policy::{Allowed, Denied, judge_ends},
     tables::{Tables, active},
     work::{Env, Work, jiffies},
 };
@@ -27,16 +27,23 @@ const TAKEOVER_SECONDS: u32 = 30;
 pub(crate) struct Opening {
     /// The packet at hand is the opener's.
     from_opener: bool,
-    rules: [u32; 2],
+    allowed: Allowed,
 }
 
 impl Opening {
     /// The host's own: nobody judges it.
-    pub(crate) const BY_HOST: Self = Self { from_opener: true, rules: [NO_RULE; 2] };
+    pub(crate) const BY_HOST: Self =
+        Self { from_opener: true, allowed: Allowed { rules: [NO_RULE; 2], before_dnat: false } };
 
     #[inline(always)]
     pub(crate) fn is_from_opener(&self) -> bool {
         self.from_opener
+    }
+
+    /// Whether policy before DNAT allows it.
+    #[inline(always)]
+    pub(crate) fn is_settled(&self) -> bool {
+        self.allowed.before_dnat
     }
 }
 
@@ -49,23 +56,23 @@ pub(crate) fn judge<F: Tables>(
     slots: [u32; 2],
     classes: [u32; 2],
     behind_dnat: bool,
-) -> Result<Opening, DropReason> {
+) -> Result<Opening, Denied> {
     check_opens(env, packet, slots)?;
     let [from, to] = packet.transport.rule_ports(packet.protocol);
     let workloads = [active(slots[0]), active(slots[1])];
     let judged = judge_ends::<F>(env.generation, workloads, classes, packet.protocol, [from, to], behind_dnat);
-    let reason = match judged {
-        Ok(rules) => return Ok(Opening { from_opener: true, rules }),
-        Err(reason) => reason,
+    let denied = match judged {
+        Ok(allowed) => return Ok(Opening { from_opener: true, allowed }),
+        Err(denied) => denied,
     };
     if !may_be_older(env, packet, slots) {
-        return Err(reason);
+        return Err(denied);
     }
     // It may be an answer in a connection that another one knew.
     let workloads = [active(slots[1]), active(slots[0])];
     match judge_ends::<F>(env.generation, workloads, [classes[1], classes[0]], packet.protocol, [to, from], false) {
-        Ok(rules) => Ok(Opening { from_opener: false, rules }),
-        Err(_) => Err(reason),
+        Ok(allowed) => Ok(Opening { from_opener: false, allowed }),
+        Err(_) => Err(denied),
     }
 }
 
@@ -134,7 +141,8 @@ pub(crate) fn enter<F: Tables>(
     let packet = &work.packet;
     let [opener, responder] = if opening.from_opener { slots } else { [slots[1], slots[0]] };
     let opener_is_a = if work.source_is_a == opening.from_opener { conn_flags::OPENER_IS_A } else { 0 };
-    let state = State::new(flags | opener_is_a, packet.protocol, &packet.transport);
+    let settled = if opening.is_settled() { conn_flags::SETTLED } else { 0 };
+    let state = State::new(flags | opener_is_a | settled, packet.protocol, &packet.transport);
     let icmp = if packet.protocol == F::ICMP { packet.transport.icmp } else { 0 };
     let (kind, account) = if opener != NO_SLOT {
         (OpenerKind::Workload, account_opened_by(opener))
@@ -143,6 +151,7 @@ pub(crate) fn enter<F: Tables>(
     } else {
         (OpenerKind::Outside, if responder == NO_SLOT { ACCOUNT_HOST } else { account_opened_to(responder) })
     };
+    let rules = opening.allowed.rules;
     work.conn = Conn {
         version: CONN_VERSION,
         flags: state.flags,
@@ -154,7 +163,7 @@ pub(crate) fn enter<F: Tables>(
         account,
         created: env.now,
         seen: [env.now; 2],
-        ends: [end(env, opener, opening.rules[0], false), end(env, responder, opening.rules[1], true)],
+        ends: [end(env, opener, rules[0], false), end(env, responder, rules[1], true)],
         syn_ack: 0,
         reserved2: 0,
     };

@@ -6,8 +6,8 @@ use aya_ebpf::{
     EbpfContext,
     bindings::{__sk_buff, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC},
     helpers::generated::{
-        bpf_csum_update, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data,
-        bpf_skb_store_bytes,
+        bpf_csum_update, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_load_bytes,
+        bpf_skb_pull_data, bpf_skb_store_bytes,
     },
     programs::TcContext,
 };
@@ -185,6 +185,32 @@ impl Skb {
         // SAFETY: the context is valid.
         let resized = unsafe { bpf_skb_change_tail(self.0, size_of::<T>() as u32, 0) } == 0;
         resized && self.put(0, frame).is_some()
+    }
+
+    /// Whether the mark has any of these bits.
+    #[inline(always)]
+    pub(crate) fn is_marked(&self, bits: u32) -> bool {
+        self.raw().mark & bits != 0
+    }
+
+    /// Takes word away that some program left about the packet elsewhere.
+    #[inline(always)]
+    pub(crate) fn unmark(&self, bits: u32) {
+        if self.is_marked(bits) {
+            self.set_mark(self.raw().mark & !bits);
+        }
+    }
+
+    /// Leaves it to the stack to drop the packet unless it translates its destination: the stack drops it even if nothing
+    /// is there that knows this priority, since the frame is for another host then.
+    #[inline(always)]
+    pub(crate) fn leave_to_translation(&self, priority: u32) {
+        // SAFETY: the context is valid. Volatile, as below. A type that cannot be set stays, and with it the packet would
+        // be taken in: the caller has seen that it can.
+        unsafe {
+            ptr::write_volatile(&raw mut (*self.0).priority, priority);
+            bpf_skb_change_type(self.0, PACKET_OTHERHOST);
+        }
     }
 
     /// Adds bits to the mark that rules of the host see.

@@ -5,8 +5,8 @@ use core::{arch::asm, ptr};
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use calico_ebpf_common::{
     abi::{
-        AddressEntry, Conn, DropReason, HOST, NO_SLOT, SpoofKey4, SpoofKey6, Workload, ring_key, ring_stamp, role,
-        settings_flags, workload_flags,
+        AddressEntry, Conn, DropReason, HOST, MARK_ASKED, MARK_SETTLED, NO_SLOT, SpoofKey4, SpoofKey6, Workload,
+        ring_key, ring_stamp, role, settings_flags, workload_flags,
     },
     packet::{Cursor as _, ETHERNET_BYTES, IPV4_BYTES, Ip, Ipv4Header, V4, V6, ttl_decremented},
 };
@@ -288,6 +288,23 @@ pub(crate) fn host_seats(env: &Env) -> HostSeats {
         },
         None => HostSeats::NOBODY,
     }
+}
+
+/// Whether the stack may translate the destination of what comes in by this interface.
+#[inline(always)]
+pub(crate) fn translates(env: &Env) -> bool {
+    // SAFETY: read within this run of the program, which the kernel's grace period covers.
+    unsafe { INTERFACES.get(&env.ifindex) }.is_some_and(|interface| interface.translates != 0)
+}
+
+/// Slot of what judges, of a packet that the stack has forwarded, what comes in where this one came in: `NO_SLOT` if it has
+/// been asked about the packet as it is, or has no say about it.
+#[inline(always)]
+pub(crate) fn seat_of_arrival(skb: &Skb, env: &Env) -> u32 {
+    if !has_host_endpoints() || skb.is_marked(MARK_ASKED | MARK_SETTLED) {
+        return NO_SLOT;
+    }
+    host_seats(&Env { ifindex: skb.ingress_ifindex(), ..*env }).forward
 }
 
 /// The slot, if a host endpoint of this generation has it: what one generation knows, the other need not.

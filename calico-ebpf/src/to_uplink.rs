@@ -1,8 +1,8 @@
 //! What leaves by an uplink, out of the host's stack.
 
 use calico_ebpf_common::{
-    abi::{DropReason, NO_SLOT, OpenerKind, conn_flags, workload_flags},
-    packet::Kind,
+    abi::{DropReason, MARK_REPLY, NO_SLOT, OpenerKind, conn_flags, workload_flags},
+    packet::{Kind, protocol, tcp_flags},
 };
 
 use crate::{
@@ -11,7 +11,7 @@ use crate::{
     fragments, opening,
     policy::judge_ends,
     skb::Skb,
-    tables::{HostSeats, Tables, active, has_host_endpoints, host_seats, locate},
+    tables::{HostSeats, Tables, active, has_host_endpoints, host_seats, locate, seat_of_arrival, translates},
     to_workload::{Receiver, is_own},
     work::{Code, Env, LEAVES, MISS, code, take, work},
 };
@@ -95,8 +95,8 @@ fn try_leaves<F: Tables>(skb: &Skb) -> Result<Code, DropReason> {
         let destination = locate::<F>(&packet.destination, env.generation);
         let [from, to] = packet.transport.rule_ports(packet.protocol);
         let classes = [source.class, destination.class];
-        let rules = judge_ends::<F>(env.generation, [None, Some(seat)], classes, packet.protocol, [from, to], false)?;
-        opening::join(&env, work, outside, rules[1]);
+        let allowed = judge_ends::<F>(env.generation, [None, Some(seat)], classes, packet.protocol, [from, to], false)?;
+        opening::join(&env, work, outside, allowed.rules[1]);
     }
     if let Some(opener) = active(opener) {
         let past_stack = if opener.flags & workload_flags::HOST_ENDPOINT == 0 { conn_flags::VIA_STACK } else { 0 };
@@ -122,12 +122,28 @@ fn try_first<F: Receiver>(skb: &Skb) -> Result<Code, DropReason> {
     if matches!(packet.kind, Kind::IcmpError | Kind::LaterFragment) {
         return Ok(TO_STACK);
     }
+    if is_own(skb) {
+        // The stack rejects what was left to it: like an ICMP error it is of no connection.
+        let is_reset = packet.protocol == protocol::TCP && packet.transport.tcp_flags & tcp_flags::RST != 0;
+        if is_reset && translates(&env) {
+            return Ok(TO_STACK);
+        }
+    } else if skb.is_marked(MARK_REPLY) {
+        fragments::first_passed(&leaving(env), packet);
+        return Ok(TO_STACK);
+    }
     let source = locate::<F>(&packet.source, env.generation);
     if source.slot == NO_SLOT && F::keeps_link(packet) {
         return Ok(TO_STACK);
     }
     let seats = if has_host_endpoints() { host_seats(&env) } else { HostSeats::NOBODY };
-    let slots = if is_own(skb) { [seats.host, NO_SLOT] } else { [source.slot, seats.forward] };
+    let slots = if is_own(skb) {
+        [seats.host, NO_SLOT]
+    } else if source.slot == NO_SLOT {
+        [seat_of_arrival(skb, &env), seats.forward]
+    } else {
+        [source.slot, seats.forward]
+    };
     if source.slot != NO_SLOT && active(source.slot).is_none() {
         return Err(DropReason::NoWorkload);
     }

@@ -12,7 +12,7 @@ use crate::{
     fragments,
     opening::{self, Opening},
     skb::Skb,
-    tables::{Tables, active, locate, of_interface},
+    tables::{Tables, active, locate, of_interface, seat_of_arrival},
     work::{Code, Env, FOREIGN, MISS, code, take, work},
 };
 
@@ -104,7 +104,8 @@ fn try_first<F: Receiver>(skb: &Skb, missed: Code) -> Result<Code, DropReason> {
     if source.slot != NO_SLOT && active(source.slot).is_none() {
         return Err(DropReason::NoWorkload);
     }
-    let slots = [source.slot, slot];
+    let opener = if source.slot == NO_SLOT { seat_of_arrival(skb, &env) } else { source.slot };
+    let slots = [opener, slot];
     let opening = opening::judge(&env, packet, slots, [source.class, destination.class], true)?;
     if has_entry {
         let flags = conn_flags::VIA_STACK | conn_flags::BEHIND_DNAT;

@@ -124,6 +124,8 @@ pub(crate) struct Work<F: Tables> {
     /// Slots of who is judged as its source and its destination.
     pub slots: [u32; 2],
     pub source_is_a: bool,
+    /// Policy before DNAT denies the packet: see [`Denied`](crate::policy::Denied).
+    pub denied_for_good: bool,
 }
 
 /// Memory for what helpers read and write at odd places: the verifier allows only aligned access to the stack.
@@ -165,6 +167,7 @@ pub(crate) fn take<F: Tables>(skb: &Skb, env: &Env) -> Result<&'static Work<F>, 
     let work = parsed::<F, _>(skb, skb.length())?;
     (work.key, work.source_is_a) = work.packet.key();
     work.generation = env.generation;
+    work.denied_for_good = false;
     forget_origin();
     Ok(work)
 }

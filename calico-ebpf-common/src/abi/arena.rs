@@ -136,8 +136,10 @@ pub struct TableHeader {
     pub indifferent: [u32; 4],
     /// Where a packet starts whose destination the host has translated: the rules before it are about that which it was sent to.
     pub behind_dnat: u32,
+    /// The first of those rules that is one of policy before DNAT: failsafe ports come before.
+    pub before_dnat: u32,
     /// Zero.
-    pub reserved: [u32; 3],
+    pub reserved: [u32; 2],
 }
 
 /// The first block of a vector.

@@ -7,3 +7,21 @@ pub const MARK_UNTRANSLATED: u32 = 0x0010_0000;
 /// The whole mark of answers to what policy rejected, which are judged by nobody. Only the host can set it: it does not
 /// pass from one network namespace to another. Without a bit that kube-proxy or Calico give a meaning.
 pub const MARK_ANSWER: u32 = 0x2035;
+
+/// Policy of a host endpoint has been asked about what came in there as something forwarded: where it leaves, nobody asks once
+/// more, unless the stack translates its destination on the way. One bit, like the following ones of the range above.
+pub const MARK_ASKED: u32 = 0x0020_0000;
+
+/// Policy before DNAT, or untracked policy, lets it in: the host endpoint where it came in has no say about where it goes.
+pub const MARK_SETTLED: u32 = 0x0040_0000;
+
+/// An answer in a connection whose destination the stack has translated: where it leaves it has the address that it was
+/// asked by, and no entry by that.
+pub const MARK_REPLY: u32 = 0x0080_0000;
+
+/// `skb->priority` of what policy of a host endpoint denies by the address it was sent to, which the stack may still
+/// translate. A class of a queueing discipline that nobody has.
+pub const PRIORITY_DENIED: u32 = 0xca11_0001;
+
+/// Likewise, where the sender is to be told.
+pub const PRIORITY_REJECTED: u32 = 0xca11_0002;

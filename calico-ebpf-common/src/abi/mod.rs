@@ -37,7 +37,9 @@ pub use explain::{Explained, ExplainedEnd, explained};
 pub use flow::{FlowKey, FlowRecord};
 pub use fragment::FragmentKey;
 pub use log::{Allowance, LogRecord};
-pub use mark::{MARK_ANSWER, MARK_UNTRANSLATED};
+pub use mark::{
+    MARK_ANSWER, MARK_ASKED, MARK_REPLY, MARK_SETTLED, MARK_UNTRANSLATED, PRIORITY_DENIED, PRIORITY_REJECTED,
+};
 pub use neighbour::{Neighbour, NeighbourKey};
 pub use nets::{FILTER_CHILDREN, INDEX_CHILDREN, LEAF_CLASSES, LEAF_CLASSES_HIGH, LEAF_INTERVALS, NetRef};
 pub use root::{Interface, MAX_UPLINKS, Root, Settings, Timeouts, host_action, role, settings_flags, uplink_flags};

@@ -139,8 +139,11 @@ pub struct Interface {
     pub mtu: u32,
     /// The device's own MAC address.
     pub mac: [u8; 6],
+    /// 1: the stack may translate the destination of what comes in, and what is not translated it drops where policy denies
+    /// it by [`PRIORITY_DENIED`](super::PRIORITY_DENIED).
+    pub translates: u8,
     /// Zero.
-    pub reserved: [u8; 2],
+    pub reserved: u8,
     /// Its name, padded with zeros: what policy of interfaces knows it by.
     pub name: [u8; INTERFACE_NAME],
     /// One more than the slot of the host endpoint that the interface is, which judges what the host itself sends and

@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     dataplane::{
-        Dataplane, Instance,
+        Attachments, Dataplane, Instance,
         alive::{Sign, Signs},
         contest::Contest,
         watch::Watcher,
@@ -73,6 +73,8 @@ pub(super) struct Live {
     contested: Vec<u32>,
     /// The grace period behind this generation.
     grace: Option<(u32, JoinHandle<()>)>,
+    /// The look at what hangs on interfaces that goes on.
+    vigil: Option<JoinHandle<(Attachments, bool)>>,
     /// A workload that came is here for good then.
     settle: Option<Instant>,
     next_resync: Instant,
@@ -115,6 +117,7 @@ impl Live {
             contest: Contest::default(),
             contested: Vec::new(),
             grace: None,
+            vigil: None,
             settle: None,
             next_resync: Instant::now() + jittered(RESYNC),
             retry: None,
@@ -156,6 +159,7 @@ impl Live {
                 event = self.links.changed() => self.links_changed(event).await,
                 rival = self.contest.next() => self.engine.contested(&rival),
                 generation = ended(&mut self.grace) => self.engine.retired(generation),
+                (attachments, intact) = looked(&mut self.vigil) => self.looked(&attachments, intact),
                 () = sleep_until(wake.into()) => self.timers(),
                 _ = check.tick() => self.check(),
             }
@@ -223,16 +227,35 @@ impl Live {
 
     fn check(&mut self) {
         self.tell_rivals();
-        if !self.engine.dataplane().attachments_intact() {
-            tracing::warn!("a filter of ours was removed or replaced by somebody else: putting it back");
-            self.resync();
+        if self.vigil.is_none() {
+            let attachments = self.engine.dataplane().attachments();
+            // It may wait for others, and nothing waits for it.
+            self.vigil = Some(tokio::task::spawn_blocking(move || {
+                let intact = attachments.are_intact().unwrap_or_else(|error| {
+                    tracing::warn!(%error, "cannot tell whether all filters of ours are in place");
+                    true
+                });
+                (attachments, intact)
+            }));
         }
         if !self.engine.dataplane().tables_intact() {
             tracing::warn!("an nftables table of ours was removed or changed by somebody else: putting it back");
             self.resync();
         }
+        if self.engine.dataplane().translation_changed() {
+            tracing::debug!("the host has begun or ended to translate destinations");
+            self.resync();
+        }
         if let Err(error) = self.engine.dataplane().sweep() {
             tracing::warn!(%error, "cannot forget expired connections: they are forgotten as new ones come");
+        }
+    }
+
+    /// Not where something else should hang there by now.
+    fn looked(&mut self, attachments: &Attachments, intact: bool) {
+        if !intact && *attachments == self.engine.dataplane().attachments() {
+            tracing::warn!("a filter of ours was removed or replaced by somebody else: putting it back");
+            self.resync();
         }
     }
 
@@ -414,6 +437,19 @@ async fn ended(grace: &mut Option<(u32, JoinHandle<()>)>) -> u32 {
     let _over = period.await;
     *grace = None;
     generation
+}
+
+/// Waits until a look at what hangs on interfaces is over, and says what it was about and whether all was right.
+async fn looked(vigil: &mut Option<JoinHandle<(Attachments, bool)>>) -> (Attachments, bool) {
+    loop {
+        let Some(look) = vigil else { return pending().await };
+        let outcome = look.await;
+        *vigil = None;
+        // It neither panics nor is it aborted.
+        if let Ok(outcome) = outcome {
+            return outcome;
+        }
+    }
 }
 
 /// Within a tenth of `period`, so that many hosts do not do the same at the same time.

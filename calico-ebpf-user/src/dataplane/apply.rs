@@ -12,6 +12,7 @@ use calico_ebpf_common::abi::{names, role, uplink_flags, workload_flags};
 use super::{
     Options,
     alive::Awaited,
+    attachments::Attachments,
     desired::{
         Applied, Attachment, Desired, DesiredWorkload, LinkState, NatTable, Observed, Uplink, Uplinks, WorkloadStatus,
     },
@@ -29,6 +30,7 @@ use super::{
     tables::{ConnLimits, Owner, Snapshot, Tables, timeouts},
     tc::{Expected, Hooks},
     translated,
+    translation::{self, Translation},
     view::View,
     xdp::{self, UplinkXdp, XdpLinks, XdpMode},
 };
@@ -71,6 +73,7 @@ pub struct Dataplane {
     nat: nft::Table,
     /// When connections were last seen that `nat` is still there for.
     translated: Option<Instant>,
+    translation: Translation,
     reassembly: nft::Table,
     /// Somebody was told that there is none.
     reassembly_missed: bool,
@@ -113,6 +116,7 @@ impl Dataplane {
         let xdp = XdpLinks { directory: directory.clone() };
         let hooks = Hooks { directory, attachment: load::attachment(options.attach) };
         let netlink = Netlink::open().map_err(DataplaneError::io("open a netlink socket"))?;
+        let table = |base, purpose| nft::Table::new(nft::INET, nft::table_name(base, &options.instance), purpose);
         Ok(Self {
             instance: options.instance.clone(),
             programs,
@@ -127,10 +131,11 @@ impl Dataplane {
             expected: Expected::new(),
             expected_xdp: BTreeMap::new(),
             owned,
-            guard: nft::Table::new(nft::table_name(guard::TABLE, &options.instance), guard::PURPOSE),
-            nat: nft::Table::new(nft::table_name(nat_outgoing::TABLE, &options.instance), nat_outgoing::PURPOSE),
+            guard: table(guard::TABLE, guard::PURPOSE),
+            nat: table(nat_outgoing::TABLE, nat_outgoing::PURPOSE),
             translated: None,
-            reassembly: nft::Table::new(nft::table_name(reassembly::TABLE, &options.instance), reassembly::PURPOSE),
+            translation: Translation::new(nft::table_name(translation::TABLE, &options.instance)),
+            reassembly: table(reassembly::TABLE, reassembly::PURPOSE),
             reassembly_missed: false,
             settled: BTreeSet::new(),
             sysctls_checked: None,
@@ -218,7 +223,8 @@ impl Dataplane {
         let found = self.find(desired)?;
         let uplinks = self.uplinks(desired, &found.links, &mut applied)?;
         let hosts = self.host_interfaces(desired, &found)?;
-        let links = self.plan_links(desired, &uplinks, &hosts, &found);
+        let translated = self.behind_translation(&hosts, &found, &mut applied);
+        let links = self.plan_links(desired, &uplinks, &hosts, &translated, &found);
         self.note(desired, &uplinks, &found)?;
         // Forwarding first: an uplink that learns by router advertisement has to know before.
         self.sysctls(desired, &uplinks, &found, &mut applied);
@@ -289,24 +295,29 @@ impl Dataplane {
         self.retire(plan)
     }
 
-    /// Whether every filter is where it should be; for what no notification tells (a TCX link detached by hand). Cheap:
-    /// a few system calls a filter. Call it every second or so, and [`Dataplane::apply`] if it says no.
+    /// What should hang where, to be looked at every second or so, for what no notification tells; call [`Dataplane::apply`]
+    /// if it does not.
     #[must_use]
-    pub fn attachments_intact(&mut self) -> bool {
-        let Self { expected, expected_xdp, hooks, xdp, netlink, .. } = self;
-        let hangs = |(ifindex, program): (&u32, &u32)| xdp.hanging(*ifindex).is_some_and(|(_, id)| id == *program);
-        expected_xdp.iter().all(hangs)
-            && expected.iter().all(|((ifindex, hook), program)| {
-                hooks.hanging(netlink, *ifindex, *hook).is_ok_and(|found| {
-                    found.is_some_and(|hanging| hanging.program == *program && hanging.attachment == hooks.attachment)
-                })
-            })
+    pub fn attachments(&self) -> Attachments {
+        Attachments {
+            hooks: self.hooks.clone(),
+            xdp: self.xdp.clone(),
+            expected: self.expected.clone(),
+            expected_xdp: self.expected_xdp.clone(),
+        }
     }
 
-    /// Whether our nftables tables are as they should be. As cheap, as long as nobody changes any table.
+    /// Whether our nftables tables are as they should be. Cheap, as long as nobody changes any table.
     #[must_use]
     pub fn tables_intact(&mut self) -> bool {
-        self.guard.is_intact() && self.nat.is_intact() && self.reassembly.is_intact()
+        self.guard.is_intact() && self.nat.is_intact() && self.translation.is_intact() && self.reassembly.is_intact()
+    }
+
+    /// Whether somebody on this host has begun to translate the destinations of what comes in, or has ended it, where that
+    /// matters to host endpoints. As cheap.
+    #[must_use]
+    pub fn translation_changed(&mut self) -> bool {
+        self.translation.is_news()
     }
 
     /// Forgets expired connections: for when traffic does not turn the clock hand. Returns how many turns it made.
@@ -578,13 +589,21 @@ impl Dataplane {
         Ok(host_endpoints::resolve(&desired.host_endpoints, &found.links, is_workload, &addresses))
     }
 
-    fn plan_links(&self, desired: &Desired, uplinks: &[u32], hosts: &Resolved, found: &Found) -> Vec<LinkAction> {
+    fn plan_links(
+        &self,
+        desired: &Desired,
+        uplinks: &[u32],
+        hosts: &Resolved,
+        translated: &BTreeSet<u32>,
+        found: &Found,
+    ) -> Vec<LinkAction> {
         let programs = load::PROGRAMS.into_iter().filter_map(|name| Some((name, self.programs.id(name)?))).collect();
         let wanted = Wanted {
             workloads: &desired.workloads,
             uplinks,
             host_endpoints: &desired.host_endpoints,
             seats: &hosts.seats,
+            translated,
             prefixes: desired.interface_prefixes.as_deref(),
             attachment: self.hooks.attachment,
             programs: &programs,
@@ -814,6 +833,47 @@ impl Dataplane {
         }
     }
 
+    /// Sees to what host endpoints deny where the host may translate its destination. The interfaces where that is seen to: at
+    /// the others it is dropped as it comes in.
+    fn behind_translation(&mut self, hosts: &Resolved, found: &Found, applied: &mut Applied) -> BTreeSet<u32> {
+        // What is a part of another interface goes ways where the priority may not last.
+        let links = hosts.seats.keys().filter_map(|index| found.links.by_index(*index));
+        let links = links.filter(|link| !link.has_master && nft::is_plain(&link.name));
+        let interfaces: BTreeMap<u32, &str> = links.map(|link| (link.index, link.name.as_str())).collect();
+        match self.try_behind_translation(&interfaces) {
+            Ok((in_place, changed)) => {
+                applied.changes += usize::from(changed);
+                if in_place { interfaces.into_keys().collect() } else { BTreeSet::new() }
+            }
+            Err(error) => {
+                applied.faults.push(format!(
+                    "{error}: what policy of host endpoints denies by the address it was sent to is dropped, even where the \
+                     host would translate that"
+                ));
+                BTreeSet::new()
+            }
+        }
+    }
+
+    /// Whether the tables are in place, and whether that is new.
+    fn try_behind_translation(&mut self, interfaces: &BTreeMap<u32, &str>) -> Result<(bool, bool)> {
+        let wanted = self.translation.is_wanted(interfaces)?;
+        if !wanted && self.info.host_table.is_none() {
+            return Ok((false, false));
+        }
+        if !wanted {
+            self.translation.remove()?;
+            self.info.host_table = None;
+            self.info.write(&self.hooks.directory)?;
+            return Ok((false, true));
+        }
+        if self.info.host_table.is_none() {
+            self.info.host_table = Some(self.translation.table().to_owned());
+            self.info.write(&self.hooks.directory)?;
+        }
+        Ok((true, self.translation.keep(interfaces)?))
+    }
+
     /// Sees to the translation that `natOutgoing` asks for, before anything is let out that needs it.
     fn translate(&mut self, desired: &Desired, applied: &mut Applied) -> Result<()> {
         let Some(wanted) = &desired.nat_outgoing else { return Ok(()) };
@@ -825,7 +885,7 @@ impl Dataplane {
         let mut status =
             NatTable { table: self.nat.name().to_owned(), sources: wanted.sources.clone(), in_place: false };
         let kept = self.nat.keep(&nat_outgoing::ruleset(self.nat.name(), wanted));
-        if is_new && kept.is_err() && !nft::exists(self.nat.name()).unwrap_or(false) {
+        if is_new && kept.is_err() && !nft::exists("inet", self.nat.name()).unwrap_or(false) {
             self.info.nat_table = None;
             self.info.write(&self.hooks.directory)?;
         }

@@ -258,19 +258,23 @@ fn nftables(options: &Options) -> Check {
         );
     }
     let info = View::open(&options.instance).ok().flatten().and_then(|view| view.info().ok()).unwrap_or_default();
-    let tables: Vec<String> = [info.nft_table, info.nat_table].into_iter().flatten().collect();
-    let missing: Vec<&str> =
-        tables.iter().map(String::as_str).filter(|table| !nft::exists(table).unwrap_or(false)).collect();
+    let by_family = info.nft_tables().flat_map(|(families, table)| families.iter().map(move |family| (*family, table)));
+    let (there, missing): (Vec<_>, Vec<_>) =
+        by_family.partition(|(family, table)| nft::exists(family, table).unwrap_or(false));
+    let named = |tables: &[(&str, &str)]| {
+        let names: Vec<String> = tables.iter().map(|(family, table)| format!("{family} {table}")).collect();
+        names.join(", ")
+    };
     if missing.is_empty() {
-        let purpose =
-            "there, for natOutgoing of IPPools, for fragments and for the guard that interfacePrefix asks for";
-        let made = if tables.is_empty() { String::new() } else { format!("; tables inet {}", tables.join(", ")) };
+        let purpose = "there, for natOutgoing of IPPools, for fragments, for host endpoints on hosts that translate destinations, and for \
+             the guard that interfacePrefix asks for";
+        let made = if there.is_empty() { String::new() } else { format!("; tables {}", named(&there)) };
         return Check::ok("nft", format!("{purpose}{made}"));
     }
     Check::new(
         "nft",
         CheckStatus::Warning,
-        format!("somebody has removed the table inet {}", missing.join(", ")),
+        format!("somebody has removed the table {}", named(&missing)),
         "a running process puts it back within a second: start one, and find out who removed it",
     )
 }

@@ -24,7 +24,7 @@ pub(crate) fn ruleset(table: &str, prefixes: &[String], attached: &BTreeSet<u32>
     text.push_str("  }\n");
     let mut chain = |name: &str, directions: &[(&str, &str)]| {
         let _ = writeln!(text, "  chain {name} {{\n    type filter hook {name} priority -310; policy accept;");
-        for prefix in prefixes.iter().filter(|prefix| is_plain(prefix)) {
+        for prefix in prefixes.iter().filter(|prefix| nft::is_plain(prefix)) {
             for (interface_name, index) in directions {
                 let _ = writeln!(text, "    {interface_name} \"{prefix}*\" {index} != @attached counter drop");
             }
@@ -33,12 +33,7 @@ pub(crate) fn ruleset(table: &str, prefixes: &[String], attached: &BTreeSet<u32>
     };
     chain("input", &[("iifname", "iif")]);
     chain("forward", &[("iifname", "iif"), ("oifname", "oif")]);
-    nft::whole(table, &text)
-}
-
-/// Characters that cannot end the string in the rule set. Interface names that hold others are not Calico's.
-fn is_plain(prefix: &str) -> bool {
-    !prefix.is_empty() && prefix.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+    nft::whole("inet", table, &text)
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use bytemuck::Pod;
 use super::{
     error::{DataplaneError, Result},
     maps::{TypedMap, text_value, value_text},
+    nft, translation,
     xdp::UplinkXdp,
 };
 
@@ -36,6 +37,9 @@ pub struct Info {
     pub nft_table: Option<String>,
     /// Name of the nftables table of `natOutgoing`, likewise.
     pub nat_table: Option<String>,
+    /// Name of the nftables tables behind the host's translation of destinations, likewise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host_table: Option<String>,
     /// How it is with XDP on uplinks with untracked policy.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub xdp: Vec<UplinkXdp>,
@@ -66,6 +70,14 @@ impl From<SavedSysctl> for [String; 3] {
 }
 
 impl Info {
+    /// The nftables tables that were made, each with its families.
+    pub(crate) fn nft_tables(&self) -> impl Iterator<Item = (&'static [&'static str], &str)> {
+        let of_inet = [&self.nft_table, &self.nat_table].into_iter().flatten().map(|table| (nft::INET, table));
+        of_inet
+            .chain(self.host_table.iter().map(|table| (translation::FAMILIES, table)))
+            .map(|(families, table)| (families, table.as_str()))
+    }
+
     /// Reads it; `None` if the map is there but nothing was written yet.
     pub(crate) fn read(directory: &Path) -> Result<Option<Self>> {
         let text = text::<InfoText>(directory, names::INFO)?;

@@ -113,6 +113,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) host_endpoints: &'a [DesiredHostEndpoint],
     /// What judges at interfaces of the host, by index.
     pub(crate) seats: &'a BTreeMap<u32, Seats>,
+    /// Those of them behind which the stack may translate destinations.
+    pub(crate) translated: &'a BTreeSet<u32>,
     pub(crate) prefixes: Option<&'a [String]>,
     pub(crate) attachment: Attachment,
     /// Ids of our programs by name.
@@ -168,6 +170,7 @@ pub(crate) fn reconcile(wanted: &Wanted<'_>, found: &Found) -> Vec<LinkAction> {
             mtu: link.mtu,
             mac: link.mac,
             name: interface_name(&link.name),
+            translates: wanted.translated.contains(&index).into(),
             // 0 is nobody.
             host: seats.map_or(0, |seats| seats.host + 1),
             forward: seats.and_then(|seats| seats.forward).map_or(0, |slot| slot + 1),
@@ -339,6 +342,7 @@ mod tests {
             uplinks,
             host_endpoints: &[],
             seats: &BTreeMap::new(),
+            translated: &BTreeSet::new(),
             prefixes,
             attachment: Attachment::Tcx,
             programs: &programs,
@@ -361,6 +365,7 @@ mod tests {
             uplinks: &[],
             host_endpoints: &[],
             seats: &BTreeMap::new(),
+            translated: &BTreeSet::new(),
             prefixes: None,
             attachment: Attachment::Tcx,
             programs: &programs,

@@ -6,6 +6,7 @@
 
 pub mod alive;
 mod apply;
+mod attachments;
 mod bpffs;
 pub mod contest;
 pub mod desired;
@@ -35,6 +36,7 @@ mod sysctl;
 mod tables;
 mod tc;
 mod translated;
+mod translation;
 pub mod view;
 pub mod watch;
 mod xdp;
@@ -43,6 +45,7 @@ mod xdp;
 mod differential;
 
 pub use apply::Dataplane;
+pub use attachments::Attachments;
 pub use desired::{
     Applied, Attachment, Desired, DesiredHostEndpoint, DesiredWorkload, HostEndpointStatus, LinkState, NatTable,
     Observed, Uplink, Uplinks, WorkloadStatus,
@@ -63,7 +66,7 @@ pub fn object() -> &'static [u8] {
 /// Whether an nftables table of this name is there in family `inet`, as far as can be told.
 #[must_use]
 pub fn nft_table_exists(table: &str) -> bool {
-    nft::exists(table).unwrap_or(false)
+    nft::exists("inet", table).unwrap_or(false)
 }
 
 /// How the data path is loaded.

@@ -78,14 +78,14 @@ pub(crate) fn ruleset(table: &str, nat: &NatOutgoing) -> String {
         "    meta mark & {MARK_UNTRANSLATED:#010x} == {MARK_UNTRANSLATED:#010x} return \
          comment \"connections that were opened untranslated stay so\"\n"
     );
-    nft::whole(table, &format!("{sets}{}", chain(&format!("{untranslated}{rules}"))))
+    nft::whole("inet", table, &format!("{sets}{}", chain(&format!("{untranslated}{rules}"))))
 }
 
 /// The table where nobody new is translated. With the last chain of this kind the kernel stops translating at all, also
 /// the connections that it has translated so far, and with the last rule that asks for them it stops tracking connections.
 pub(crate) fn only_running_connections(table: &str) -> String {
     let rule = "    ct state new return comment \"natOutgoing is off: connections translated before stay so\"\n";
-    nft::whole(table, &chain(rule))
+    nft::whole("inet", table, &chain(rule))
 }
 
 fn chain(rules: &str) -> String {

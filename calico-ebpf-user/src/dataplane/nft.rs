@@ -19,7 +19,10 @@ const NFT_MSG_GETGEN: u16 = 16;
 const NFTA_GEN_ID: u16 = 1;
 const NLM_F_REQUEST: u16 = 1;
 
-/// Name of an instance's table, in family `inet`; `base` is the default instance's.
+/// The family of tables for both IP versions.
+pub(crate) const INET: &[&str] = &["inet"];
+
+/// Name of an instance's table; `base` is the default instance's.
 pub(crate) fn table_name(base: &str, instance: &Instance) -> String {
     if *instance == Instance::default() {
         return base.to_owned();
@@ -30,13 +33,21 @@ pub(crate) fn table_name(base: &str, instance: &Instance) -> String {
 
 /// The text that makes a table of these lines, whatever it was before: in one transaction, so that no packet finds it
 /// missing or half.
-pub(crate) fn whole(table: &str, lines: &str) -> String {
-    format!("table inet {table} {{}}\ndelete table inet {table}\ntable inet {table} {{\n{lines}}}\n")
+pub(crate) fn whole(family: &str, table: &str, lines: &str) -> String {
+    let table = format!("table {family} {table}");
+    format!("{table} {{}}\ndelete {table}\n{table} {{\n{lines}}}\n")
 }
 
-/// A table that is kept.
+/// Whether an interface's name, or the beginning of one, holds no character that could end the string in a rule set. Names
+/// that hold others are not Calico's.
+pub(crate) fn is_plain(name: &str) -> bool {
+    !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+}
+
+/// A table that is kept, or several of one name in different families.
 #[derive(Debug)]
 pub(crate) struct Table {
+    families: &'static [&'static str],
     name: String,
     /// What it is for: who is told that the nft command is missing learns why it is needed.
     purpose: &'static str,
@@ -55,8 +66,8 @@ struct Kept {
 
 impl Table {
     /// Nothing is looked at or changed yet.
-    pub(crate) fn new(name: String, purpose: &'static str) -> Self {
-        Self { name, purpose, kept: None }
+    pub(crate) fn new(families: &'static [&'static str], name: String, purpose: &'static str) -> Self {
+        Self { families, name, purpose, kept: None }
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -71,20 +82,20 @@ impl Table {
         self.kept = None;
         nft(self.purpose, &["-f", "-"], ruleset)?;
         let generation = generation().ok();
-        let listing = list(self.purpose, &self.name)?;
+        let listing = self.list()?;
         self.kept = Some(Kept { ruleset: ruleset.to_owned(), listing, generation });
         Ok(true)
     }
 
     /// Whether nobody else has changed or deleted what was put in place. Cheap as long as nobody touches any table.
     pub(crate) fn is_intact(&mut self) -> bool {
-        let Some(kept) = &mut self.kept else { return true };
+        let Some(kept) = &self.kept else { return true };
         let generation = generation().ok();
         if generation.is_some() && generation == kept.generation {
             return true;
         }
-        let intact = list(self.purpose, &self.name).is_ok_and(|listing| listing == kept.listing);
-        if intact {
+        let intact = self.list().is_ok_and(|listing| listing == kept.listing);
+        if let Some(kept) = self.kept.as_mut().filter(|_| intact) {
             kept.generation = generation;
         }
         intact
@@ -93,27 +104,39 @@ impl Table {
     /// Removes it; false if it was not there.
     pub(crate) fn remove(&mut self) -> Result<bool> {
         self.kept = None;
-        remove(&self.name)
+        remove(self.families, &self.name)
+    }
+
+    /// The tables without what changes by itself, their counters.
+    fn list(&self) -> Result<String> {
+        let list = |family: &&str| nft(self.purpose, &["-s", "list", "table", family, &self.name], "");
+        self.families.iter().map(list).collect()
     }
 }
 
-/// Removes a table; false if it was not there.
-pub(crate) fn remove(table: &str) -> Result<bool> {
-    if !exists(table)? {
+/// Removes a table of these families; false if there was none.
+pub(crate) fn remove(families: &[&str], table: &str) -> Result<bool> {
+    let mut there = Vec::new();
+    for family in families {
+        if exists(family, table)? {
+            there.push(format!("delete table {family} {table}\n"));
+        }
+    }
+    if there.is_empty() {
         return Ok(false);
     }
-    nft(&format!("removing table inet {table}"), &["delete", "table", "inet", table], "").map(|_| true)
+    nft(&format!("removing table {table}"), &["-f", "-"], &there.concat()).map(|_| true)
 }
 
 /// Whether a table is there.
-pub(crate) fn exists(table: &str) -> Result<bool> {
-    let tables = nft(&format!("looking for table inet {table}"), &["list", "tables", "inet"], "")?;
-    Ok(tables.lines().any(|line| line.trim() == format!("table inet {table}")))
+pub(crate) fn exists(family: &str, table: &str) -> Result<bool> {
+    let tables = nft(&format!("looking for table {family} {table}"), &["list", "tables", family], "")?;
+    Ok(tables.lines().any(|line| line.trim() == format!("table {family} {table}")))
 }
 
-/// The table without what changes by itself, its counters.
-fn list(purpose: &str, table: &str) -> Result<String> {
-    nft(purpose, &["-s", "list", "table", "inet", table], "")
+/// All chains of all tables, without their rules, as nft lists them.
+pub(crate) fn chains(purpose: &str) -> Result<String> {
+    nft(purpose, &["list", "chains"], "")
 }
 
 fn nft(purpose: &str, arguments: &[&str], input: &str) -> Result<String> {
@@ -141,7 +164,7 @@ fn nft(purpose: &str, arguments: &[&str], input: &str) -> Result<String> {
 }
 
 /// The number that the kernel raises with every change of any table of this network namespace.
-fn generation() -> io::Result<u32> {
+pub(crate) fn generation() -> io::Result<u32> {
     let mut socket = Socket::new(NETLINK_NETFILTER)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;

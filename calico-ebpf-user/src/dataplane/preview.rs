@@ -28,7 +28,7 @@ pub fn stored(instance: &Instance) -> Result<Store> {
 /// If nft is missing, which a run would need, too.
 pub fn nat_table(instance: &Instance) -> Result<(String, bool)> {
     let table = nft::table_name(nat_outgoing::TABLE, instance);
-    let there = nft::exists(&table)?;
+    let there = nft::exists("inet", &table)?;
     Ok((table, there))
 }
 

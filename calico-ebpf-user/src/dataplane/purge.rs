@@ -133,9 +133,9 @@ fn purge_installed(instance: &Instance, view: &View, purged: &mut Purged) -> Res
 
     let reassembles = view.root().is_ok_and(|root| root.reassembles != 0);
     let reassembly = reassembles.then(|| nft::table_name(reassembly::TABLE, instance));
-    for table in [&info.nft_table, &info.nat_table, &reassembly].into_iter().flatten() {
-        match nft::remove(table) {
-            Ok(true) => purged.removed.push(format!("nftables table inet {table}")),
+    for (families, table) in info.nft_tables().chain(reassembly.iter().map(|table| (nft::INET, table.as_str()))) {
+        match nft::remove(families, table) {
+            Ok(true) => purged.removed.push(format!("nftables table {} {table}", families.join(" and "))),
             Ok(false) => {}
             Err(error) => purged.faults.push(error.to_string()),
         }

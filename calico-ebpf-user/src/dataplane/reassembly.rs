@@ -12,5 +12,5 @@ pub(crate) const PURPOSE: &str = "putting fragments together before they are for
 pub(crate) fn ruleset(table: &str) -> String {
     let rule =
         |version: &str, family: &str| format!("    meta nfproto {version} meta l4proto tcp tproxy {family} to :1\n");
-    nft::whole(table, &format!("  chain never_met {{\n{}{}  }}\n", rule("ipv4", "ip"), rule("ipv6", "ip6")))
+    nft::whole("inet", table, &format!("  chain never_met {{\n{}{}  }}\n", rule("ipv4", "ip"), rule("ipv6", "ip6")))
 }

@@ -35,7 +35,7 @@ pub(crate) struct Hanging {
 }
 
 /// Where links are pinned, and by which kind of attachment new ones hang.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Hooks {
     pub(crate) directory: PathBuf,
     pub(crate) attachment: Attachment,

@@ -91,7 +91,7 @@ impl Default for XdpWish {
 }
 
 /// The links.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct XdpLinks {
     pub(crate) directory: PathBuf,
 }

@@ -3,6 +3,7 @@
 use std::{
     cmp::Ordering,
     collections::{BTreeMap, BTreeSet, HashMap},
+    ops::Range,
     sync::{
         Arc,
         atomic::{self, AtomicU64},
@@ -485,10 +486,12 @@ impl Compiler {
             {
                 self.work.tables += 1;
             }
-            let (mut rules, before_dnat) =
+            let (mut rules, through_before_dnat) =
                 through.map(|through| lay_out_through(&through, deny_action)).unwrap_or_default();
             let of_host_endpoint = index_of(&rules);
-            lay_out(&mut rules, first.as_ref(), &before, &tiers, of_profiles.as_deref(), direction, deny_action);
+            let own_before_dnat =
+                lay_out(&mut rules, first.as_ref(), &before, &tiers, of_profiles.as_deref(), direction, deny_action);
+            let before_dnat = if before.is_empty() { through_before_dnat } else { own_before_dnat };
             Table { rules, of_host_endpoint, before_dnat }
         })
     }
@@ -753,18 +756,17 @@ fn lay_out_untracked(failsafes: &[Arc<Expansion>], tiers: &[TierRules<'_>], dire
         }));
     }
     rules.push(default_rule(Action::Leave, direction, Reason::Undecided, None));
-    Table { rules, of_host_endpoint: 0, before_dnat: 0 }
+    Table { rules, of_host_endpoint: 0, before_dnat: 0..0 }
 }
 
 /// The first rules of a workload's table: what the host endpoint of all interfaces denies. All else passes on to the workload's
-/// own, which come next. With how many of them are about the destination before the host translates it.
-fn lay_out_through(through: &Through<'_>, deny_action: DenyAction) -> (Vec<TableRule>, u16) {
+/// own, which come next. With those of policy before DNAT.
+fn lay_out_through(through: &Through<'_>, deny_action: DenyAction) -> (Vec<TableRule>, Range<u16>) {
     let Through { direction, to_host, before, forward } = through;
     let mut rules = Vec::new();
     let to_host = to_host.iter().flat_map(|expansion| &expansion.rules);
     rules.extend(to_host.map(|expanded| rule(Action::Allow, expanded)));
-    lay_out_tiers(&mut rules, before, false, *direction, deny_action);
-    let before_dnat = if before.is_empty() { 0 } else { index_of(&rules) };
+    let before_dnat = lay_out_before_dnat(&mut rules, before, *direction, deny_action);
     lay_out_tiers(&mut rules, forward, true, *direction, deny_action);
     let own = index_of(&rules);
     for rule in rules.iter_mut().filter(|rule| rule.action == Action::Allow) {
@@ -778,7 +780,7 @@ fn index_of(rules: &[TableRule]) -> u16 {
     u16::try_from(rules.len()).unwrap_or(u16::MAX)
 }
 
-/// One rule after the other: tiers (name, whether its end passes, policies), then profiles.
+/// One rule after the other: failsafe ports, policies before DNAT, tiers, then profiles. Which of them are policies before DNAT.
 fn lay_out(
     rules: &mut Vec<TableRule>,
     failsafes: Option<&Arc<Expansion>>,
@@ -787,14 +789,14 @@ fn lay_out(
     profiles: Option<&[Arc<Expansion>]>,
     direction: Direction,
     deny_action: DenyAction,
-) {
+) -> Range<u16> {
     let denial = |own| denial(own, deny_action);
     rules.extend(failsafes.iter().flat_map(|failsafes| &failsafes.rules).map(|expanded| rule(Action::Allow, expanded)));
-    lay_out_tiers(rules, before, false, direction, deny_action);
+    let before_dnat = lay_out_before_dnat(rules, before, direction, deny_action);
     lay_out_tiers(rules, tiers, true, direction, deny_action);
     let Some(profiles) = profiles else {
         rules.push(default_rule(Action::Allow, direction, Reason::NoPolicy, None));
-        return;
+        return before_dnat;
     };
     rules.extend(profiles.iter().flat_map(|profile| &profile.rules).map(|expanded| {
         let (action, own) = expanded.0;
@@ -807,6 +809,19 @@ fn lay_out(
         rule(action, expanded)
     }));
     rules.push(default_rule(denial(None), direction, Reason::NoProfile, None));
+    before_dnat
+}
+
+/// Policies before DNAT, at the end of whose tiers nothing happens. Which rules they are.
+fn lay_out_before_dnat(
+    rules: &mut Vec<TableRule>,
+    before: &[TierRules<'_>],
+    direction: Direction,
+    deny_action: DenyAction,
+) -> Range<u16> {
+    let start = index_of(rules);
+    lay_out_tiers(rules, before, false, direction, deny_action);
+    if before.is_empty() { 0..0 } else { start..index_of(rules) }
 }
 
 /// Tiers one after the other; `ends`: whether something happens at their ends.

@@ -1,6 +1,6 @@
 //! What the compiler makes of the resources for one node, before it is laid out in maps.
 
-use std::{borrow::Cow, collections::BTreeMap, fmt, net::IpAddr, sync::Arc};
+use std::{borrow::Cow, collections::BTreeMap, fmt, net::IpAddr, ops::Range, sync::Arc};
 
 use calico_ebpf_common::abi::Action;
 use ipnet::{IpNet, Ipv6Net};
@@ -186,8 +186,8 @@ pub struct Table {
     /// How many of them, the first ones, are those of the host endpoint of all interfaces, in the table of a workload: what
     /// that lets pass, the workload's own decide.
     pub of_host_endpoint: u16,
-    /// How many of those are about the destination before the host translates it.
-    pub before_dnat: u16,
+    /// Those of policy before DNAT, and with them all before them: about the destination before the host translates it.
+    pub before_dnat: Range<u16>,
 }
 
 impl Table {
@@ -195,7 +195,7 @@ impl Table {
     fn without_host_endpoint(&self) -> Self {
         let own = self.rules.iter().skip(self.of_host_endpoint.into()).cloned();
         let rules = own.map(|rule| TableRule { next: rule.next.saturating_sub(self.of_host_endpoint), ..rule });
-        Self { rules: rules.collect(), of_host_endpoint: 0, before_dnat: 0 }
+        Self { rules: rules.collect(), of_host_endpoint: 0, before_dnat: 0..0 }
     }
 }
 

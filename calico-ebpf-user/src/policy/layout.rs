@@ -175,8 +175,8 @@ impl Built {
         let fields = [self.own.field, self.peer.field, self.destination_port, self.source_port];
         let roots = fields.map(|field| field.root.0);
         let indifferent = fields.map(|field| field.indifferent.place());
-        let behind_dnat = [u32::from(table.before_dnat)];
-        for (index, word) in (0..).zip(words.into_iter().chain(roots).chain(indifferent).chain(behind_dnat)) {
+        let before_dnat = [table.before_dnat.end, table.before_dnat.start].map(u32::from);
+        for (index, word) in (0..).zip(words.into_iter().chain(roots).chain(indifferent).chain(before_dnat)) {
             header.set_u32(index, word);
         }
         self.header = arena.intern(Kind::Table, &[header])?;

@@ -6,12 +6,13 @@ use calico_ebpf_tests::{
     Protocol::{Icmp, Tcp, Udp},
     World,
     lab::{self, HOST4, HOST6, UPLINK},
-    nft,
     resources::{self, NODE},
 };
 
+use crate::published::publish;
+
 /// A `HostEndpoint` with the label `role: edge`; `spec` is lines of it, each indented by two.
-fn host_endpoint(name: &str, spec: &str) -> String {
+pub(crate) fn host_endpoint(name: &str, spec: &str) -> String {
     format!(
         "apiVersion: projectcalico.org/v3
 kind: HostEndpoint
@@ -22,18 +23,18 @@ spec:
     )
 }
 
-fn uplink() -> String {
+pub(crate) fn uplink() -> String {
     host_endpoint("edge", &format!("  interfaceName: {UPLINK}\n"))
 }
 
 /// A policy of the host endpoints.
-fn policy(name: &str, rules: &str) -> String {
+pub(crate) fn policy(name: &str, rules: &str) -> String {
     resources::policy(name, "role == 'edge'", rules)
 }
 
 const ALLOW_ALL: &str = "  ingress: [{action: Allow}]\n  egress: [{action: Allow}]\n";
 
-fn world(workloads: &[&str], ports: &[u16]) -> World {
+pub(crate) fn world(workloads: &[&str], ports: &[u16]) -> World {
     let mut world = World::new(workloads);
     ports.iter().for_each(|port| world.serve(*port));
     world
@@ -146,25 +147,6 @@ fn policies_of_what_is_forwarded() {
             world.allowed(from, to, protocol);
         }
     }
-}
-
-/// TCP port 32010 of the host is port 8055 of `a`.
-fn publish(world: &World) {
-    let a = world.lab.workload("a");
-    let (v4, v6) = (a.v4, a.v6);
-    nft(
-        &world.lab.host,
-        &format!(
-            "table ip hostport4 {{
-                chain pre {{ type nat hook prerouting priority dstnat; ip daddr {HOST4} tcp dport 32010 dnat to {v4}:8055; }}
-                chain post {{ type nat hook postrouting priority srcnat; }}
-            }}
-            table ip6 hostport6 {{
-                chain pre {{ type nat hook prerouting priority dstnat; ip6 daddr {HOST6} tcp dport 32010 dnat to [{v6}]:8055; }}
-                chain post {{ type nat hook postrouting priority srcnat; }}
-            }}"
-        ),
-    );
 }
 
 #[test]

@@ -23,6 +23,7 @@ mod mtu;
 mod nat_outgoing;
 mod neighbours;
 mod order;
+mod published;
 mod purge;
 mod reach;
 mod refusal;

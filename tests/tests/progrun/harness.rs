@@ -45,6 +45,8 @@ pub(crate) const REJECT: u32 = 24;
 pub(crate) const LEAVE: u32 = 32;
 /// Denies everything but that whose destination the host has translated.
 pub(crate) const BEHIND_DNAT: u32 = 40;
+/// The other way round.
+pub(crate) const BEFORE_DNAT: u32 = 48;
 /// All host sides have Calico's MAC address.
 pub(crate) const HOST_MAC: [u8; 6] = [0xee; 6];
 pub(crate) const NEXT_MAC: [u8; 6] = [2, 0, 0, 0, 9, 9];
@@ -86,6 +88,9 @@ pub(crate) struct Name {
 pub(crate) struct Outcome {
     pub(crate) action: i32,
     pub(crate) frame: Vec<u8>,
+    /// `skb->mark` and `skb->priority`; zero where there is no skb.
+    pub(crate) mark: u32,
+    pub(crate) priority: u32,
 }
 
 /// The programs and their maps.
@@ -97,6 +102,7 @@ pub(crate) struct World {
     indices: BTreeMap<&'static str, u32>,
     directory: PathBuf,
     loaded: Vec<&'static str>,
+    translates: bool,
 }
 
 #[expect(clippy::wrong_self_convention, reason = "`from_a` is where a frame comes from")]
@@ -150,6 +156,7 @@ impl World {
             entered: false,
             directory,
             loaded: vec![],
+            translates: false,
         };
         world.fill();
         world
@@ -244,12 +251,18 @@ impl World {
             mac: HOST_MAC,
             host: HOST_SLOT + 1,
             forward: if outside.is_some() { OUTSIDE_SLOT + 1 } else { 0 },
+            translates: self.translates.into(),
             ..Interface::default()
         };
         self.insert::<4, 44>(names::INTERFACES, &ifindex, &interface);
         self.set_root(|root| {
             root.settings.iter_mut().for_each(|settings| settings.flags |= settings_flags::HOST_ENDPOINTS);
         });
+    }
+
+    /// The stack may translate what comes in by the uplink, from when it is made a host endpoint.
+    pub(crate) fn set_translates(&mut self) {
+        self.translates = true;
     }
 
     pub(crate) fn ifindex(&self, interface: &str) -> u32 {
@@ -295,6 +308,12 @@ impl World {
         self.run_in_context(program, [ifindex, ifindex, 0, MARK_ANSWER], frame)
     }
 
+    /// Puts a packet that the stack has forwarded, with this mark, through the program where it leaves.
+    pub(crate) fn leave(&mut self, interface: &str, ingress: &str, mark: u32, frame: &[u8]) -> Outcome {
+        let program = if interface == UPLINK { names::PROG_TO_UPLINK } else { names::PROG_TO_WORKLOAD };
+        self.run_in_context(program, [self.ifindex(interface), self.ifindex(ingress), 0, mark], frame)
+    }
+
     fn run_in_context(
         &mut self,
         program: &'static str,
@@ -302,7 +321,7 @@ impl World {
         frame: &[u8],
     ) -> Outcome {
         self.load(program).unwrap_or_else(|error| panic!("{program}: {error}"));
-        // struct __sk_buff: `ingress_ifindex`, `ifindex`, `gso_segs` and `gso_size`, and before them `mark`.
+        // struct __sk_buff: `mark`, `priority`, `ingress_ifindex`, `ifindex`, `gso_segs` and `gso_size`.
         let mut context = [0_u8; 192];
         context[8..12].copy_from_slice(&mark.to_ne_bytes());
         context[36..40].copy_from_slice(&ingress.to_ne_bytes());
@@ -310,19 +329,22 @@ impl World {
         context[176..180].copy_from_slice(&gso.to_ne_bytes());
         // Answers may be longer than what they answer.
         let mut out = vec![0; frame.len() + 128];
+        let mut context_out = [0_u8; 192];
         let program: &SchedClassifier = self.ebpf.program(program).expect("a program").try_into().expect("for TC");
         let mut run = || {
             program.test_run(TestRunOptions {
                 data_in: Some(frame),
                 data_out: Some(&mut out),
                 ctx_in: Some(&context),
+                ctx_out: Some(&mut context_out),
                 ..TestRunOptions::default()
             })
         };
         let result = if self.entered { run() } else { self.namespace.enter(run).expect("enters the namespace") };
         let result = result.expect("runs the program");
         out.truncate(result.data_size_out as usize);
-        Outcome { action: result.return_value as i32, frame: out }
+        let word = |at: usize| u32::from_ne_bytes(context_out[at..at + 4].try_into().expect("four bytes"));
+        Outcome { action: result.return_value as i32, frame: out, mark: word(8), priority: word(32) }
     }
 
     /// Puts a frame through the XDP program, as if it had come in by the uplink.
@@ -351,7 +373,7 @@ impl World {
         let result = if self.entered { run() } else { self.namespace.enter(run).expect("enters the namespace") };
         let result = result.expect("runs the program");
         out.truncate(result.data_size_out as usize);
-        Outcome { action: result.return_value as i32, frame: out }
+        Outcome { action: result.return_value as i32, frame: out, mark: 0, priority: 0 }
     }
 
     /// Loads an XDP program and says how many instructions the verifier looked at.
@@ -621,6 +643,7 @@ fn blocks() -> Vec<(u32, Block)> {
         (REJECT, &[(Action::Reject, REJECT_RULE)], 0),
         (LEAVE, &[(Action::Leave, LEAVE_RULE)], 0),
         (BEHIND_DNAT, &[deny, allow], 1),
+        (BEFORE_DNAT, &[allow, deny], 1),
     ] {
         let root = NodeRef::vector(VEC_ANY).0;
         let header = TableHeader {
@@ -634,7 +657,8 @@ fn blocks() -> Vec<(u32, Block)> {
             source_port: root,
             indifferent: [VEC_ANY; 4],
             behind_dnat,
-            reserved: [0; 3],
+            before_dnat: 0,
+            reserved: [0; 2],
         };
         let mut entries = Block::default();
         for (entry, &(action, counter)) in entries.words.iter_mut().zip(rules) {

@@ -1,12 +1,15 @@
 //! The uplink as a host endpoint.
 
-use calico_ebpf_common::abi::{ACCOUNT_HOST, DropReason, NO_SLOT, conn_flags};
+use calico_ebpf_common::abi::{
+    ACCOUNT_HOST, DropReason, Event, MARK_ASKED, MARK_REPLY, MARK_SETTLED, NO_SLOT, PRIORITY_DENIED, PRIORITY_REJECTED,
+    conn_flags,
+};
 
 use crate::{
     frames::{ACK, SYN, SYN_ACK, Tcp, fragment, icmpv6, solicitation, tcp4, udp4, udp4_size, unreachable4},
     harness::{
-        A, ALLOW, ALLOW_RULE, B, BEHIND_DNAT, DENY, DROP, HOST_SLOT, HOST4, OUTSIDE_SLOT, OUTSIDE4, OUTSIDE6, REDIRECT,
-        STACK, World,
+        A, ALLOW, ALLOW_RULE, B, BEFORE_DNAT, BEHIND_DNAT, DENY, DROP, HOST_SLOT, HOST4, OUTSIDE_SLOT, OUTSIDE4,
+        OUTSIDE6, REDIRECT, REJECT, STACK, UPLINK, World,
     },
 };
 
@@ -149,6 +152,86 @@ fn policy_before_dnat_is_not_asked_behind_it() {
     }
     world.set_policy(A, DENY, ALLOW);
     assert_eq!(world.from_b(&tcp4(B.v4, 80, A.v4, 1000, ACK)).action, DROP);
+}
+
+#[test]
+fn what_is_denied_may_still_be_translated() {
+    let mut world = World::new();
+    world.set_translates();
+    let syn = tcp4(OUTSIDE4, 1000, HOST4, 32010, SYN);
+    world.set_host_endpoint([DENY, DENY], Some([DENY, DENY]));
+    let outcome = world.from_uplink(&syn);
+    assert_eq!((outcome.action, outcome.priority, outcome.mark), (STACK, PRIORITY_DENIED, 0));
+    assert_eq!((world.drops(DropReason::PolicyIngress), world.events(Event::LeftToTranslation)), (0, 1));
+    assert!(world.conns4().is_empty(), "of what is denied there is no entry");
+    // What belongs to a connection does so by its new addresses.
+    for frame in
+        [tcp4(OUTSIDE4, 1000, HOST4, 32010, RST), unreachable4(OUTSIDE4, HOST4, &tcp4(HOST4, 5, OUTSIDE4, 5, SYN))]
+    {
+        assert_eq!(world.from_uplink(&frame).priority, PRIORITY_DENIED);
+    }
+    // Neither what is for a workload nor what forges.
+    for frame in [tcp4(OUTSIDE4, 1000, A.v4, 80, SYN), tcp4(A.v4, 1000, HOST4, 80, SYN)] {
+        assert_eq!(world.from_uplink(&frame).action, DROP);
+    }
+    // So it is with addresses of nobody.
+    assert_eq!(world.from_uplink(&tcp4(OUTSIDE4, 1000, FAR4, 80, SYN)).priority, PRIORITY_DENIED);
+    world.set_host_endpoint([REJECT, REJECT], None);
+    assert_eq!(world.from_uplink(&syn).priority, PRIORITY_REJECTED);
+    assert_eq!(world.to_uplink(None, &tcp4(HOST4, 32010, OUTSIDE4, 1000, RST)).action, STACK, "so it is rejected");
+    assert_ne!(world.to_uplink(None, &tcp4(HOST4, 1, OUTSIDE4, 1000, SYN)).action, STACK, "it opens a connection");
+}
+
+#[test]
+fn what_the_stack_has_translated_is_judged_where_it_leaves() {
+    let mut world = World::new();
+    world.set_translates();
+    let syn = tcp4(OUTSIDE4, 1000, A.v4, 80, SYN);
+    for (forward, action) in [(DENY, DROP), (ALLOW, STACK)] {
+        world.set_host_endpoint([DENY, DENY], Some([forward, DENY]));
+        for (port, mark) in [(1, MARK_ASKED), (2, MARK_SETTLED)] {
+            let other = tcp4(OUTSIDE4, port, A.v4, 80, SYN);
+            assert_eq!(world.leave(A.interface, UPLINK, mark, &other).action, STACK, "{mark:#x}: settled");
+        }
+        assert_eq!(world.leave(A.interface, UPLINK, 0, &syn).action, action);
+    }
+    let conns = world.conns4();
+    let asked: Vec<_> = conns.iter().filter(|(_, conn)| conn.ends[0].slot == OUTSIDE_SLOT).collect();
+    assert_eq!((asked.len(), asked[0].1.ends[1].slot), (1, A.slot));
+    assert!(conns.iter().all(|(_, conn)| conn.flags & conn_flags::BEHIND_DNAT != 0));
+    // Its answer says so where it leaves with the host's address.
+    let answer = world.from_a(&tcp4(A.v4, 80, OUTSIDE4, 1000, SYN_ACK));
+    assert_eq!((answer.action, answer.mark), (STACK, MARK_REPLY));
+    let translated = tcp4(HOST4, 32010, OUTSIDE4, 1000, SYN_ACK);
+    assert_eq!(world.leave(UPLINK, A.interface, MARK_REPLY, &translated).action, STACK);
+    assert_eq!(world.leave(UPLINK, A.interface, 0, &translated).action, DROP);
+    assert_eq!(world.to_uplink(None, &translated).action, DROP, "the host itself sends it");
+}
+
+#[test]
+fn what_policy_before_dnat_decides_is_settled() {
+    let mut world = World::new();
+    world.set_translates();
+    let syn = tcp4(OUTSIDE4, 1000, HOST4, 32010, SYN);
+    // A rule of policy before DNAT that denies, and one behind it that allows.
+    world.set_host_endpoint([DENY, BEHIND_DNAT], None);
+    assert_eq!(world.from_uplink(&syn).action, DROP);
+    assert_eq!(world.drops(DropReason::PolicyIngress), 1);
+    world.set_host_endpoint([DENY, BEFORE_DNAT], None);
+    for frame in [syn, tcp4(OUTSIDE4, 1000, HOST4, 32010, ACK)] {
+        let outcome = world.from_uplink(&frame);
+        assert_eq!((outcome.action, outcome.mark), (STACK, MARK_SETTLED));
+    }
+    assert_ne!(world.conn4().flags & conn_flags::SETTLED, 0);
+    // Judged again, it is not any more.
+    world.set_host_endpoint([DENY, ALLOW], None);
+    assert_eq!(world.from_uplink(&tcp4(OUTSIDE4, 1000, HOST4, 32010, ACK)).mark, 0);
+    // What is forwarded as it came, it has been asked about.
+    world.set_host_endpoint([DENY, DENY], Some([ALLOW, ALLOW]));
+    let far = [203, 0, 113, 9];
+    for tcp in [SYN, ACK] {
+        assert_eq!(world.from_uplink(&tcp4(FAR4, 1000, far, 80, tcp)).mark, MARK_ASKED);
+    }
 }
 
 #[test]
