@@ -4,8 +4,8 @@ use core::ptr;
 
 use calico_ebpf_common::{
     abi::{
-        CONN_VERSION, Conn, ConnEnd, DropReason, MARK_ASKED, MARK_REPLY, MARK_SETTLED, NO_SLOT, OpenerKind, Workload,
-        conn_flags, settings_flags, workload_flags,
+        CONN_VERSION, Conn, ConnEnd, DropReason, MARK_ASKED, MARK_SETTLED, NO_SLOT, OpenerKind, Workload, conn_flags,
+        settings_flags, workload_flags,
     },
     packet::{Ip, Packet, protocol},
     track::{self, State},
@@ -15,7 +15,7 @@ use crate::{
     conns,
     policy::{Allowed, judge_ends},
     skb::Skb,
-    tables::{Located, Tables, active, locate},
+    tables::{Located, Tables, active, locate, seat_of_arrival},
     work::{AGAIN, Code, Env, FOREIGN, MISS, Related, code, work},
 };
 
@@ -41,18 +41,17 @@ pub(crate) struct Hit {
 }
 
 impl Hit {
-    /// Leaves word for the programs where a packet leaves that the stack may translate: it has no entry by its new addresses,
-    /// and host endpoints have been asked about it.
+    /// Leaves word for the programs where a packet leaves that the stack may translate: by its new addresses it may have no
+    /// entry, and host endpoints have been asked about it.
     #[inline(always)]
     pub(crate) fn tell_the_ways_out(&self, env: &Env, skb: &Skb) {
         if env.root.settings(env.generation).flags & settings_flags::HOST_ENDPOINTS == 0 {
             return;
         }
         if !self.from_opener {
-            if self.flags & conn_flags::BEHIND_DNAT != 0 {
-                skb.mark(MARK_REPLY);
-            }
-        } else if self.flags & conn_flags::SETTLED != 0 {
+            return;
+        }
+        if self.flags & conn_flags::SETTLED != 0 {
             skb.mark(MARK_SETTLED);
         } else {
             // Not `self.source`: the verifier does not know that that is the same.
@@ -62,6 +61,26 @@ impl Hit {
                 skb.mark(MARK_ASKED);
             }
         }
+    }
+
+    /// Where policy before DNAT let the connection in by the address that it was opened to, and does not do so any more, the host
+    /// endpoint where it comes in is asked as about any other: true if the entry is to be judged again.
+    #[inline(always)]
+    pub(crate) fn asks_arrival(&self, env: &Env, skb: &Skb) -> bool {
+        const SETTLED: u8 = conn_flags::SETTLED | conn_flags::BEHIND_DNAT;
+        if !self.from_opener || self.flags & SETTLED != SETTLED || skb.is_marked(MARK_SETTLED) {
+            return false;
+        }
+        let slot = seat_of_arrival(skb, env);
+        // SAFETY: the entry stays writable as long as the program runs. The slot comes last: it says that the others are right.
+        unsafe {
+            (*self.conn).flags = self.flags & !conn_flags::SETTLED;
+            let Some(seat) = active(slot) else { return false };
+            (*self.conn).ends[0].incarnation = seat.incarnation;
+            (*self.conn).ends[0].epoch = seat.policy(env.generation).egress_epoch.wrapping_sub(1);
+            ptr::write_volatile(&raw mut (*self.conn).ends[0].slot, slot);
+        }
+        true
     }
 }
 
@@ -229,7 +248,9 @@ fn try_again<F: Tables>() -> Result<Code, DropReason> {
             let settled = if before_dnat { conn_flags::SETTLED } else { 0 };
             // SAFETY: the entry stays writable as long as the program runs.
             unsafe {
-                (*conn_ptr).flags = (*conn_ptr).flags & !conn_flags::SETTLED | settled;
+                if !behind_dnat {
+                    (*conn_ptr).flags = (*conn_ptr).flags & !conn_flags::SETTLED | settled;
+                }
                 if let Some(workload) = opener_workload {
                     (*conn_ptr).ends[0].rule = rules[0];
                     (*conn_ptr).ends[0].epoch = workload.policy(env.generation).egress_epoch;

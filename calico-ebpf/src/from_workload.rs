@@ -65,7 +65,6 @@ fn try_established<F: Tables>(skb: &Skb) -> Result<Code, DropReason> {
     }
     fragments::first_passed(&env, packet);
     if via_stack {
-        hit.tell_the_ways_out(&env, skb);
         Ok(TO_STACK)
     } else if let Some(destination) = hit.destination
         && destination.flags & workload_flags::HOST_ENDPOINT == 0

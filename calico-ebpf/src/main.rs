@@ -89,6 +89,8 @@ steps! {
     cali_tu_known6() = to_uplink::established::<V6>;
     cali_tu_first4() = to_uplink::first::<V4>;
     cali_tu_first6() = to_uplink::first::<V6>;
+    cali_tu_denied4(code) = to_uplink::denied::<V4>;
+    cali_tu_denied6(code) = to_uplink::denied::<V6>;
     cali_tu_leaves4() = to_uplink::leaves::<V4>;
     cali_tu_leaves6() = to_uplink::leaves::<V6>;
     cali_fw_link6() = from_workload::of_link::<V6>;
@@ -214,6 +216,9 @@ pub fn cali_to_wl(ctx: TcContext) -> i32 {
     if skb.was_answer() {
         return TO_STACK as i32;
     }
+    if skb.is_left_to_translation() {
+        return finish(&ctx, Hook::ToWorkload, dropped(DropReason::PolicyIngress));
+    }
     let code = match skb.ether_type() {
         ether_type::IPV4 => to_workload_ip(&skb, cali_tw_known4, cali_again4, cali_tw_first4),
         ether_type::IPV6 => to_workload_ip(&skb, cali_tw_known6, cali_again6, cali_tw_first6),
@@ -241,7 +246,7 @@ fn to_workload_ip(skb: &Skb, known: Step, again: extern "C" fn() -> Code, first:
 #[classifier]
 pub fn cali_from_up(ctx: TcContext) -> i32 {
     let skb = Skb::new(&ctx);
-    if skb.is_tagged() || skb.is_answer() {
+    if skb.is_of_vlan() || skb.is_answer() {
         return TO_STACK as i32;
     }
     // Only what this program says of a packet counts.
@@ -333,6 +338,7 @@ fn from_uplink_ip(
     }
 }
 
+/// What is to be dropped, once more: see the modules.
 #[inline(always)]
 fn denied(skb: &Skb, code: Code, step: FirstStep) -> Code {
     if reason(code).is_some() && has_host_endpoints() { step(skb.raw_context(), code) } else { code }
@@ -341,8 +347,11 @@ fn denied(skb: &Skb, code: Code, step: FirstStep) -> Code {
 #[classifier]
 pub fn cali_to_up(ctx: TcContext) -> i32 {
     let skb = Skb::new(&ctx);
-    if skb.was_answer() || skb.is_tagged() {
+    if skb.was_answer() || skb.is_of_vlan() {
         return TO_STACK as i32;
+    }
+    if skb.is_left_to_translation() {
+        return finish(&ctx, Hook::ToUplink, dropped(DropReason::PolicyIngress));
     }
     if to_workload::is_own(&skb) {
         // The host's own is not ours to judge, but for untracked policy and host endpoints.
@@ -364,8 +373,14 @@ pub fn cali_to_up(ctx: TcContext) -> i32 {
         }
     }
     let code = match skb.ether_type() {
-        ether_type::IPV4 => to_uplink_ip(&skb, cali_tu_known4, cali_again4, cali_tu_leaves4, cali_tu_first4),
-        ether_type::IPV6 => to_uplink_ip(&skb, cali_tu_known6, cali_again6, cali_tu_leaves6, cali_tu_first6),
+        ether_type::IPV4 => {
+            let code = to_uplink_ip(&skb, cali_tu_known4, cali_again4, cali_tu_leaves4, cali_tu_first4);
+            denied(&skb, code, cali_tu_denied4)
+        }
+        ether_type::IPV6 => {
+            let code = to_uplink_ip(&skb, cali_tu_known6, cali_again6, cali_tu_leaves6, cali_tu_first6);
+            denied(&skb, code, cali_tu_denied6)
+        }
         _ => TO_STACK,
     };
     finish(&ctx, Hook::ToUplink, code)
@@ -376,8 +391,6 @@ fn to_uplink_ip(skb: &Skb, known: Step, again: extern "C" fn() -> Code, leaves: 
     match look(skb, known, again) {
         LEAVES => leaves(skb.raw_context()),
         MISS | FOREIGN => first(skb.raw_context()),
-        // Whatever became of the connection to the address that the host translates: it goes on behind the translation.
-        code if reason(code).is_some() && skb.is_marked(MARK_REPLY) && !to_workload::is_own(skb) => TO_STACK,
         code => code,
     }
 }

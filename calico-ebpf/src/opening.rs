@@ -4,8 +4,8 @@ use core::ptr;
 
 use calico_ebpf_common::{
     abi::{
-        ACCOUNT_HOST, CONN_VERSION, Conn, ConnEnd, DropReason, Event, NO_RULE, NO_SLOT, OpenerKind, account_opened_by,
-        account_opened_to, conn_flags, settings_flags, tcp_state, workload_flags,
+        ACCOUNT_HOST, CONN_VERSION, Conn, ConnEnd, DropReason, Event, MARK_SETTLED, NO_RULE, NO_SLOT, OpenerKind,
+        account_opened_by, account_opened_to, conn_flags, settings_flags, tcp_state, workload_flags,
     },
     packet::{Kind, Packet, protocol},
     track::{self, State},
@@ -15,6 +15,7 @@ use crate::{
     conns, count,
     maps::{EVENTS, ROOT},
     policy::{Allowed, Denied, judge_ends},
+    skb::Skb,
     tables::{Tables, active},
     work::{Env, Work, jiffies},
 };
@@ -125,6 +126,12 @@ extern "C" fn cali_came(from: u32, to: u32) -> u32 {
 fn came(slot: u32) -> bool {
     let (Some(workload), Some(root)) = (active(slot), ROOT.get(0)) else { return false };
     workload.flags & workload_flags::ARRIVING != 0 || is_recent(workload.takeover, jiffies(), root.hz)
+}
+
+/// What an entry that is made where a packet leaves keeps of what was settled where it came in.
+#[inline(always)]
+pub(crate) fn settled(skb: &Skb) -> u8 {
+    if skb.is_marked(MARK_SETTLED) { conn_flags::SETTLED } else { 0 }
 }
 
 /// Enters a new connection whose first packet is the one at hand. `slots` are the source's and the destination's; `kind`

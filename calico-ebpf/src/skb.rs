@@ -15,7 +15,7 @@ use bytemuck::Pod;
 
 use crate::work::buffer;
 use calico_ebpf_common::{
-    abi::MARK_ANSWER,
+    abi::{MARK_ANSWER, PRIORITY_DENIED, PRIORITY_REJECTED},
     packet::{Cursor, ETHERNET_BYTES, EthernetHeader, IPV4_BYTES, IPV6_BYTES, TRANSPORT_BYTES, ether_type},
 };
 
@@ -28,6 +28,9 @@ const PACKET_OTHERHOST: u32 = 3;
 /// one piece: to make that piece longer is to copy it.
 const HEADERS4: u32 = (ETHERNET_BYTES + IPV4_BYTES + TRANSPORT_BYTES) as u32;
 const HEADERS6: u32 = (ETHERNET_BYTES + IPV6_BYTES + TRANSPORT_BYTES) as u32;
+
+/// The bits of a tag that say which VLAN it is.
+const VLAN_ID: u32 = 0xfff;
 
 /// More bytes than there are from the beginning of a frame to where a device that makes the checksum begins.
 const PULLED: u32 = 128;
@@ -104,6 +107,13 @@ impl Skb {
     #[inline(always)]
     pub(crate) fn is_tagged(&self) -> bool {
         self.raw().vlan_present != 0
+    }
+
+    /// Whether it is another interface's, that of a VLAN. A tag that has nothing but a priority is none of one: the stack
+    /// takes such a frame for an untagged one.
+    #[inline(always)]
+    pub(crate) fn is_of_vlan(&self) -> bool {
+        self.is_tagged() && self.raw().vlan_tci & VLAN_ID != 0
     }
 
     /// Makes the headers readable in place and says what is in the frame. Zero where there is no whole header.
@@ -201,8 +211,8 @@ impl Skb {
         }
     }
 
-    /// Leaves it to the stack to drop the packet unless it translates its destination: the stack drops it even if nothing
-    /// is there that knows this priority, since the frame is for another host then.
+    /// Leaves it to the stack to drop the packet unless it translates its destination: where nothing knows this priority it
+    /// does so anyway, since the frame is for another host.
     #[inline(always)]
     pub(crate) fn leave_to_translation(&self, priority: u32) {
         // SAFETY: the context is valid. Volatile, as below. A type that cannot be set stays, and with it the packet would
@@ -211,6 +221,13 @@ impl Skb {
             ptr::write_volatile(&raw mut (*self.0).priority, priority);
             bpf_skb_change_type(self.0, PACKET_OTHERHOST);
         }
+    }
+
+    /// Whether it was left so, and nobody has taken it in since.
+    #[inline(always)]
+    pub(crate) fn is_left_to_translation(&self) -> bool {
+        let priority = self.raw().priority;
+        priority == PRIORITY_DENIED || priority == PRIORITY_REJECTED
     }
 
     /// Adds bits to the mark that rules of the host see.

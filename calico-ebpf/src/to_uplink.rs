@@ -13,7 +13,7 @@ use crate::{
     skb::Skb,
     tables::{HostSeats, Tables, active, has_host_endpoints, host_seats, locate, seat_of_arrival, translates},
     to_workload::{Receiver, is_own},
-    work::{Code, Env, LEAVES, MISS, code, take, work},
+    work::{AGAIN, Code, Env, LEAVES, MISS, code, take, work},
 };
 
 /// A packet whose connection may have an entry.
@@ -51,6 +51,9 @@ fn try_established<F: Tables>(skb: &Skb) -> Result<Code, DropReason> {
         Err(NoHit::Next(next)) => return Ok(next),
         Err(NoHit::Drop(reason)) => return Err(reason),
     };
+    if hit.asks_arrival(&env, skb) {
+        return Ok(AGAIN);
+    }
     if hit.flags & conn_flags::PROBING != 0 && has_host_endpoints() {
         return Ok(LEAVES);
     }
@@ -122,13 +125,7 @@ fn try_first<F: Receiver>(skb: &Skb) -> Result<Code, DropReason> {
     if matches!(packet.kind, Kind::IcmpError | Kind::LaterFragment) {
         return Ok(TO_STACK);
     }
-    if is_own(skb) {
-        // The stack rejects what was left to it: like an ICMP error it is of no connection.
-        let is_reset = packet.protocol == protocol::TCP && packet.transport.tcp_flags & tcp_flags::RST != 0;
-        if is_reset && translates(&env) {
-            return Ok(TO_STACK);
-        }
-    } else if skb.is_marked(MARK_REPLY) {
+    if !is_own(skb) && skb.is_marked(MARK_REPLY) {
         fragments::first_passed(&leaving(env), packet);
         return Ok(TO_STACK);
     }
@@ -155,9 +152,26 @@ fn try_first<F: Receiver>(skb: &Skb) -> Result<Code, DropReason> {
     let destination = locate::<F>(&packet.destination, env.generation);
     let opening = opening::judge(&env, packet, slots, [source.class, destination.class], true)?;
     if matches!(packet.kind, Kind::Flow) && !F::is_multicast(&packet.destination) {
-        let flags = conn_flags::VIA_STACK | conn_flags::BEHIND_DNAT;
+        let flags = conn_flags::VIA_STACK | conn_flags::BEHIND_DNAT | opening::settled(skb);
         opening::enter(&env, work, &opening, slots, OpenerKind::Outside, flags)?;
     }
     fragments::first_passed(&leaving(env), &work.packet);
     Ok(TO_STACK)
+}
+
+/// What becomes of a packet that is to be dropped, given by its code. An answer in a connection that the stack has translated goes
+/// on, whatever became of one to the address that it was opened to. So does a reset of the stack's own where it tells what was left
+/// to it: like an ICMP error it is of no connection.
+#[inline(always)]
+pub(crate) fn denied<F: Tables>(skb: &Skb, code: Code) -> Code {
+    let passes = if is_own(skb) { is_reset_of_translation::<F>(skb) } else { skb.is_marked(MARK_REPLY) };
+    if passes { TO_STACK } else { code }
+}
+
+#[inline(always)]
+fn is_reset_of_translation<F: Tables>(skb: &Skb) -> bool {
+    let Some(work) = work::<F>() else { return false };
+    let Ok(env) = Env::resume(skb, work) else { return false };
+    let packet = &work.packet;
+    packet.protocol == protocol::TCP && packet.transport.tcp_flags & tcp_flags::RST != 0 && translates(&env)
 }

@@ -13,7 +13,7 @@ use crate::{
     opening::{self, Opening},
     skb::Skb,
     tables::{Tables, active, locate, of_interface, seat_of_arrival},
-    work::{Code, Env, FOREIGN, MISS, code, take, work},
+    work::{AGAIN, Code, Env, FOREIGN, MISS, code, take, work},
 };
 
 /// A packet whose connection may have an entry.
@@ -38,6 +38,7 @@ fn try_established<F: Receiver>(skb: &Skb) -> Result<Code, DropReason> {
         return Ok(MISS);
     }
     match find::<F>(&env, Hook::ToWorkload, packet, &work.key, work.source_is_a) {
+        Ok(hit) if hit.asks_arrival(&env, skb) => Ok(AGAIN),
         Ok(hit) => {
             if hit.flags & conn_flags::PROBING != 0 && !hit.from_opener {
                 // The answer comes through the stack, too: it translates, or knows the way alone. Whatever leaves
@@ -106,9 +107,14 @@ fn try_first<F: Receiver>(skb: &Skb, missed: Code) -> Result<Code, DropReason> {
     }
     let opener = if source.slot == NO_SLOT { seat_of_arrival(skb, &env) } else { source.slot };
     let slots = [opener, slot];
-    let opening = opening::judge(&env, packet, slots, [source.class, destination.class], true)?;
+    let judged = opening::judge(&env, packet, slots, [source.class, destination.class], true);
+    let opening = match judged {
+        Ok(opening) => opening,
+        Err(denied) if source.slot == NO_SLOT => return Err(denied.reason.on_arrival()),
+        Err(denied) => return Err(denied.reason),
+    };
     if has_entry {
-        let flags = conn_flags::VIA_STACK | conn_flags::BEHIND_DNAT;
+        let flags = conn_flags::VIA_STACK | conn_flags::BEHIND_DNAT | opening::settled(skb);
         opening::enter(&env, work, &opening, slots, OpenerKind::Outside, flags)?;
     }
     fragments::first_passed(&env, &work.packet);

@@ -106,7 +106,8 @@ pub mod conn_flags {
     pub const PROBING: u8 = 1 << 4;
     /// Made where the stack has done its translating: policy before DNAT is not asked about these addresses.
     pub const BEHIND_DNAT: u8 = 1 << 5;
-    /// Policy before DNAT allowed it: see [`MARK_SETTLED`](crate::abi::MARK_SETTLED).
+    /// Policy before DNAT allowed it, here or, with [`BEHIND_DNAT`], where it came in: see
+    /// [`MARK_SETTLED`](crate::abi::MARK_SETTLED).
     pub const SETTLED: u8 = 1 << 6;
 }
 

@@ -16,7 +16,7 @@ pub const MARK_ASKED: u32 = 0x0020_0000;
 pub const MARK_SETTLED: u32 = 0x0040_0000;
 
 /// An answer in a connection whose destination the stack has translated: where it leaves it has the address that it was
-/// asked by, and no entry by that.
+/// asked by, and may have no entry by that. Set by a table of ours.
 pub const MARK_REPLY: u32 = 0x0080_0000;
 
 /// `skb->priority` of what policy of a host endpoint denies by the address it was sent to, which the stack may still

@@ -30,7 +30,7 @@ use super::{
     tables::{ConnLimits, Owner, Snapshot, Tables, timeouts},
     tc::{Expected, Hooks},
     translated,
-    translation::{self, Translation},
+    translation::{self, Interfaces, Translated, Translation},
     view::View,
     xdp::{self, UplinkXdp, XdpLinks, XdpMode},
 };
@@ -223,7 +223,7 @@ impl Dataplane {
         let found = self.find(desired)?;
         let uplinks = self.uplinks(desired, &found.links, &mut applied)?;
         let hosts = self.host_interfaces(desired, &found)?;
-        let translated = self.behind_translation(&hosts, &found, &mut applied);
+        let translated = self.behind_translation(desired, &uplinks, &hosts, &found, &mut applied);
         let links = self.plan_links(desired, &uplinks, &hosts, &translated, &found);
         self.note(desired, &uplinks, &found)?;
         // Forwarding first: an uplink that learns by router advertisement has to know before.
@@ -236,7 +236,8 @@ impl Dataplane {
         self.deactivate(desired, &found, &failed)?;
         let limits = ConnLimits::new(self.conn_limit, desired.workloads.len() + desired.host_endpoints.len());
         self.tables.set_root(&limits, &timeouts(self.hz), self.hz, None)?;
-        self.remember_expected(desired, &uplinks, &hosts, &found, &failed);
+        let of_host: Vec<u32> = uplinks.iter().chain(hosts.seats.keys()).chain(&translated.ways_out).copied().collect();
+        self.remember_expected(desired, &of_host, &found, &failed);
         self.guard(desired, &found, &mut applied);
         self.translate_no_more(desired, &mut applied);
         self.reassemble(&mut applied)?;
@@ -594,7 +595,7 @@ impl Dataplane {
         desired: &Desired,
         uplinks: &[u32],
         hosts: &Resolved,
-        translated: &BTreeSet<u32>,
+        translated: &Translated,
         found: &Found,
     ) -> Vec<LinkAction> {
         let programs = load::PROGRAMS.into_iter().filter_map(|name| Some((name, self.programs.id(name)?))).collect();
@@ -778,14 +779,7 @@ impl Dataplane {
         Ok(())
     }
 
-    fn remember_expected(
-        &mut self,
-        desired: &Desired,
-        uplinks: &[u32],
-        hosts: &Resolved,
-        found: &Found,
-        failed: &BTreeSet<u32>,
-    ) {
+    fn remember_expected(&mut self, desired: &Desired, of_host: &[u32], found: &Found, failed: &BTreeSet<u32>) {
         let mut expected = Expected::new();
         let mut expect = |ifindex: u32, programs: [&str; 2]| {
             for (hook, program) in [Hook::Ingress, Hook::Egress].into_iter().zip(programs) {
@@ -794,7 +788,7 @@ impl Dataplane {
                 }
             }
         };
-        for index in uplinks.iter().chain(hosts.seats.keys()) {
+        for index in of_host {
             expect(*index, [names::PROG_FROM_UPLINK, names::PROG_TO_UPLINK]);
         }
         for link in desired.workloads.iter().filter_map(|workload| found.links.by_name(&workload.interface)) {
@@ -833,31 +827,51 @@ impl Dataplane {
         }
     }
 
-    /// Sees to what host endpoints deny where the host may translate its destination. The interfaces where that is seen to: at
-    /// the others it is dropped as it comes in.
-    fn behind_translation(&mut self, hosts: &Resolved, found: &Found, applied: &mut Applied) -> BTreeSet<u32> {
+    /// Sees to what host endpoints deny where the host may translate its destination. Where that is not seen to, it is dropped
+    /// as it comes in.
+    fn behind_translation(
+        &mut self,
+        desired: &Desired,
+        uplinks: &[u32],
+        hosts: &Resolved,
+        found: &Found,
+        applied: &mut Applied,
+    ) -> Translated {
         // What is a part of another interface goes ways where the priority may not last.
         let links = hosts.seats.keys().filter_map(|index| found.links.by_index(*index));
-        let links = links.filter(|link| !link.has_master && nft::is_plain(&link.name));
-        let interfaces: BTreeMap<u32, &str> = links.map(|link| (link.index, link.name.as_str())).collect();
+        let arrivals = links.filter(|link| !link.has_master && nft::is_plain(&link.name));
+        let of_workloads = desired.workloads.iter().filter_map(|workload| found.links.by_name(&workload.interface));
+        let judging = hosts.seats.iter().filter(|(_, seats)| seats.forward.is_some());
+        let mut interfaces = Interfaces {
+            hosts: arrivals.map(|link| (link.index, link.name.as_str())).collect(),
+            judging: judging.map(|(index, _)| *index).collect(),
+            programmed: of_workloads.map(|link| link.index).chain(uplinks.iter().copied()).collect(),
+        };
+        interfaces.programmed.extend(hosts.seats.keys());
+        let mut ways_out = BTreeSet::new();
+        if !interfaces.judging.is_empty() {
+            ways_out.extend(hosts.others.difference(&interfaces.programmed));
+            interfaces.programmed.extend(&ways_out);
+        }
         match self.try_behind_translation(&interfaces) {
             Ok((in_place, changed)) => {
                 applied.changes += usize::from(changed);
-                if in_place { interfaces.into_keys().collect() } else { BTreeSet::new() }
+                let arrivals = interfaces.hosts.into_keys().collect();
+                if in_place { Translated { arrivals, ways_out } } else { Translated::default() }
             }
             Err(error) => {
                 applied.faults.push(format!(
                     "{error}: what policy of host endpoints denies by the address it was sent to is dropped, even where the \
                      host would translate that"
                 ));
-                BTreeSet::new()
+                Translated::default()
             }
         }
     }
 
     /// Whether the tables are in place, and whether that is new.
-    fn try_behind_translation(&mut self, interfaces: &BTreeMap<u32, &str>) -> Result<(bool, bool)> {
-        let wanted = self.translation.is_wanted(interfaces)?;
+    fn try_behind_translation(&mut self, interfaces: &Interfaces<'_>) -> Result<(bool, bool)> {
+        let wanted = self.translation.is_wanted(!interfaces.hosts.is_empty())?;
         if !wanted && self.info.host_table.is_none() {
             return Ok((false, false));
         }

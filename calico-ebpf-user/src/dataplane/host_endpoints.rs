@@ -23,6 +23,8 @@ pub(crate) struct Seats {
 pub(crate) struct Resolved {
     /// By interface index.
     pub(crate) seats: BTreeMap<u32, Seats>,
+    /// Other interfaces of the host by which something can leave, and where programs of ours could hang.
+    pub(crate) others: BTreeSet<u32>,
     /// For people, in the order of what is desired.
     pub(crate) status: Vec<HostEndpointStatus>,
 }
@@ -46,13 +48,17 @@ pub(crate) fn resolve(
     for link in links.iter().filter(|link| !link.loopback && !is_workload(link)) {
         let own: Vec<IpAddr> =
             addresses.iter().filter(|(index, _)| *index == link.index).map(|(_, address)| *address).collect();
-        let Some(name) = host_endpoint_of(by_name.clone(), &link.name, &own) else { continue };
-        let Some(index) = endpoints.iter().position(|endpoint| endpoint.name == name) else { continue };
-        let (endpoint, status) = (&endpoints[index], &mut resolved.status[index]);
+        let name = host_endpoint_of(by_name.clone(), &link.name, &own);
+        let named = name.and_then(|name| endpoints.iter().position(|endpoint| endpoint.name == name));
         // What it is a part of is the interface: a bridge, a bond.
-        if endpoint.interface == HostInterface::All && link.has_master {
+        let Some(index) = named.filter(|&index| endpoints[index].interface != HostInterface::All || !link.has_master)
+        else {
+            if link.ethernet && !link.has_master {
+                resolved.others.insert(link.index);
+            }
             continue;
-        }
+        };
+        let (endpoint, status) = (&endpoints[index], &mut resolved.status[index]);
         if link.ethernet {
             resolved.seats.insert(link.index, Seats { host: endpoint.host, forward: endpoint.forward });
             status.interfaces.push(link.name.clone());

@@ -13,6 +13,7 @@ use super::{
     host_endpoints::Seats,
     netlink::{Hook, Link, LinkTable},
     tc::Hanging,
+    translation::Translated,
 };
 use crate::{policy::store::interface_name, routes::migration::Stage};
 
@@ -113,8 +114,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) host_endpoints: &'a [DesiredHostEndpoint],
     /// What judges at interfaces of the host, by index.
     pub(crate) seats: &'a BTreeMap<u32, Seats>,
-    /// Those of them behind which the stack may translate destinations.
-    pub(crate) translated: &'a BTreeSet<u32>,
+    /// Those of them behind which the stack may translate destinations, and where else that leads.
+    pub(crate) translated: &'a Translated,
     pub(crate) prefixes: Option<&'a [String]>,
     pub(crate) attachment: Attachment,
     /// Ids of our programs by name.
@@ -161,7 +162,8 @@ pub(crate) fn reconcile(wanted: &Wanted<'_>, found: &Found) -> Vec<LinkAction> {
         }
     }
     let uplinks = wanted.uplinks.iter().map(|index| (*index, role::UPLINK));
-    for (index, role) in uplinks.chain(wanted.seats.keys().map(|index| (*index, role::HOST))) {
+    let others = wanted.seats.keys().chain(&wanted.translated.ways_out);
+    for (index, role) in uplinks.chain(others.map(|index| (*index, role::HOST))) {
         let Some(link) = found.links.by_index(index).filter(|link| kept.insert(link.index)) else { continue };
         let seats = wanted.seats.get(&index);
         let entry = Interface {
@@ -170,7 +172,7 @@ pub(crate) fn reconcile(wanted: &Wanted<'_>, found: &Found) -> Vec<LinkAction> {
             mtu: link.mtu,
             mac: link.mac,
             name: interface_name(&link.name),
-            translates: wanted.translated.contains(&index).into(),
+            translates: wanted.translated.arrivals.contains(&index).into(),
             // 0 is nobody.
             host: seats.map_or(0, |seats| seats.host + 1),
             forward: seats.and_then(|seats| seats.forward).map_or(0, |slot| slot + 1),
@@ -342,7 +344,7 @@ mod tests {
             uplinks,
             host_endpoints: &[],
             seats: &BTreeMap::new(),
-            translated: &BTreeSet::new(),
+            translated: &Translated::default(),
             prefixes,
             attachment: Attachment::Tcx,
             programs: &programs,
@@ -365,7 +367,7 @@ mod tests {
             uplinks: &[],
             host_endpoints: &[],
             seats: &BTreeMap::new(),
-            translated: &BTreeSet::new(),
+            translated: &Translated::default(),
             prefixes: None,
             attachment: Attachment::Tcx,
             programs: &programs,

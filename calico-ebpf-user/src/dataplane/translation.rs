@@ -5,9 +5,13 @@
 //! another host, which the stack drops. Two tables of ours see to the rest, made and removed together: one takes such frames in,
 //! the other drops behind the translation what was not translated. Without them it stays denied.
 
-use std::{collections::BTreeMap, fs, io};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+    fs, io,
+};
 
-use calico_ebpf_common::abi::{MARK_ASKED, PRIORITY_DENIED, PRIORITY_REJECTED};
+use calico_ebpf_common::abi::{MARK_ASKED, MARK_REPLY, MARK_SETTLED, PRIORITY_DENIED, PRIORITY_REJECTED};
 
 use super::{error::Result, nft};
 
@@ -20,9 +24,31 @@ pub(crate) const FAMILIES: &[&str] = &["netdev", "inet"];
 
 /// Just behind `dstnat`, where destinations are translated.
 const PRIORITY: i32 = -99;
+/// Before what others decide.
+const FIRST: i32 = -310;
 
 /// The tables of `iptables-legacy`, each a line, that were used since the start.
 const LEGACY_TABLES: [&str; 2] = ["/proc/net/ip_tables_names", "/proc/net/ip6_tables_names"];
+
+/// The interfaces that matter, by index.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Interfaces<'a> {
+    /// Those of host endpoints whose packets may be left to the stack.
+    pub(crate) hosts: BTreeMap<u32, &'a str>,
+    /// Those of host endpoints where something judges what is forwarded.
+    pub(crate) judging: BTreeSet<u32>,
+    /// Where programs of ours judge what leaves.
+    pub(crate) programmed: BTreeSet<u32>,
+}
+
+/// Where it is seen to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Translated {
+    /// The interfaces where what policy denies is left to the stack.
+    pub(crate) arrivals: BTreeSet<u32>,
+    /// Interfaces that are none of host endpoints, where programs have to judge what was translated and leaves.
+    pub(crate) ways_out: BTreeSet<u32>,
+}
 
 /// Sees to the tables.
 #[derive(Debug)]
@@ -44,9 +70,9 @@ impl Translation {
         self.tables.name()
     }
 
-    /// Whether the tables have to be there for these interfaces, those of host endpoints.
-    pub(crate) fn is_wanted(&mut self, interfaces: &BTreeMap<u32, &str>) -> Result<bool> {
-        if interfaces.is_empty() {
+    /// Whether the tables have to be there, where there are host endpoints or none.
+    pub(crate) fn is_wanted(&mut self, has_host_endpoints: bool) -> Result<bool> {
+        if !has_host_endpoints {
             self.went_by = None;
             return Ok(false);
         }
@@ -56,8 +82,8 @@ impl Translation {
     }
 
     /// Puts the tables in place. False if they were so already.
-    pub(crate) fn keep(&mut self, interfaces: &BTreeMap<u32, &str>) -> Result<bool> {
-        let ruleset = ruleset(self.tables.name(), interfaces.values());
+    pub(crate) fn keep(&mut self, wanted: &Interfaces<'_>) -> Result<bool> {
+        let ruleset = ruleset(self.tables.name(), wanted);
         self.tables.keep(&ruleset)
     }
 
@@ -94,32 +120,53 @@ fn is_translating_by_legacy_tables() -> bool {
     LEGACY_TABLES.into_iter().any(|path| has_nat(path).unwrap_or(false))
 }
 
-/// The tables.
+/// The tables for these interfaces of host endpoints. `programmed`: the interfaces where programs of ours judge what leaves;
+/// `judging`: those of host endpoints where something judges what is forwarded.
 ///
 /// Between the interface and the end of the translation a frame is one for all hosts: without the second table sockets of TCP do not
-/// take it, and nothing is forwarded.
-fn ruleset<'a>(table: &str, interfaces: impl Iterator<Item = &'a &'a str>) -> String {
-    let devices: Vec<String> = interfaces.map(|name| format!("\"{name}\"")).collect();
-    let devices = devices.join(", ");
+/// take it, and nothing is forwarded. Of old versions of nft the words are: one chain for each device, `icmpx type`.
+fn ruleset(table: &str, wanted: &Interfaces<'_>) -> String {
     let left = format!("meta priority {{ {PRIORITY_DENIED:#x}, {PRIORITY_REJECTED:#x} }}");
-    let ingress = format!(
-        "  chain ingress {{
-    type filter hook ingress devices = {{ {devices} }} priority filter; policy accept;
+    let mut ingress = String::new();
+    for (index, name) in &wanted.hosts {
+        // By index, too: an interface that is made anew has lost its chain.
+        let _ = writeln!(
+            ingress,
+            "  chain ingress{index} {{
+    type filter hook ingress device \"{name}\" priority 0; policy accept;
     {left} meta pkttype set broadcast
-  }}
-"
-    );
-    let forwarded = "ct direction original ct status dnat fib daddr type != local";
+  }}"
+        );
+    }
     let take_in = "meta pkttype set host meta priority set 0";
+    let of = |indices: &BTreeSet<u32>| indices.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
+    let unjudged = if wanted.judging.is_empty() {
+        String::new()
+    } else {
+        format!(
+            "    iif {{ {} }} oif != {{ {} }} ct direction original ct status dnat meta mark & {MARK_SETTLED:#010x} == 0 \
+             counter drop comment \"nobody would ask policy of what is forwarded\"\n",
+            of(&wanted.judging),
+            of(&wanted.programmed)
+        )
+    };
     let behind = format!(
         "  chain behind_dnat {{
     type filter hook prerouting priority {PRIORITY}; policy accept;
     ct direction original ct status dnat meta mark set meta mark & {:#010x} comment \"not asked about this destination yet\"
-    {left} {forwarded} {take_in} counter accept comment \"policy of what is forwarded decides\"
+    ct direction reply ct status dnat meta mark set meta mark | {MARK_REPLY:#010x}
+    {left} ct direction original ct status dnat fib daddr type != local {take_in} counter accept
     meta priority {PRIORITY_REJECTED:#x} meta l4proto tcp {take_in} counter reject with tcp reset
-    meta priority {PRIORITY_REJECTED:#x} {take_in} counter reject with icmpx admin-prohibited
+    meta priority {PRIORITY_REJECTED:#x} {take_in} counter reject with icmpx type admin-prohibited
     meta priority {PRIORITY_DENIED:#x} counter drop
   }}
+  chain not_taken_in {{
+    type filter hook input priority {FIRST}; policy accept;
+    {left} counter drop comment \"a bridge has passed by the chain above\"
+  }}
+  chain unjudged {{
+    type filter hook forward priority {FIRST}; policy accept;
+{unjudged}  }}
 ",
         !MARK_ASKED
     );
@@ -132,11 +179,22 @@ mod tests {
 
     #[test]
     fn one_text_makes_both_tables() {
-        let text = ruleset("t", [&"eth0", &"eth1"].into_iter());
-        assert!(text.contains("devices = { \"eth0\", \"eth1\" }"), "{text}");
+        let wanted = Interfaces {
+            hosts: BTreeMap::from([(3, "eth0"), (4, "eth1")]),
+            judging: BTreeSet::from([3]),
+            programmed: BTreeSet::from([3, 4, 9]),
+        };
+        let text = ruleset("t", &wanted);
+        for (index, name) in &wanted.hosts {
+            assert!(text.contains(&format!("chain ingress{index} {{")), "{text}");
+            assert!(text.contains(&format!("device \"{name}\"")), "{text}");
+        }
         for family in FAMILIES {
             assert!(text.contains(&format!("table {family} t {{}}\ndelete table {family} t\n")), "{text}");
         }
         assert!(text.contains("meta mark & 0xffdfffff "), "{text}");
+        assert!(text.contains("iif { 3 } oif != { 3, 4, 9 } "), "{text}");
+        let text = ruleset("t", &Interfaces { judging: BTreeSet::new(), ..wanted });
+        assert!(!text.contains("oif"), "{text}");
     }
 }

@@ -1,13 +1,19 @@
 //! Interfaces of the host as endpoints of their own.
 
-use std::{net::SocketAddr, thread, time::Duration};
+use std::{
+    net::{SocketAddr, UdpSocket},
+    thread,
+    time::Duration,
+};
 
 use calico_ebpf_tests::{
     Protocol::{Icmp, Tcp, Udp},
     World,
-    lab::{self, HOST4, HOST6, UPLINK},
+    frames::{Wire, mac},
+    lab::{self, HOST4, HOST6, OUTSIDE4, UPLINK},
     resources::{self, NODE},
 };
+use etherparse::{PacketBuilder, VlanId};
 
 use crate::published::publish;
 
@@ -327,6 +333,30 @@ fn a_running_connection_follows_policy_and_outlives_the_agent() {
     }
     let reached = lab::tcp(world.namespace("outside"), SocketAddr::new(HOST4.into(), 80), Duration::from_secs(3));
     assert!(reached.expect("a probe"));
+}
+
+#[test]
+fn a_tag_that_has_but_a_priority_hides_nothing() {
+    let mut world = world(&["a"], &[]);
+    world.start();
+    let socket = world.lab.host.enter(|| UdpSocket::bind((HOST4, 4001))).expect("enters").expect("binds");
+    socket.set_read_timeout(Some(Duration::from_millis(500))).expect("a timeout");
+    let macs = (mac(&world.lab.outside, "eth0"), mac(&world.lab.host, UPLINK));
+    let builder = PacketBuilder::ethernet2(macs.0, macs.1).single_vlan(VlanId::ZERO);
+    let mut frame = Vec::new();
+    let builder = builder.ipv4(OUTSIDE4.octets(), HOST4.octets(), 64).udp(4000, 4001);
+    builder.write(&mut frame, b"tagged").expect("writes to memory");
+    let wire = Wire::open(&world.lab.outside, "eth0");
+    let arrives = || {
+        wire.send(&frame);
+        socket.recv(&mut [0; 16]).is_ok()
+    };
+    assert!(arrives(), "the stack takes it in as untagged");
+    world.write("host.yaml", &uplink());
+    assert_eq!(world.command(&["reload"]).code, 0, "{}", world.log());
+    assert!(!arrives(), "{}", world.describe());
+    world.enforce(&[policy("all", ALLOW_ALL)]);
+    assert!(arrives(), "{}", world.describe());
 }
 
 #[test]

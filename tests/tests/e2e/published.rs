@@ -1,7 +1,7 @@
 //! Ports that the host publishes for a workload, by translating their destination, where its uplink is a host endpoint.
 
 use std::{
-    io::Error,
+    io::{Error, Read as _, Write as _},
     net::{IpAddr, SocketAddr, TcpStream},
     time::Duration,
 };
@@ -9,7 +9,7 @@ use std::{
 use calico_ebpf_tests::{
     Protocol::{Icmp, Tcp, Udp},
     World, eventually,
-    lab::{HOST4, HOST6},
+    lab::{self, HOST4, HOST6, Namespace, Server, UPLINK},
     nft, resources,
     stream::Talk,
 };
@@ -151,6 +151,79 @@ fn policy_before_dnat_decides_for_good() {
     talks.iter().for_each(|talk| goes_on(&world, talk));
     world.enforce(&[before("Allow", TARGET), nothing]);
     world.denied("outside", "host", Tcp(PUBLISHED));
+    for talk in &talks {
+        assert!(!talk.goes_on(Duration::from_millis(1500)), "{}", world.describe());
+    }
+}
+
+/// What is no workload of ours.
+struct Container {
+    namespace: Namespace,
+    _server: Server,
+}
+
+impl Container {
+    const ADDRESSES: [&str; 2] = ["172.17.0.2", "fd00:17::2"];
+
+    /// With a port that the host publishes in place of that of `a`.
+    fn publish(world: &World) -> Self {
+        let host = &world.lab.host;
+        let namespace = Namespace::create(lab::unique_name().expect("a name")).expect("a namespace");
+        host.ip(&format!("link add dock0 type veth peer name eth0 netns {}", namespace.name())).expect("a pair");
+        for (namespace, device, last) in [(host, "dock0", 1), (&namespace, "eth0", 2)] {
+            namespace.ip(&format!("link set {device} up")).expect("up");
+            namespace.ip(&format!("addr add 172.17.0.{last}/24 dev {device}")).expect("an address");
+            namespace.ip(&format!("-6 addr add fd00:17::{last}/64 dev {device} nodad")).expect("an address");
+        }
+        namespace.ip("route add default via 172.17.0.1").expect("a route");
+        namespace.ip("-6 route add default via fd00:17::1").expect("a route");
+        let [v4, v6] = Self::ADDRESSES;
+        nft(
+            host,
+            &format!(
+                "flush chain ip hostport4 pre
+                add rule ip hostport4 pre ip daddr {HOST4} tcp dport {PUBLISHED} dnat to {v4}:{TARGET}
+                flush chain ip6 hostport6 pre
+                add rule ip6 hostport6 pre ip6 daddr {HOST6} tcp dport {PUBLISHED} dnat to [{v6}]:{TARGET}"
+            ),
+        );
+        let server = Server::start(&namespace, TARGET).expect("a server");
+        Self { namespace, _server: server }
+    }
+}
+
+#[test]
+fn what_is_no_workload_may_be_published_too() {
+    let world = publishing(&uplink());
+    let container = Container::publish(&world);
+    assert!(container.namespace.ip("addr").is_ok());
+    world.allowed("outside", "host", Tcp(PUBLISHED));
+    for index in 0..2 {
+        goes_on(&world, &talk(&world, index));
+    }
+    // Nobody would ask at the interface that it leaves by, but for the programs that hang there now.
+    world.enforce(&[of_what_is_forwarded("TCP", 1)]);
+    world.denied("outside", "host", Tcp(PUBLISHED));
+    world.enforce(&[of_what_is_forwarded("TCP", TARGET)]);
+    world.allowed("outside", "host", Tcp(PUBLISHED));
+    for index in 0..2 {
+        goes_on(&world, &talk(&world, index));
+    }
+    world.denied("outside", "host", Tcp(80));
+}
+
+#[test]
+fn an_interface_made_anew_publishes_again() {
+    let world = publishing(&uplink());
+    let host = &world.lab.host;
+    let index = || host.ip(&format!("-o link show {UPLINK}")).expect("an interface");
+    let before = index();
+    host.ip(&format!("link del {UPLINK}")).expect("takes the uplink away");
+    world.lab.uplink().expect("makes it anew");
+    assert_ne!(before, index(), "another one");
+    eventually("the tables are there again", Duration::from_secs(10), || has_tables(&world));
+    sees_translation(&world);
+    world.denied("outside", "host", Tcp(80));
 }
 
 #[test]
@@ -238,6 +311,21 @@ fn what_policy_rejects_is_told_behind_the_translation() {
         assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused, "{error}\n{}", world.describe());
     }
     world.allowed("outside", "host", Tcp(PUBLISHED));
+    // So it is with a connection that policy cuts.
+    let normal = |port: u16| {
+        let rule = format!("{{action: Allow, protocol: TCP, destination: {{ports: [{port}]}}}}");
+        policy("normal", &format!("  ingress: [{rule}]\n"))
+    };
+    world.enforce(&[normal(80)]);
+    for address in world.addresses("host") {
+        let connect = || TcpStream::connect_timeout(&SocketAddr::new(address, 80), Duration::from_secs(3));
+        let mut stream = world.namespace("outside").enter(connect).expect("enters").expect("connects");
+        stream.set_read_timeout(Some(Duration::from_secs(3))).expect("a timeout");
+        world.enforce(&[normal(1)]);
+        let told = stream.write_all(b"more").and_then(|()| stream.read(&mut [0; 16]));
+        assert_eq!(told.expect_err("cut").kind(), std::io::ErrorKind::ConnectionReset, "{}", world.describe());
+        world.enforce(&[normal(80)]);
+    }
     world.enforce(&[of_what_is_forwarded("UDP", TARGET)]);
     for address in world.addresses("host") {
         let error = connecting(&world, address, PUBLISHED);

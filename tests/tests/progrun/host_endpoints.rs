@@ -180,6 +180,12 @@ fn what_is_denied_may_still_be_translated() {
     assert_eq!(world.from_uplink(&syn).priority, PRIORITY_REJECTED);
     assert_eq!(world.to_uplink(None, &tcp4(HOST4, 32010, OUTSIDE4, 1000, RST)).action, STACK, "so it is rejected");
     assert_ne!(world.to_uplink(None, &tcp4(HOST4, 1, OUTSIDE4, 1000, SYN)).action, STACK, "it opens a connection");
+    // Also of a connection that was there.
+    world.set_host_endpoint([DENY, ALLOW], None);
+    assert_eq!(world.from_uplink(&syn).action, STACK);
+    world.set_host_endpoint([REJECT, REJECT], None);
+    assert_eq!(world.from_uplink(&tcp4(OUTSIDE4, 1000, HOST4, 32010, ACK)).priority, PRIORITY_REJECTED);
+    assert_eq!(world.to_uplink(None, &tcp4(HOST4, 32010, OUTSIDE4, 1000, RST)).action, STACK);
 }
 
 #[test]
@@ -199,13 +205,31 @@ fn what_the_stack_has_translated_is_judged_where_it_leaves() {
     let asked: Vec<_> = conns.iter().filter(|(_, conn)| conn.ends[0].slot == OUTSIDE_SLOT).collect();
     assert_eq!((asked.len(), asked[0].1.ends[1].slot), (1, A.slot));
     assert!(conns.iter().all(|(_, conn)| conn.flags & conn_flags::BEHIND_DNAT != 0));
-    // Its answer says so where it leaves with the host's address.
     let answer = world.from_a(&tcp4(A.v4, 80, OUTSIDE4, 1000, SYN_ACK));
-    assert_eq!((answer.action, answer.mark), (STACK, MARK_REPLY));
+    assert_eq!(answer.action, STACK);
+    // It leaves with the host's address.
     let translated = tcp4(HOST4, 32010, OUTSIDE4, 1000, SYN_ACK);
     assert_eq!(world.leave(UPLINK, A.interface, MARK_REPLY, &translated).action, STACK);
     assert_eq!(world.leave(UPLINK, A.interface, 0, &translated).action, DROP);
     assert_eq!(world.to_uplink(None, &translated).action, DROP, "the host itself sends it");
+}
+
+#[test]
+fn what_was_settled_and_is_not_any_more_is_judged_again() {
+    for (forward, action) in [(DENY, DROP), (ALLOW, STACK)] {
+        let mut world = World::new();
+        world.set_translates();
+        world.set_host_endpoint([DENY, DENY], Some([forward, DENY]));
+        let segment = |tcp| tcp4(OUTSIDE4, 1000, A.v4, 80, tcp);
+        assert_eq!(world.leave(A.interface, UPLINK, MARK_SETTLED, &segment(SYN)).action, STACK);
+        assert_eq!(world.from_a(&tcp4(A.v4, 80, OUTSIDE4, 1000, SYN_ACK)).action, STACK);
+        assert_eq!(world.leave(A.interface, UPLINK, MARK_SETTLED, &segment(ACK)).action, STACK);
+        assert_eq!(world.conn4().ends[0].slot, NO_SLOT);
+        assert_eq!(world.leave(A.interface, UPLINK, 0, &segment(ACK)).action, action);
+        assert_eq!(world.conn4().ends[0].slot, OUTSIDE_SLOT);
+        assert_eq!(world.leave(A.interface, UPLINK, 0, &segment(ACK)).action, action);
+        assert_eq!(world.from_a(&tcp4(A.v4, 80, OUTSIDE4, 1000, ACK)).action, action);
+    }
 }
 
 #[test]

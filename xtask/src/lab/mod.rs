@@ -142,7 +142,11 @@ impl Lab {
         self.workloads.last().context("just pushed")
     }
 
-    fn uplink(&self) -> anyhow::Result<()> {
+    /// Makes the pair between the host and the neighbour: anew, where somebody has deleted it.
+    ///
+    /// # Errors
+    /// It is there, or `ip` refuses.
+    pub fn uplink(&self) -> anyhow::Result<()> {
         self.host.ip_batch(&format!("link add {UPLINK} type veth peer name eth0 netns {}", self.outside.name()))?;
         // An uplink has been there for long.
         namespace::write(self.host.name(), &format!("/proc/sys/net/ipv6/conf/{UPLINK}/accept_dad"), "0")?;

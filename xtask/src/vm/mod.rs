@@ -43,6 +43,7 @@ const EVERYWHERE: &[&str] = &[
 const AT_THE_ENDS: &[&str] = &[
     "refusal::a_node_that_rejects",
     "refusal::a_connection_that_is_cut",
+    "published::what_policy_rejects",
     "xdp::switched_off",
     "xdp::workloads_inside",
     "devices::a_vlan_in_a_vlan",
