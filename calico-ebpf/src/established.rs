@@ -271,6 +271,25 @@ fn try_again<F: Tables>() -> Result<Code, DropReason> {
     }
 }
 
+/// Policy before DNAT lets the packet's connection in, and the host endpoint where it comes in has no say about it any more: the
+/// reverse of [`Hit::asks_arrival`].
+#[inline(always)]
+pub(crate) fn settle<F: Tables>() -> Code {
+    let Some(work) = work::<F>() else { return MISS };
+    let Some(conn) = F::conn(&work.key) else { return MISS };
+    // SAFETY: the entry stays readable and writable as long as the program runs.
+    unsafe {
+        let flags = (*conn).flags;
+        let from_opener = work.source_is_a == (flags & conn_flags::OPENER_IS_A != 0);
+        let is_outside = |seat: &Workload| seat.flags & workload_flags::OUTSIDE != 0;
+        if from_opener && flags & conn_flags::BEHIND_DNAT != 0 && active((*conn).ends[0].slot).is_some_and(is_outside) {
+            (*conn).ends[0].slot = NO_SLOT;
+            (*conn).flags = flags | conn_flags::SETTLED;
+        }
+    }
+    AGAIN
+}
+
 /// Where one workload of the connection has gone from this host, the connection may go on: somebody else may have its
 /// address elsewhere. What the other end may do is judged again then.
 #[inline(always)]

@@ -135,11 +135,7 @@ fn past_stack<F: Tables>(env: &Env, skb: &Skb, packet: &Packet<F>) -> Result<Cod
         return Ok(TO_STACK);
     }
     let out = fib.ifindex;
-    let mut is_uplink = false;
-    for uplink in &env.root.uplinks {
-        is_uplink |= *uplink == out;
-    }
-    if !is_uplink {
+    if !env.is_uplink(out) {
         return Ok(TO_STACK);
     }
     F::decrement_ttl(skb).ok_or(DropReason::Malformed)?;

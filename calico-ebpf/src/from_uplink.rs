@@ -17,8 +17,36 @@ use crate::{
     skb::Skb,
     tables::{HostSeats, Tables, active, has_host_endpoints, host_seats, locate, translates},
     to_workload::Receiver,
-    work::{ALLOWED, Code, DELIVER, Env, MISS, code, forget_origin, reason, take, work},
+    work::{ALLOWED, Code, DELIVER, Env, MISS, code, dropped, forget_origin, reason, take, work},
 };
+
+/// Whether what is for a workload may go to it past the stack from here.
+#[inline(always)]
+pub(crate) fn delivers(skb: &Skb) -> bool {
+    Env::new(skb).is_ok_and(|env| env.is_uplink(env.ifindex))
+}
+
+/// Tags without a VLAN, one in the other, that anybody could mean.
+const PRIORITY_TAGS: u32 = 2;
+
+/// Takes tags without a VLAN away, as the stack would, so that what they hide is judged. Ends with [`MISS`] where no tag is left:
+/// what has one is for that VLAN's interface.
+#[inline(always)]
+pub(crate) fn untag(skb: &Skb) -> Code {
+    for _ in 0..PRIORITY_TAGS {
+        if !skb.is_tagged() || skb.is_of_vlan() {
+            break;
+        }
+        skb.untag();
+    }
+    if !skb.is_tagged() {
+        MISS
+    } else if skb.is_of_vlan() {
+        TO_STACK
+    } else {
+        dropped(DropReason::EtherType)
+    }
+}
 
 /// A packet whose connection may have an entry.
 #[inline(always)]
@@ -122,7 +150,7 @@ fn try_first<F: Receiver>(skb: &Skb, untracked: Code) -> Result<Code, DropReason
     let flags = if to_host {
         conn_flags::VIA_STACK
     } else if is_for_workload {
-        0
+        if env.is_uplink(env.ifindex) { 0 } else { conn_flags::VIA_STACK }
     } else {
         // Whoever is outside where it leaves has not been asked yet.
         conn_flags::VIA_STACK | conn_flags::PROBING

@@ -45,7 +45,7 @@ use calico_ebpf_common::{
 };
 
 use crate::{
-    established::{Hook, again},
+    established::{Hook, again, settle},
     forward::{DROP, TO_STACK, answer},
     maps::{DROPS, ROOT},
     skb::Skb,
@@ -106,6 +106,7 @@ steps! {
     cali_tell(code) = tell;
     cali_fu_denied4(code) = from_uplink::denied::<V4>;
     cali_fu_denied6(code) = from_uplink::denied::<V6>;
+    cali_fu_untag() = from_uplink::untag;
     cali_fu_arp() = neighbour::arp;
     cali_fu_nd6() = neighbour::solicitation;
     cali_fu_raw4() = untracked::received::<V4>;
@@ -158,6 +159,20 @@ extern "C" fn cali_fw_host6() -> Code {
 #[inline(never)]
 extern "C" fn cali_again6() -> Code {
     again::<V6>()
+}
+
+/// Likewise.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn cali_settle4() -> Code {
+    settle::<V4>()
+}
+
+/// Likewise.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn cali_settle6() -> Code {
+    settle::<V6>()
 }
 
 #[classifier]
@@ -246,8 +261,14 @@ fn to_workload_ip(skb: &Skb, known: Step, again: extern "C" fn() -> Code, first:
 #[classifier]
 pub fn cali_from_up(ctx: TcContext) -> i32 {
     let skb = Skb::new(&ctx);
-    if skb.is_of_vlan() || skb.is_answer() {
+    if skb.is_answer() {
         return TO_STACK as i32;
+    }
+    if skb.is_tagged() {
+        let code = cali_fu_untag(skb.raw_context());
+        if code != MISS {
+            return finish(&ctx, Hook::FromUplink, code);
+        }
     }
     // Only what this program says of a packet counts.
     skb.unmark(MARK_ASKED | MARK_SETTLED | MARK_REPLY);
@@ -333,7 +354,8 @@ fn from_uplink_ip(
         return code;
     }
     match first(skb.raw_context(), untracked) {
-        DELIVER => deliver(skb.raw_context()),
+        DELIVER if from_uplink::delivers(skb) => deliver(skb.raw_context()),
+        DELIVER => TO_STACK,
         code => code,
     }
 }
@@ -352,6 +374,9 @@ pub fn cali_to_up(ctx: TcContext) -> i32 {
     }
     if skb.is_left_to_translation() {
         return finish(&ctx, Hook::ToUplink, dropped(DropReason::PolicyIngress));
+    }
+    if to_uplink::is_nobodys(&skb) {
+        return TO_STACK as i32;
     }
     if to_workload::is_own(&skb) {
         // The host's own is not ours to judge, but for untracked policy and host endpoints.
@@ -445,6 +470,10 @@ fn look(skb: &Skb, known: Step, again: extern "C" fn() -> Code) -> Code {
     let code = known(skb.raw_context());
     if code != AGAIN {
         return code;
+    }
+    if skb.is_marked(MARK_SETTLED) {
+        // What it ends with, the entry says.
+        let _ = if skb.is_ipv6() { cali_settle6() } else { cali_settle4() };
     }
     let code = again();
     if code != AGAIN {

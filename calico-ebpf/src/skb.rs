@@ -7,7 +7,7 @@ use aya_ebpf::{
     bindings::{__sk_buff, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC},
     helpers::generated::{
         bpf_csum_update, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_load_bytes,
-        bpf_skb_pull_data, bpf_skb_store_bytes,
+        bpf_skb_pull_data, bpf_skb_store_bytes, bpf_skb_vlan_pop,
     },
     programs::TcContext,
 };
@@ -114,6 +114,13 @@ impl Skb {
     #[inline(always)]
     pub(crate) fn is_of_vlan(&self) -> bool {
         self.is_tagged() && self.raw().vlan_tci & VLAN_ID != 0
+    }
+
+    /// Takes the outermost tag away. A failure leaves it.
+    #[inline(always)]
+    pub(crate) fn untag(&self) {
+        // SAFETY: the context is valid.
+        unsafe { bpf_skb_vlan_pop(self.0) };
     }
 
     /// Makes the headers readable in place and says what is in the frame. Zero where there is no whole header.

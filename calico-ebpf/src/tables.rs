@@ -297,6 +297,13 @@ pub(crate) fn translates(env: &Env) -> bool {
     unsafe { INTERFACES.get(&env.ifindex) }.is_some_and(|interface| interface.translates != 0)
 }
 
+/// Whether this interface is none of a host endpoint's, and no uplink: see [`role::WAY_OUT`].
+#[inline(always)]
+pub(crate) fn is_way_out(env: &Env) -> bool {
+    // SAFETY: read within this run of the program, which the kernel's grace period covers.
+    unsafe { INTERFACES.get(&env.ifindex) }.is_some_and(|interface| interface.role == role::WAY_OUT)
+}
+
 /// Slot of what judges, of a packet that the stack has forwarded, what comes in where this one came in: `NO_SLOT` if it has
 /// been asked about the packet as it is, or has no say about it.
 #[inline(always)]

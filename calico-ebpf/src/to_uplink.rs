@@ -11,7 +11,9 @@ use crate::{
     fragments, opening,
     policy::judge_ends,
     skb::Skb,
-    tables::{HostSeats, Tables, active, has_host_endpoints, host_seats, locate, seat_of_arrival, translates},
+    tables::{
+        HostSeats, Tables, active, has_host_endpoints, host_seats, is_way_out, locate, seat_of_arrival, translates,
+    },
     to_workload::{Receiver, is_own},
     work::{AGAIN, Code, Env, LEAVES, MISS, code, take, work},
 };
@@ -58,13 +60,21 @@ fn try_established<F: Tables>(skb: &Skb) -> Result<Code, DropReason> {
         return Ok(LEAVES);
     }
     if hit.flags & conn_flags::PROBING != 0 && hit.source.is_some() {
-        // It leaves as it came: nobody translates it, and the next one may go past the stack.
-        let flags = hit.flags & !(conn_flags::PROBING | conn_flags::VIA_STACK);
+        // It leaves as it came: nobody translates it, and by an uplink the next one may go past the stack.
+        let past_stack = if env.is_uplink(env.ifindex) { conn_flags::VIA_STACK } else { 0 };
+        let flags = hit.flags & !(conn_flags::PROBING | past_stack);
         // SAFETY: the entry stays writable as long as the program runs.
         unsafe { (*hit.conn).flags = flags };
     }
     fragments::first_passed(&leaving(env), packet);
     Ok(TO_STACK)
+}
+
+/// Whether there is nothing to ask: the interface is of no host endpoint, and the packet came in by none that has yet to be asked.
+#[inline(always)]
+pub(crate) fn is_nobodys(skb: &Skb) -> bool {
+    let Ok(env) = Env::new(skb) else { return false };
+    !env.is_uplink(env.ifindex) && is_way_out(&env) && seat_of_arrival(skb, &env) == NO_SLOT
 }
 
 /// Fragments that leave find each other whichever uplink they take.
@@ -102,7 +112,8 @@ fn try_leaves<F: Tables>(skb: &Skb) -> Result<Code, DropReason> {
         opening::join(&env, work, outside, allowed.rules[1]);
     }
     if let Some(opener) = active(opener) {
-        let past_stack = if opener.flags & workload_flags::HOST_ENDPOINT == 0 { conn_flags::VIA_STACK } else { 0 };
+        let goes_past = opener.flags & workload_flags::HOST_ENDPOINT == 0 && env.is_uplink(env.ifindex);
+        let past_stack = if goes_past { conn_flags::VIA_STACK } else { 0 };
         // SAFETY: the entry stays writable as long as the program runs.
         unsafe { (*conn).flags = flags & !(conn_flags::PROBING | past_stack) };
     }

@@ -83,6 +83,17 @@ impl Env {
         Ok(Self { root, generation, now: jiffies(), ifindex })
     }
 
+    /// Whether this interface is an uplink: elsewhere the stack knows what others make of packets, in both directions or not at
+    /// all.
+    #[inline(always)]
+    pub(crate) fn is_uplink(&self, ifindex: u32) -> bool {
+        let mut is_uplink = false;
+        for uplink in &self.root.uplinks {
+            is_uplink |= *uplink == ifindex;
+        }
+        is_uplink
+    }
+
     /// For the others: the packet is judged by one generation.
     #[inline(always)]
     pub(crate) fn resume<F: Tables>(skb: &Skb, work: &Work<F>) -> Result<Self, DropReason> {

@@ -45,6 +45,8 @@ pub mod role {
     pub const UPLINK: u32 = 2;
     /// Another interface of the host that is a host endpoint.
     pub const HOST: u32 = 3;
+    /// None of these: what leaves there is judged only where it came in by a host endpoint, and translated.
+    pub const WAY_OUT: u32 = 4;
 }
 
 /// What one generation is judged under besides the rule tables.

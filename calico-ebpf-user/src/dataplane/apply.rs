@@ -223,7 +223,8 @@ impl Dataplane {
         let found = self.find(desired)?;
         let uplinks = self.uplinks(desired, &found.links, &mut applied)?;
         let hosts = self.host_interfaces(desired, &found)?;
-        let translated = self.behind_translation(desired, &uplinks, &hosts, &found, &mut applied);
+        let none = BTreeSet::new();
+        let translated = self.behind_translation(desired, (&uplinks, &hosts), &found, &none, &mut applied);
         let links = self.plan_links(desired, &uplinks, &hosts, &translated, &found);
         self.note(desired, &uplinks, &found)?;
         // Forwarding first: an uplink that learns by router advertisement has to know before.
@@ -232,12 +233,14 @@ impl Dataplane {
         self.tables.set_uplinks(&uplinks)?;
         self.owners(desired)?;
         let failed = self.execute_links(&links, &mut applied);
+        if !failed.is_empty() {
+            self.behind_translation(desired, (&uplinks, &hosts), &found, &failed, &mut applied);
+        }
         self.peer_macs = found.peer_macs.iter().map(|(index, peer)| (*index, peer.mac)).collect();
         self.deactivate(desired, &found, &failed)?;
         let limits = ConnLimits::new(self.conn_limit, desired.workloads.len() + desired.host_endpoints.len());
         self.tables.set_root(&limits, &timeouts(self.hz), self.hz, None)?;
-        let of_host: Vec<u32> = uplinks.iter().chain(hosts.seats.keys()).chain(&translated.ways_out).copied().collect();
-        self.remember_expected(desired, &of_host, &found, &failed);
+        self.remember_expected(desired, (&uplinks, &hosts, &translated), &found, &failed);
         self.guard(desired, &found, &mut applied);
         self.translate_no_more(desired, &mut applied);
         self.reassemble(&mut applied)?;
@@ -586,6 +589,11 @@ impl Dataplane {
             desired.workloads.iter().any(|workload| workload.interface == link.name)
                 || prefixes.into_iter().any(|prefix| !prefix.is_empty() && link.name.starts_with(prefix.as_str()))
                 || found.interfaces.get(&link.index).is_some_and(|entry| entry.role == role::WORKLOAD)
+                // It was one's, and drops everything since.
+                || found
+                    .hanging
+                    .get(&(link.index, Hook::Ingress))
+                    .is_some_and(|hanging| Some(hanging.program) == self.programs.id(names::PROG_DROP))
         };
         Ok(host_endpoints::resolve(&desired.host_endpoints, &found.links, is_workload, &addresses))
     }
@@ -779,16 +787,28 @@ impl Dataplane {
         Ok(())
     }
 
-    fn remember_expected(&mut self, desired: &Desired, of_host: &[u32], found: &Found, failed: &BTreeSet<u32>) {
+    fn remember_expected(
+        &mut self,
+        desired: &Desired,
+        (uplinks, hosts, translated): (&[u32], &Resolved, &Translated),
+        found: &Found,
+        failed: &BTreeSet<u32>,
+    ) {
         let mut expected = Expected::new();
-        let mut expect = |ifindex: u32, programs: [&str; 2]| {
-            for (hook, program) in [Hook::Ingress, Hook::Egress].into_iter().zip(programs) {
-                if let Some(id) = self.programs.id(program).filter(|_| !failed.contains(&ifindex)) {
-                    expected.insert((ifindex, hook), id);
-                }
+        let mut expect_at = |ifindex: u32, hook: Hook, program: &str| {
+            if let Some(id) = self.programs.id(program).filter(|_| !failed.contains(&ifindex)) {
+                expected.insert((ifindex, hook), id);
             }
         };
-        for index in of_host {
+        for index in &translated.ways_out {
+            expect_at(*index, Hook::Egress, names::PROG_TO_UPLINK);
+        }
+        let mut expect = |ifindex: u32, programs: [&str; 2]| {
+            for (hook, program) in [Hook::Ingress, Hook::Egress].into_iter().zip(programs) {
+                expect_at(ifindex, hook, program);
+            }
+        };
+        for index in uplinks.iter().chain(hosts.seats.keys()) {
             expect(*index, [names::PROG_FROM_UPLINK, names::PROG_TO_UPLINK]);
         }
         for link in desired.workloads.iter().filter_map(|workload| found.links.by_name(&workload.interface)) {
@@ -828,13 +848,13 @@ impl Dataplane {
     }
 
     /// Sees to what host endpoints deny where the host may translate its destination. Where that is not seen to, it is dropped
-    /// as it comes in.
+    /// as it comes in. `failed`: the interfaces where programs could not be attached.
     fn behind_translation(
         &mut self,
         desired: &Desired,
-        uplinks: &[u32],
-        hosts: &Resolved,
+        (uplinks, hosts): (&[u32], &Resolved),
         found: &Found,
+        failed: &BTreeSet<u32>,
         applied: &mut Applied,
     ) -> Translated {
         // What is a part of another interface goes ways where the priority may not last.
@@ -853,18 +873,22 @@ impl Dataplane {
             ways_out.extend(hosts.others.difference(&interfaces.programmed));
             interfaces.programmed.extend(&ways_out);
         }
+        interfaces.programmed.retain(|index| !failed.contains(index));
         match self.try_behind_translation(&interfaces) {
             Ok((in_place, changed)) => {
                 applied.changes += usize::from(changed);
                 let arrivals = interfaces.hosts.into_keys().collect();
-                if in_place { Translated { arrivals, ways_out } } else { Translated::default() }
+                let seen_to = if in_place { Translated { arrivals, ways_out } } else { Translated::default() };
+                self.translation.seen_to = seen_to.clone();
+                seen_to
             }
             Err(error) => {
                 applied.faults.push(format!(
-                    "{error}: what policy of host endpoints denies by the address it was sent to is dropped, even where the \
-                     host would translate that"
+                    "{error}: where that was not so before, what policy of host endpoints denies by the address it was sent \
+                     to is dropped, even if the host would translate that"
                 ));
-                Translated::default()
+                // What was in place is so still: one interface that has vanished meanwhile does not change that.
+                self.translation.seen_to.clone()
             }
         }
     }

@@ -53,7 +53,7 @@ pub(crate) fn resolve(
         // What it is a part of is the interface: a bridge, a bond.
         let Some(index) = named.filter(|&index| endpoints[index].interface != HostInterface::All || !link.has_master)
         else {
-            if link.ethernet && !link.has_master {
+            if link.ethernet && !link.has_master && !link.ifb {
                 resolved.others.insert(link.index);
             }
             continue;

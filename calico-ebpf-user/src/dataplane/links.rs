@@ -162,8 +162,9 @@ pub(crate) fn reconcile(wanted: &Wanted<'_>, found: &Found) -> Vec<LinkAction> {
         }
     }
     let uplinks = wanted.uplinks.iter().map(|index| (*index, role::UPLINK));
-    let others = wanted.seats.keys().chain(&wanted.translated.ways_out);
-    for (index, role) in uplinks.chain(others.map(|index| (*index, role::HOST))) {
+    let seats = wanted.seats.keys().map(|index| (*index, role::HOST));
+    let ways_out = wanted.translated.ways_out.iter().map(|index| (*index, role::WAY_OUT));
+    for (index, role) in uplinks.chain(seats).chain(ways_out) {
         let Some(link) = found.links.by_index(index).filter(|link| kept.insert(link.index)) else { continue };
         let seats = wanted.seats.get(&index);
         let entry = Interface {
@@ -179,7 +180,14 @@ pub(crate) fn reconcile(wanted: &Wanted<'_>, found: &Found) -> Vec<LinkAction> {
             ..Interface::default()
         };
         set_interface(&mut actions, found, link.index, entry);
-        attach(&mut actions, wanted, found, link, [names::PROG_FROM_UPLINK, names::PROG_TO_UPLINK]);
+        if role == role::WAY_OUT {
+            attach_to(&mut actions, wanted, found, link, Hook::Egress, names::PROG_TO_UPLINK);
+            if found.hanging.contains_key(&(link.index, Hook::Ingress)) {
+                actions.push(LinkAction::Detach { ifindex: link.index, hook: Hook::Ingress });
+            }
+        } else {
+            attach(&mut actions, wanted, found, link, [names::PROG_FROM_UPLINK, names::PROG_TO_UPLINK]);
+        }
     }
     for (slot, runtime) in &found.runtimes {
         if !slots.contains(slot) && *runtime != Runtime::default() {
@@ -224,12 +232,23 @@ fn orphans(actions: &mut Vec<LinkAction>, wanted: &Wanted<'_>, found: &Found, ke
 
 fn attach(actions: &mut Vec<LinkAction>, wanted: &Wanted<'_>, found: &Found, link: &Link, programs: [&'static str; 2]) {
     for (hook, program) in HOOKS.into_iter().zip(programs) {
-        let right = wanted.programs.get(program).is_some_and(|id| {
-            found.hanging.get(&(link.index, hook)) == Some(&Hanging { attachment: wanted.attachment, program: *id })
-        });
-        if !right {
-            actions.push(LinkAction::Attach { ifindex: link.index, interface: link.name.clone(), hook, program });
-        }
+        attach_to(actions, wanted, found, link, hook, program);
+    }
+}
+
+fn attach_to(
+    actions: &mut Vec<LinkAction>,
+    wanted: &Wanted<'_>,
+    found: &Found,
+    link: &Link,
+    hook: Hook,
+    program: &'static str,
+) {
+    let right = wanted.programs.get(program).is_some_and(|id| {
+        found.hanging.get(&(link.index, hook)) == Some(&Hanging { attachment: wanted.attachment, program: *id })
+    });
+    if !right {
+        actions.push(LinkAction::Attach { ifindex: link.index, interface: link.name.clone(), hook, program });
     }
 }
 
@@ -296,6 +315,7 @@ mod tests {
             veth: true,
             vlan: false,
             bond: false,
+            ifb: false,
             peer_netns: Some(0),
             peer_index: Some(2),
         }

@@ -45,6 +45,8 @@ pub(crate) struct Link {
     pub(crate) vlan: bool,
     /// A bond.
     pub(crate) bond: bool,
+    /// An intermediate functional block: no route leads there, but what comes in elsewhere.
+    pub(crate) ifb: bool,
     /// Where the other end, or what it lies on, is in another network namespace: this namespace's id for that one.
     pub(crate) peer_netns: Option<i32>,
     /// Index of the other end, or of what it lies on, in its namespace.
@@ -568,6 +570,7 @@ fn parse_link(message: &LinkMessage) -> Link {
         veth: false,
         vlan: false,
         bond: false,
+        ifb: false,
         peer_netns: None,
         peer_index: None,
     };
@@ -582,6 +585,7 @@ fn parse_link(message: &LinkMessage) -> Link {
             LinkAttribute::LinkInfo(infos) => {
                 let is = |kind| infos.contains(&LinkInfo::Kind(kind));
                 (link.veth, link.vlan, link.bond) = (is(InfoKind::Veth), is(InfoKind::Vlan), is(InfoKind::Bond));
+                link.ifb = is(InfoKind::Ifb);
             }
             _ => {}
         }

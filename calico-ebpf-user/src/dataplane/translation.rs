@@ -58,12 +58,19 @@ pub(crate) struct Translation {
     seen: Option<(u32, bool)>,
     /// Whether anybody translated when the tables were last seen to; nothing where no host endpoint asks for them.
     went_by: Option<bool>,
+    /// What was seen to when they were.
+    pub(crate) seen_to: Translated,
 }
 
 impl Translation {
     /// Nothing is looked at or changed yet.
     pub(crate) fn new(table: String) -> Self {
-        Self { tables: nft::Table::new(FAMILIES, table, PURPOSE), seen: None, went_by: None }
+        Self {
+            tables: nft::Table::new(FAMILIES, table, PURPOSE),
+            seen: None,
+            went_by: None,
+            seen_to: Translated::default(),
+        }
     }
 
     pub(crate) fn table(&self) -> &str {

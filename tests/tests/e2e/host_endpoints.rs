@@ -342,21 +342,34 @@ fn a_tag_that_has_but_a_priority_hides_nothing() {
     let socket = world.lab.host.enter(|| UdpSocket::bind((HOST4, 4001))).expect("enters").expect("binds");
     socket.set_read_timeout(Some(Duration::from_millis(500))).expect("a timeout");
     let macs = (mac(&world.lab.outside, "eth0"), mac(&world.lab.host, UPLINK));
-    let builder = PacketBuilder::ethernet2(macs.0, macs.1).single_vlan(VlanId::ZERO);
-    let mut frame = Vec::new();
-    let builder = builder.ipv4(OUTSIDE4.octets(), HOST4.octets(), 64).udp(4000, 4001);
-    builder.write(&mut frame, b"tagged").expect("writes to memory");
+    let tagged = |tags: u8| {
+        let builder = PacketBuilder::ethernet2(macs.0, macs.1);
+        let builder = match tags {
+            1 => builder.single_vlan(VlanId::ZERO),
+            _ => builder.double_vlan(VlanId::ZERO, VlanId::ZERO),
+        };
+        let builder = builder.ipv4(OUTSIDE4.octets(), HOST4.octets(), 64).udp(4000, 4001);
+        let mut frame = Vec::new();
+        builder.write(&mut frame, b"tagged").expect("writes to memory");
+        frame
+    };
     let wire = Wire::open(&world.lab.outside, "eth0");
-    let arrives = || {
-        wire.send(&frame);
+    let arrives = |tags: u8| {
+        wire.send(&tagged(tags));
         socket.recv(&mut [0; 16]).is_ok()
     };
-    assert!(arrives(), "the stack takes it in as untagged");
+    for tags in [1, 2] {
+        assert!(arrives(tags), "the stack takes it in as untagged");
+    }
     world.write("host.yaml", &uplink());
     assert_eq!(world.command(&["reload"]).code, 0, "{}", world.log());
-    assert!(!arrives(), "{}", world.describe());
+    for tags in [1, 2] {
+        assert!(!arrives(tags), "{tags}\n{}", world.describe());
+    }
     world.enforce(&[policy("all", ALLOW_ALL)]);
-    assert!(arrives(), "{}", world.describe());
+    for tags in [1, 2] {
+        assert!(arrives(tags), "{tags}\n{}", world.describe());
+    }
 }
 
 #[test]

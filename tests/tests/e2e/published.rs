@@ -196,7 +196,6 @@ impl Container {
 fn what_is_no_workload_may_be_published_too() {
     let world = publishing(&uplink());
     let container = Container::publish(&world);
-    assert!(container.namespace.ip("addr").is_ok());
     world.allowed("outside", "host", Tcp(PUBLISHED));
     for index in 0..2 {
         goes_on(&world, &talk(&world, index));
@@ -210,6 +209,28 @@ fn what_is_no_workload_may_be_published_too() {
         goes_on(&world, &talk(&world, index));
     }
     world.denied("outside", "host", Tcp(80));
+    among_themselves(&world, &container);
+}
+
+/// What passes between workloads and others of the host is as it was before, and whole to whoever tracks it.
+fn among_themselves(world: &World, container: &Container) {
+    let invalid = "type filter hook forward priority filter; ct state invalid drop;";
+    nft(&world.lab.host, &format!("table inet strict {{ chain forward {{ {invalid} }}; }}"));
+    for (own, workload) in Container::ADDRESSES.iter().zip(world.addresses("a")) {
+        let own: IpAddr = own.parse().expect("an address");
+        for (from, to) in [(world.namespace("a"), own), (&container.namespace, workload)] {
+            let talk = Talk::start(from, SocketAddr::new(to, TARGET));
+            assert!(talk.goes_on(Duration::from_secs(5)), "{to}\n{}", world.describe());
+        }
+    }
+}
+
+#[test]
+fn what_is_no_workload_and_the_host_endpoint_of_all_interfaces() {
+    let world = publishing(&host_endpoint("all", "  interfaceName: '*'\n"));
+    let container = Container::publish(&world);
+    world.allowed("outside", "host", Tcp(PUBLISHED));
+    among_themselves(&world, &container);
 }
 
 #[test]

@@ -229,6 +229,12 @@ fn what_was_settled_and_is_not_any_more_is_judged_again() {
         assert_eq!(world.conn4().ends[0].slot, OUTSIDE_SLOT);
         assert_eq!(world.leave(A.interface, UPLINK, 0, &segment(ACK)).action, action);
         assert_eq!(world.from_a(&tcp4(A.v4, 80, OUTSIDE4, 1000, ACK)).action, action);
+        if action == DROP {
+            assert_eq!(world.leave(A.interface, UPLINK, MARK_SETTLED, &segment(ACK)).action, STACK, "settled again");
+            assert_eq!(world.conn4().ends[0].slot, NO_SLOT);
+            assert_eq!(world.from_a(&tcp4(A.v4, 80, OUTSIDE4, 1000, ACK)).action, STACK);
+            assert_eq!(world.leave(A.interface, UPLINK, 0, &segment(ACK)).action, DROP);
+        }
     }
 }
 
