@@ -89,6 +89,7 @@ steps! {
     cali_tu_known6() = to_uplink::established::<V6>;
     cali_tu_first4() = to_uplink::first::<V4>;
     cali_tu_first6() = to_uplink::first::<V6>;
+    cali_tu_role() = to_uplink::role;
     cali_tu_denied4(code) = to_uplink::denied::<V4>;
     cali_tu_denied6(code) = to_uplink::denied::<V6>;
     cali_tu_leaves4() = to_uplink::leaves::<V4>;
@@ -375,7 +376,7 @@ pub fn cali_to_up(ctx: TcContext) -> i32 {
     if skb.is_left_to_translation() {
         return finish(&ctx, Hook::ToUplink, dropped(DropReason::PolicyIngress));
     }
-    if to_uplink::is_nobodys(&skb) {
+    if cali_tu_role(skb.raw_context()) == TO_STACK {
         return TO_STACK as i32;
     }
     if to_workload::is_own(&skb) {

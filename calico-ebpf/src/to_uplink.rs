@@ -70,11 +70,13 @@ fn try_established<F: Tables>(skb: &Skb) -> Result<Code, DropReason> {
     Ok(TO_STACK)
 }
 
-/// Whether there is nothing to ask: the interface is of no host endpoint, and the packet came in by none that has yet to be asked.
+/// What the interface is for the packet. Ends with [`TO_STACK`] where there is nothing to ask: it is of no host endpoint, and
+/// the packet came in by none that has yet to be asked.
 #[inline(always)]
-pub(crate) fn is_nobodys(skb: &Skb) -> bool {
-    let Ok(env) = Env::new(skb) else { return false };
-    !env.is_uplink(env.ifindex) && is_way_out(&env) && seat_of_arrival(skb, &env) == NO_SLOT
+pub(crate) fn role(skb: &Skb) -> Code {
+    let Ok(env) = Env::new(skb) else { return MISS };
+    let is_nobodys = !env.is_uplink(env.ifindex) && is_way_out(&env) && seat_of_arrival(skb, &env) == NO_SLOT;
+    if is_nobodys { TO_STACK } else { MISS }
 }
 
 /// Fragments that leave find each other whichever uplink they take.
