@@ -45,10 +45,8 @@ impl Hit {
     /// entry, and host endpoints have been asked about it.
     #[inline(always)]
     pub(crate) fn tell_the_ways_out(&self, env: &Env, skb: &Skb) {
-        if env.root.settings(env.generation).flags & settings_flags::HOST_ENDPOINTS == 0 {
-            return;
-        }
-        if !self.from_opener {
+        let has_host_endpoints = env.root.settings(env.generation).flags & settings_flags::HOST_ENDPOINTS != 0;
+        if !has_host_endpoints || !self.from_opener {
             return;
         }
         if self.flags & conn_flags::SETTLED != 0 {

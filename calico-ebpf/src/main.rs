@@ -134,46 +134,24 @@ xdp_steps! {
     cali_xu_raw6 = untracked::arriving::<V6>;
 }
 
-/// Like the other steps, but without the packet, which it does not look at.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn cali_again4() -> Code {
-    again::<V4>()
+/// The same for steps that do not look at the packet.
+macro_rules! bare_steps {
+    ($($name:ident = $function:expr;)*) => {$(
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $name() -> Code {
+            $function()
+        }
+    )*};
 }
 
-/// Likewise.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn cali_fw_host4() -> Code {
-    from_workload::to_host::<V4>()
-}
-
-/// Likewise.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn cali_fw_host6() -> Code {
-    from_workload::to_host::<V6>()
-}
-
-/// See [`cali_again4`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn cali_again6() -> Code {
-    again::<V6>()
-}
-
-/// Likewise.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn cali_settle4() -> Code {
-    settle::<V4>()
-}
-
-/// Likewise.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn cali_settle6() -> Code {
-    settle::<V6>()
+bare_steps! {
+    cali_again4 = again::<V4>;
+    cali_again6 = again::<V6>;
+    cali_settle4 = settle::<V4>;
+    cali_settle6 = settle::<V6>;
+    cali_fw_host4 = from_workload::to_host::<V4>;
+    cali_fw_host6 = from_workload::to_host::<V6>;
 }
 
 #[classifier]

@@ -5,8 +5,8 @@ use core::{arch::asm, ptr};
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use calico_ebpf_common::{
     abi::{
-        AddressEntry, Conn, DropReason, HOST, MARK_ASKED, MARK_SETTLED, NO_SLOT, SpoofKey4, SpoofKey6, Workload,
-        ring_key, ring_stamp, role, settings_flags, workload_flags,
+        AddressEntry, Conn, DropReason, HOST, Interface, MARK_ASKED, MARK_SETTLED, NO_SLOT, SpoofKey4, SpoofKey6,
+        Workload, ring_key, ring_stamp, role, settings_flags, workload_flags,
     },
     packet::{Cursor as _, ETHERNET_BYTES, IPV4_BYTES, Ip, Ipv4Header, V4, V6, ttl_decremented},
 };
@@ -264,6 +264,13 @@ fn behind_branch<T>(reference: &T) -> &T {
     }
 }
 
+/// What is known of an interface.
+#[inline(always)]
+pub(crate) fn interface(ifindex: u32) -> Option<&'static Interface> {
+    // SAFETY: read within this run of the program, which the kernel's grace period covers.
+    unsafe { INTERFACES.get(&ifindex) }
+}
+
 /// What judges at an interface of the host: slots, or `NO_SLOT`.
 #[derive(Clone, Copy)]
 pub(crate) struct HostSeats {
@@ -280,8 +287,7 @@ impl HostSeats {
 /// What judges at this interface in this generation.
 #[inline(always)]
 pub(crate) fn host_seats(env: &Env) -> HostSeats {
-    // SAFETY: read within this run of the program, which the kernel's grace period covers.
-    match unsafe { INTERFACES.get(&env.ifindex) } {
+    match interface(env.ifindex) {
         Some(interface) => HostSeats {
             host: in_force(interface.host.wrapping_sub(1), env.generation),
             forward: in_force(interface.forward.wrapping_sub(1), env.generation),
@@ -293,15 +299,13 @@ pub(crate) fn host_seats(env: &Env) -> HostSeats {
 /// Whether the stack may translate the destination of what comes in by this interface.
 #[inline(always)]
 pub(crate) fn translates(env: &Env) -> bool {
-    // SAFETY: read within this run of the program, which the kernel's grace period covers.
-    unsafe { INTERFACES.get(&env.ifindex) }.is_some_and(|interface| interface.translates != 0)
+    interface(env.ifindex).is_some_and(|interface| interface.translates != 0)
 }
 
 /// Whether this interface is none of a host endpoint's, and no uplink: see [`role::WAY_OUT`].
 #[inline(always)]
 pub(crate) fn is_way_out(env: &Env) -> bool {
-    // SAFETY: read within this run of the program, which the kernel's grace period covers.
-    unsafe { INTERFACES.get(&env.ifindex) }.is_some_and(|interface| interface.role == role::WAY_OUT)
+    interface(env.ifindex).is_some_and(|interface| interface.role == role::WAY_OUT)
 }
 
 /// Slot of what judges, of a packet that the stack has forwarded, what comes in where this one came in: `NO_SLOT` if it has
@@ -335,8 +339,7 @@ pub(crate) fn has_host_endpoints() -> bool {
 /// The slot and the workload whose interface this is.
 #[inline(always)]
 pub(crate) fn of_interface(ifindex: u32) -> Result<(u32, &'static Workload), DropReason> {
-    // SAFETY: read within this run of the program, which the kernel's grace period covers.
-    let interface = unsafe { INTERFACES.get(&ifindex) }.ok_or(DropReason::NoWorkload)?;
+    let interface = interface(ifindex).ok_or(DropReason::NoWorkload)?;
     let workload = active(interface.slot).ok_or(DropReason::NoWorkload)?;
     if interface.role != role::WORKLOAD || workload.ifindex != ifindex {
         return Err(DropReason::NoWorkload);

@@ -7,10 +7,10 @@ use calico_ebpf_common::{
 };
 
 use crate::{
-    maps::{INTERFACES, ROOT},
+    maps::ROOT,
     policy::{self, V6_BIT, cali_judge},
     skb::Skb,
-    tables::{Tables as _, locate},
+    tables::{Tables as _, interface, locate},
     to_workload::Receiver,
     work::{ALLOWED, Code, Env, LEFT, MISS, code, parsed},
     xdp::Frame,
@@ -108,8 +108,7 @@ fn judge<F: Receiver>(env: &Env, table: u32, packet: &Packet<F>, ingress: bool) 
 #[inline(never)]
 extern "C" fn cali_untracked(ifindex: u32, generation: u32, ingress: u32) -> u32 {
     let Some(root) = ROOT.get(0) else { return 0 };
-    // SAFETY: read within this run of the program, which the kernel's grace period covers.
-    let Some(interface) = (unsafe { INTERFACES.get(&ifindex) }) else { return 0 };
+    let Some(interface) = interface(ifindex) else { return 0 };
     let name: [u64; 2] = bytemuck::must_cast(interface.name);
     for entry in &root.settings(generation).untracked {
         let of: [u64; 2] = bytemuck::must_cast(entry.interface);
