@@ -40,7 +40,7 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::debug;
 use calico_ebpf_common::{
-    abi::{DropReason, MARK_ASKED, MARK_REPLY, MARK_SETTLED, judged, uplink_flags},
+    abi::{DropReason, MARK_ASKED, MARK_PASSED, MARK_REPLY, MARK_SETTLED, judged, uplink_flags},
     packet::{V4, V6, ether_type},
 };
 
@@ -207,7 +207,7 @@ fn from_workload_ip(
 #[classifier]
 pub fn cali_to_wl(ctx: TcContext) -> i32 {
     let skb = Skb::new(&ctx);
-    if skb.was_answer() {
+    if skb.has_passed() {
         return TO_STACK as i32;
     }
     if skb.is_left_to_translation() {
@@ -250,7 +250,7 @@ pub fn cali_from_up(ctx: TcContext) -> i32 {
         }
     }
     // Only what this program says of a packet counts.
-    skb.unmark(MARK_ASKED | MARK_SETTLED | MARK_REPLY);
+    skb.unmark(MARK_ASKED | MARK_SETTLED | MARK_REPLY | MARK_PASSED);
     let flags = uplink_flags();
     let mut untracked = LEFT;
     if flags != 0 {
@@ -348,7 +348,7 @@ fn denied(skb: &Skb, code: Code, step: FirstStep) -> Code {
 #[classifier]
 pub fn cali_to_up(ctx: TcContext) -> i32 {
     let skb = Skb::new(&ctx);
-    if skb.was_answer() || skb.is_of_vlan() {
+    if skb.has_passed() || skb.is_of_vlan() {
         return TO_STACK as i32;
     }
     if skb.is_left_to_translation() {

@@ -15,7 +15,7 @@ use bytemuck::Pod;
 
 use crate::work::buffer;
 use calico_ebpf_common::{
-    abi::{MARK_ANSWER, PRIORITY_DENIED, PRIORITY_REJECTED},
+    abi::{MARK_ANSWER, MARK_PASSED, PRIORITY_DENIED, PRIORITY_REJECTED},
     packet::{Cursor, ETHERNET_BYTES, EthernetHeader, IPV4_BYTES, IPV6_BYTES, TRANSPORT_BYTES, ether_type},
 };
 
@@ -294,14 +294,16 @@ impl Skb {
         self.set_mark(MARK_ANSWER);
     }
 
-    /// Like [`Self::is_answer`], where it leaves.
+    /// Whether it leaves unseen: as such an answer, or judged by the program where it came in. The mark has done its work.
     #[inline(always)]
-    pub(crate) fn was_answer(&self) -> bool {
-        let answer = self.is_answer();
-        if answer {
-            self.set_mark(0);
-        }
-        answer
+    pub(crate) fn has_passed(&self) -> bool {
+        let kept = match self.raw().mark {
+            MARK_ANSWER => 0,
+            mark if mark & MARK_PASSED != 0 => mark & !MARK_PASSED,
+            _ => return false,
+        };
+        self.set_mark(kept);
+        true
     }
 
     #[inline(always)]

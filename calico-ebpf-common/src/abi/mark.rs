@@ -19,6 +19,9 @@ pub const MARK_SETTLED: u32 = 0x0040_0000;
 /// asked by, and may have no entry by that. Set by a table of ours.
 pub const MARK_REPLY: u32 = 0x0080_0000;
 
+/// The packet has been judged and goes past the stack: the program where it leaves takes the bit away and lets it pass unseen.
+pub const MARK_PASSED: u32 = 0x0100_0000;
+
 /// `skb->priority` of what policy of a host endpoint denies by the address it was sent to, which the stack may still
 /// translate. A class of a queueing discipline that nobody has.
 pub const PRIORITY_DENIED: u32 = 0xca11_0001;

@@ -1,10 +1,10 @@
 //! The ways out.
 
-use calico_ebpf_common::abi::{DropReason, names, workload_flags};
+use calico_ebpf_common::abi::{DropReason, MARK_PASSED, names, workload_flags};
 
 use crate::{
     frames::{fragment, udp4, udp4_size, udp4_ttl, udp6, unreachable4},
-    harness::{A, ALLOW, B, DENY, DROP, OUTSIDE4, OUTSIDE6, REDIRECT, STACK, World},
+    harness::{A, ALLOW, B, DENY, DROP, OUTSIDE4, OUTSIDE6, REDIRECT, STACK, UPLINK, World},
 };
 
 #[test]
@@ -85,6 +85,37 @@ fn without_a_peer_by_the_interface_itself() {
     let outcome = world.from_a(&udp4(A.v4, 1000, B.v4, 53));
     assert_eq!(outcome.action, REDIRECT);
     assert_eq!(outcome.frame[..6], B.mac);
+}
+
+/// Where it leaves nobody looks at it once more; and of word to that effect only the program's where it came in counts.
+#[test]
+fn what_goes_past_the_stack_is_looked_at_once() {
+    const OTHERS: u32 = 5;
+    let mut world = World::new();
+    world.set_workload(B, |workload| workload.flags &= !workload_flags::PEER);
+    let out = udp4(A.v4, 1000, OUTSIDE4, 53);
+    assert_eq!(world.from_a(&out).action, STACK);
+    world.to_uplink(Some(A.interface), &out);
+    let inside = udp4(A.v4, 1000, B.v4, 53);
+    for (frame, interface) in [(out, UPLINK), (inside, B.interface)] {
+        let sent = world.from_a(&frame);
+        assert_eq!((sent.action, sent.mark), (REDIRECT, MARK_PASSED), "to {interface}");
+        // By now whoever looked would drop it.
+        world.set_policy(A, DENY, DENY);
+        world.set_policy(B, DENY, DENY);
+        let left = world.leave(interface, A.interface, sent.mark | OTHERS, &sent.frame);
+        assert_eq!((left.action, left.mark), (STACK, OTHERS), "by {interface}");
+        assert_eq!(world.leave(interface, A.interface, OTHERS, &sent.frame).action, DROP, "by {interface}");
+        world.set_policy(A, ALLOW, ALLOW);
+        world.set_policy(B, ALLOW, ALLOW);
+    }
+    let arriving = world.run_marked(
+        names::PROG_FROM_UPLINK,
+        UPLINK,
+        MARK_PASSED | OTHERS,
+        &udp4(OUTSIDE4, 1, [198, 51, 100, 7], 2),
+    );
+    assert_eq!((arriving.action, arriving.mark), (STACK, OTHERS));
 }
 
 #[test]

@@ -16,9 +16,8 @@ use aya::{
 use bytemuck::Pod;
 use calico_ebpf_common::abi::{
     Action, AddressEntry, BLOCK_ONES, Block, Conn, ConnKey4, ConnKey6, DropReason, Event, INTERFACE_NAME, Interface,
-    MARK_ANSWER, NO_SLOT, Neighbour, NeighbourKey, NodeRef, PolicyRef, Quota, Root, RuleEntry, Settings, Stamped,
-    TableHeader, Timeouts, Untracked, VEC_ANY, VectorHeader, Workload, names, role, settings_flags, uplink_flags,
-    workload_flags,
+    NO_SLOT, Neighbour, NeighbourKey, NodeRef, PolicyRef, Quota, Root, RuleEntry, Settings, Stamped, TableHeader,
+    Timeouts, Untracked, VEC_ANY, VectorHeader, Workload, names, role, settings_flags, uplink_flags, workload_flags,
 };
 use calico_ebpf_tests::{
     frames::mac_text,
@@ -302,10 +301,10 @@ impl World {
         self.run_in_context(program, [ifindex, ingress, gso, 0], frame)
     }
 
-    /// Puts an answer of our own through a program.
-    pub(crate) fn run_marked(&mut self, program: &'static str, interface: &str, frame: &[u8]) -> Outcome {
+    /// Puts a packet with this mark through a program.
+    pub(crate) fn run_marked(&mut self, program: &'static str, interface: &str, mark: u32, frame: &[u8]) -> Outcome {
         let ifindex = self.ifindex(interface);
-        self.run_in_context(program, [ifindex, ifindex, 0, MARK_ANSWER], frame)
+        self.run_in_context(program, [ifindex, ifindex, 0, mark], frame)
     }
 
     /// Puts a packet that the stack has forwarded, with this mark, through the program where it leaves.
