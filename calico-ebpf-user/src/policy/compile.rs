@@ -471,7 +471,8 @@ impl Compiler {
         let tiers = self.tiers(set, policies, side, &mut parts, tables);
         parts.push(if of_profiles.is_some() { PROFILES } else { NO_PROFILES });
         let of_profiles: Option<Vec<Arc<Expansion>>> = of_profiles.map(|names| {
-            let known = names.iter().filter_map(|name| profiles.get_key_value(name.as_str()));
+            // One that does not exist denies, as Felix's stand-in for it (`DummyDropRules`) does.
+            let known = names.iter().map_while(|name| profiles.get_key_value(name.as_str()));
             known
                 .map(|(name, profile)| {
                     let of_profile = &mut tables.of_profiles.entry(name).or_default()[side.index()];

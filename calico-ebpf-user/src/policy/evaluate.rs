@@ -239,7 +239,9 @@ fn by_policies(
 }
 
 fn by_profiles(set: &ResourceSet, names: &[String], direction: Direction, flow: &Flow) -> Judged {
-    for profile in profiles(set, names) {
+    for name in names {
+        // One that does not exist denies.
+        let Some(profile) = profile(set, name) else { break };
         let rules = if direction == Direction::Ingress { &profile.ingress } else { &profile.egress };
         if let Some((number, decider)) = first_match(set, rules, flow, None) {
             let rule = RuleName {
@@ -360,8 +362,8 @@ fn known(set: &ResourceSet, address: IpAddr) -> Vec<Known<'_>> {
     workloads.chain(hosts).chain(network_sets).collect()
 }
 
-fn profiles<'a>(set: &'a ResourceSet, names: &'a [String]) -> impl Iterator<Item = &'a Profile> {
-    names.iter().filter_map(|name| set.profiles.iter().find(|profile| profile.name == *name))
+fn profile<'a>(set: &'a ResourceSet, name: &str) -> Option<&'a Profile> {
+    set.profiles.iter().find(|profile| profile.name == *name)
 }
 
 fn labels(set: &ResourceSet, workload: &WorkloadEndpoint) -> Labels {
@@ -371,7 +373,7 @@ fn labels(set: &ResourceSet, workload: &WorkloadEndpoint) -> Labels {
 /// The own labels, and what the profiles add; the earlier one wins.
 fn inherit(set: &ResourceSet, own: &Labels, names: &[String]) -> Labels {
     let mut labels = Labels::new();
-    for profile in profiles(set, names).collect::<Vec<_>>().into_iter().rev() {
+    for profile in names.iter().rev().filter_map(|name| profile(set, name)) {
         labels.extend(profile.labels_to_apply.clone());
     }
     labels.extend(own.clone());

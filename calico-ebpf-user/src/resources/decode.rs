@@ -200,7 +200,10 @@ impl<'s> Decoder<'s> {
                 Some(Use::NoEffect) if !is_empty(&entry.value) => {
                     self.without_effect.push((field.to_string(), entry.key_at));
                 }
-                Some(Use::Refused(reason)) if !is_empty(&entry.value) => {
+                // An empty mapping is there: Calico's tools leave out what is not set.
+                Some(Use::Refused(reason))
+                    if !is_empty(&entry.value) || matches!(entry.value.value, Value::Mapping(_)) =>
+                {
                     self.error_at(entry.key_at, entry.key.chars().count(), &field, reason);
                 }
                 Some(_) => {}

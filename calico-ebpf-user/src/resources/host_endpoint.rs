@@ -17,6 +17,8 @@ const HOST_ENDPOINT: Table = &[
     ("profiles", Use::Read),
     ("ports", Use::Read),
 ];
+/// A host's ports are mapped nowhere.
+const PORT: Table = &[("name", Use::Read), ("protocol", Use::Read), ("port", Use::Read)];
 
 /// `interfaceName` of a host endpoint that is all interfaces.
 const ALL: &str = "*";
@@ -49,7 +51,7 @@ pub(super) fn host_endpoint(decoder: &mut Decoder<'_>, document: &Document<'_>) 
         decoder.missing(spec.at, &path.field("interfaceName"), message);
     }
     let (profiles, profiles_at) = workload::profiles(decoder, &spec, path);
-    let ports = workload::ports(decoder, &spec, path);
+    let ports = workload::ports(decoder, &spec, path, PORT);
     let expected_ips = expected_ips?;
     let endpoint = HostEndpoint {
         name: document.metadata.name.clone()?,

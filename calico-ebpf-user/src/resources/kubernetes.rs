@@ -97,7 +97,12 @@ fn types(decoder: &mut Decoder<'_>, spec: &Fields<'_>, path: &FieldPath<'_>) -> 
     let node = spec.get("policyTypes")?;
     let path = path.field("policyTypes");
     let (mut ingress, mut egress) = (false, false);
-    for (i, item) in decoder.list(node, &path).iter().enumerate() {
+    let items = decoder.list(node, &path);
+    // `ValidateNetworkPolicySpec` of Kubernetes: twice the same one is two.
+    if items.len() > TYPES.len() {
+        decoder.error(node, &path, "more than two types: write each once at most");
+    }
+    for (i, item) in items.iter().enumerate() {
         let path = path.index(i);
         match decoder.text(item, &path) {
             Some("Ingress") => ingress = true,

@@ -4,7 +4,7 @@ use super::{
     annotations,
     decode::{Decoder, FieldPath, Table, Use},
     kinds::{self, Kind},
-    model::{DenyAction, Labels},
+    model::{DenyAction, Labels, NAMESPACE_LABEL},
     source::Position,
     values,
     yaml::{Node, Value},
@@ -20,6 +20,8 @@ pub(super) struct Metadata {
     /// Set for namespaced kinds; `default` where the file says nothing, as for Calico's tools.
     pub(super) namespace: Option<String>,
     pub(super) labels: Labels,
+    /// Where among the labels the one of the namespace stands, which some kinds may not have.
+    pub(super) namespace_label_at: Option<Position>,
     /// What becomes of what the rules of the resource deny.
     pub(super) deny_action: Option<DenyAction>,
 }
@@ -67,6 +69,7 @@ pub(super) fn read(decoder: &mut Decoder<'_>, node: Option<&Node>, at: Position,
         at: node.map_or(at, |node| node.named_at),
         namespace: kind.namespaced.then(|| "default".to_owned()),
         labels: Labels::new(),
+        namespace_label_at: None,
         deny_action: None,
     };
     let Some(fields) = node.and_then(|node| decoder.fields(node, &path, TABLE)) else {
@@ -104,6 +107,8 @@ pub(super) fn read(decoder: &mut Decoder<'_>, node: Option<&Node>, at: Position,
     }
     if let Some(labels) = fields.get("labels") {
         let path = path.field("labels");
+        let of_namespace = labels.entries().iter().find(|entry| entry.key == NAMESPACE_LABEL);
+        metadata.namespace_label_at = of_namespace.map(|entry| entry.key_at);
         metadata.labels =
             if is_workload { decoder.labels_of_workload(labels, &path) } else { decoder.labels(labels, &path) };
     }

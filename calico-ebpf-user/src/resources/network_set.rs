@@ -39,11 +39,11 @@ pub(super) fn network_set(decoder: &mut Decoder<'_>, document: &Document<'_>) ->
     nets.dedup();
     let metadata = &document.metadata;
     let mut labels = metadata.labels.clone();
-    if labels.contains_key(NAMESPACE_LABEL) {
+    if let Some(at) = document.metadata.namespace_label_at {
         let path = root.field("metadata");
         let path = path.field("labels");
         let message = "set by the namespace of the resource: remove it";
-        decoder.missing(metadata.at, &path.field(NAMESPACE_LABEL), message);
+        decoder.missing(at, &path.field(NAMESPACE_LABEL), message);
     }
     let namespace = metadata.namespace.clone();
     labels.extend(namespace.iter().map(|namespace| (NAMESPACE_LABEL.to_owned(), namespace.clone())));

@@ -93,7 +93,7 @@ fn read(decoder: &mut Decoder<'_>, document: &Document<'_>, kind: PolicyKind, ta
     if let Some(node) = spec.get("performanceHints") {
         performance_hints(decoder, node, &path.field("performanceHints"));
     }
-    let selector = selector(decoder, &spec, &path);
+    let selector = selector(decoder, &spec, &path, kind.enforced());
     let types = spec.get("types").and_then(|node| types(decoder, node, &path.field("types")));
     let ingress = rules::rules(decoder, spec.get("ingress"), &path.field("ingress"), document.metadata.deny_action);
     let egress = rules::rules(decoder, spec.get("egress"), &path.field("egress"), document.metadata.deny_action);
@@ -164,10 +164,10 @@ fn tier(
     (name.to_owned(), node.at)
 }
 
-/// `selector`, `namespaceSelector` and `serviceAccountSelector` in one, as Calico makes it
-/// (`ConvertGlobalNetworkPolicyV3ToV1Value`): with the second, `all()` is what has a namespace; with the last, what has a
-/// service account.
-fn selector(decoder: &mut Decoder<'_>, spec: &Fields<'_>, path: &FieldPath<'_>) -> Option<Selector> {
+/// `selector`, `namespaceSelector` and `serviceAccountSelector` in one, as Calico makes it: of a global policy, with the second
+/// `all()` is what has a namespace, with the last what has a service account (`convertGlobalNetworkPolicyV2ToV1Value`); of one of
+/// a namespace it stays what it is (`convertNetworkPolicyV2ToV1Value`).
+fn selector(decoder: &mut Decoder<'_>, spec: &Fields<'_>, path: &FieldPath<'_>, kind: PolicyKind) -> Option<Selector> {
     let mut read = |name: &str| match spec.get(name) {
         Some(node) if rules::is_empty_text(node) => Some(None),
         Some(node) => workload_selector(decoder, node, &path.field(name)).map(Some),
@@ -180,7 +180,8 @@ fn selector(decoder: &mut Decoder<'_>, spec: &Fields<'_>, path: &FieldPath<'_>) 
     {
         if let Some(other) = other {
             let both = Selector::all_of(selector.into_iter().chain([other.with_prefix(prefix)]));
-            selector = both.map(|both| both.with_all_as(&Expression::Has(label.to_owned())));
+            let all = Expression::Has(label.to_owned());
+            selector = if kind == PolicyKind::Global { both.map(|both| both.with_all_as(&all)) } else { both };
         }
     }
     Some(selector.unwrap_or_else(Selector::all))

@@ -42,7 +42,7 @@ pub struct FileStamp {
     pub path: PathBuf,
     /// Length in bytes.
     pub length: u64,
-    /// A hash of the content, for comparison within this process.
+    /// A hash of the content, for comparison by this build of the program.
     pub hash: u64,
 }
 

@@ -83,6 +83,7 @@ fn count(loaded: &Loaded) -> BTreeMap<&'static str, usize> {
     });
     for (kind, count) in [
         ("WorkloadEndpoint", set.workloads.len()),
+        ("HostEndpoint", set.host_endpoints.len()),
         ("Namespace", set.namespaces.len()),
         ("Tier", set.tiers.len()),
         ("GlobalNetworkSet", set.network_sets.iter().filter(|set| set.namespace.is_none()).count()),
@@ -90,6 +91,9 @@ fn count(loaded: &Loaded) -> BTreeMap<&'static str, usize> {
         ("IPPool", set.ip_pools.len()),
         ("Node", set.node_resources.len()),
         ("FelixConfiguration", set.felix.len()),
+        ("BGPConfiguration", set.bgp.len()),
+        ("BGPPeer", set.bgp_peers.len()),
+        ("BGPFilter", set.bgp_filters.len()),
         ("Profile", written.count()),
     ] {
         if count > 0 {

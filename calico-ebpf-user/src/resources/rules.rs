@@ -316,7 +316,9 @@ fn namespace_selector(decoder: &mut Decoder<'_>, fields: &Fields<'_>, path: &Fie
         return None;
     }
     let selector = decoder.selector(node, &path)?;
-    if selector.mentions_global() && !selector.is_global() {
+    // Calico counts the words: not even parentheses may be around it.
+    let is_alone = decoder.text(node, &path).is_some_and(|text| text.split_whitespace().eq(["global()"]));
+    if selector.mentions_global() && !is_alone {
         decoder.error(node, &path, "global() cannot be combined with anything: it means what has no namespace");
         return None;
     }

@@ -107,7 +107,7 @@ pub(super) fn workload(decoder: &mut Decoder<'_>, document: &Document<'_>) -> Op
         values::mac(text).map_err(|message| decoder.error(node, &path, message)).ok()
     });
     let (profiles, profiles_at) = profiles(decoder, &spec, &path);
-    let ports = ports(decoder, &spec, &path);
+    let ports = ports(decoder, &spec, &path, PORT);
     let allow_spoofed_source_prefixes = spoofed_prefixes(decoder, &spec, &path);
 
     let namespace = document.metadata.namespace.clone()?;
@@ -234,17 +234,23 @@ pub(super) fn profiles(
     (names, places)
 }
 
-pub(super) fn ports(decoder: &mut Decoder<'_>, spec: &Fields<'_>, path: &FieldPath<'_>) -> Vec<NamedPort> {
+/// The named ports of an endpoint; `table`: what may be said of one.
+pub(super) fn ports(
+    decoder: &mut Decoder<'_>,
+    spec: &Fields<'_>,
+    path: &FieldPath<'_>,
+    table: Table,
+) -> Vec<NamedPort> {
     let Some(node) = spec.get("ports") else {
         return Vec::new();
     };
     let path = path.field("ports");
     let items = decoder.list(node, &path);
-    items.iter().enumerate().filter_map(|(i, item)| named_port(decoder, item, &path.index(i))).collect()
+    items.iter().enumerate().filter_map(|(i, item)| named_port(decoder, item, &path.index(i), table)).collect()
 }
 
-fn named_port(decoder: &mut Decoder<'_>, node: &Node, path: &FieldPath<'_>) -> Option<NamedPort> {
-    let fields = decoder.fields(node, path, PORT)?;
+fn named_port(decoder: &mut Decoder<'_>, node: &Node, path: &FieldPath<'_>, table: Table) -> Option<NamedPort> {
+    let fields = decoder.fields(node, path, table)?;
     let host_port = fields.get("hostPort").and_then(|node| decoder.integer(node, &path.field("hostPort"), 0..=65535));
     if let Some(node) = fields.get("hostIP") {
         let path = path.field("hostIP");

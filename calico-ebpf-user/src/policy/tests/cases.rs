@@ -551,7 +551,7 @@ fn directions_and_types() {
     }
 }
 
-/// Profiles come in the workload's order; a pass in them denies; those that do not exist say nothing.
+/// Profiles come in the workload's order; a pass in them denies, and so does one that does not exist.
 #[test]
 fn profiles() {
     let with = |names: &[&str]| {
@@ -565,7 +565,8 @@ fn profiles() {
     let flows = all_flows();
     let tcp = |f: &Flow| f.protocol == TCP;
     check(&with(&["tcp"]), tcp, &flows);
-    check(&with(&["missing", "tcp"]), tcp, &flows);
+    check(&with(&["missing", "tcp"]), |_| false, &flows);
+    check(&with(&["tcp", "missing", "open"]), tcp, &flows);
     check(&with(&["tcp", "no-tcp", "open"]), |_| true, &flows);
     check(&with(&["no-tcp", "tcp", "open"]), |f| !tcp(f), &flows);
     check(&with(&["pass", "open"]), |_| false, &flows);
