@@ -70,6 +70,34 @@ fn wrong_usage_is_told_from_a_denied_flow() {
 }
 
 #[test]
+fn what_is_for_many_is_for_the_host() {
+    for (to, protocol) in [
+        ("224.0.0.251", "UDP --port 5353"),
+        ("255.255.255.255", "UDP --port 67"),
+        ("127.0.0.1", "TCP --port 80"),
+        ("ff02::1", "ICMPv6"),
+    ] {
+        let flow = format!("--node demo --output json --from shop/web --to {to} --protocol {protocol}");
+        let output = explain(&flow.split_whitespace().collect::<Vec<_>>(), b"");
+        let said: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        // Whether policy has it dropped or what becomes of what is for the host.
+        assert_eq!((&said["verdict"], &said["destination"]), (&"deny".into(), &Value::Null), "{to}: {said}");
+    }
+}
+
+#[test]
+fn icmpv6_is_of_ipv6() {
+    let flow = "--node demo --output json --from shop/web --to shop/api --protocol";
+    let judged = |protocol: &str, to: &str| {
+        let flow = flow.replace("shop/api", to);
+        let output = explain(&flow.split_whitespace().chain([protocol]).collect::<Vec<_>>(), b"");
+        serde_json::from_slice::<Value>(&output.stdout).expect("JSON")
+    };
+    assert_eq!(judged("ICMPv6", "shop/api"), judged("ICMPv6", "fd00:65::b"));
+    assert_eq!(judged("ICMP", "shop/api"), judged("ICMP", "10.65.0.11"));
+}
+
+#[test]
 fn a_misspelt_node_is_told() {
     let arguments = ["--from", "shop/web", "--to", "shop/api", "--protocol", "ICMP", "--node"];
     let said = |node: &str| {
@@ -116,8 +144,8 @@ fn untracked_policy_is_asked_first_and_about_the_answer() {
         // Allowed, so that the host endpoint's other policy, which would deny it, is not asked.
         (format!("{other} --to 10.0.0.1 --port 53"), ["allow", "allow rule list", undecided, "-", "-"]),
         (format!("{other} --to 10.0.0.1 --port 54"), ["deny", undecided, undecided, "-", "deny no-profile -"]),
-        // What comes back from who is listed does not arrive, which is told beside the verdict on the way there.
-        ("--from t/a --to 192.0.2.7 --protocol TCP --port 80".into(), ["allow", "-", "deny rule list", allowed, "-"]),
+        // What comes back from who is listed does not arrive.
+        ("--from t/a --to 192.0.2.7 --protocol TCP --port 80".into(), ["deny", "-", "deny rule list", allowed, "-"]),
         (
             "--from host --to 198.51.100.7 --protocol TCP --port 666".into(),
             ["deny", "deny rule list", undecided, "deny no-profile -", "-"],

@@ -10,7 +10,10 @@ use std::{
 };
 
 use anyhow::{Context as _, anyhow, bail, ensure};
-use calico_ebpf_common::packet::protocol::{ICMP, ICMPV6, SCTP, TCP, UDP, UDP_LITE};
+use calico_ebpf_common::packet::{
+    Ip as _, V4, V6,
+    protocol::{ICMP, ICMPV6, SCTP, TCP, UDP, UDP_LITE},
+};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -204,7 +207,7 @@ fn answer_live(live: &Live, judge: Option<&mut Judge<'_>>, question: &Question) 
     };
     let unknown =
         "not known here, or without an address family in common (with --config, workloads of other nodes are known)";
-    let (source, destination) = pair(true).or_else(|| pair(false)).context(unknown)?;
+    let (source, destination) = question.of_family(pair(true), pair(false)).context(unknown)?;
     let verdict = live.ask(&question.flow(source, destination))?;
     let mut ends = [
         verdict.source.map(|end| End::of_live(end, Direction::Egress)),
@@ -274,6 +277,11 @@ impl Question {
         })
     }
 
+    /// IPv4 where there is a choice, but ICMPv6 means IPv6.
+    fn of_family<T>(&self, v4: Option<T>, v6: Option<T>) -> Option<T> {
+        if self.protocol == ICMPV6 { v6.or(v4) } else { v4.or(v6) }
+    }
+
     /// The fields that rules look at, `type << 8 | code` for ICMP.
     fn flow(&self, source: IpAddr, destination: IpAddr) -> Flow {
         let echo = ECHO.into_iter().find(|(protocol, ..)| *protocol == self.protocol);
@@ -281,6 +289,14 @@ impl Question {
         let icmp = |(_, request, _)| u16::from_be_bytes([kind.unwrap_or(request), code]);
         let port = echo.map_or(self.port.unwrap_or(0), icmp);
         Flow { source, destination, protocol: self.protocol, source_port: self.source_port, destination_port: port }
+    }
+}
+
+/// Whether the host takes in what others send there: what is for many, or never leaves a link or a host.
+fn is_for_any_host(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => V4::is_multicast(&address.octets()) || V4::is_host_scope(&address.octets()),
+        IpAddr::V6(address) => V6::is_multicast(&address.octets()) || V6::is_host_scope(&address.octets()),
     }
 }
 
@@ -332,9 +348,10 @@ impl<'a> Judge<'a> {
 
     /// With workloads as ends.
     fn outcome(&mut self, question: &Question) -> anyhow::Result<Outcome> {
-        let (from, to) = (self.party(&question.from)?, self.party(&question.to)?);
-        let ends = from.v4.zip(to.v4).or_else(|| from.v6.zip(to.v6));
+        let (from, mut to) = (self.party(&question.from)?, self.party(&question.to)?);
+        let ends = question.of_family(from.v4.zip(to.v4), from.v6.zip(to.v6));
         let (source, destination) = ends.context("they have no address family in common")?;
+        to.host |= !from.host && is_for_any_host(destination);
         let flow = question.flow(source, destination);
         let mut verdict = Verdict {
             source: self.judge(from.workload, &flow)?.source,

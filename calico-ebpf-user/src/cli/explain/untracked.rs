@@ -65,9 +65,9 @@ impl<'a> Judge<'a> {
 }
 
 impl Outcome {
-    /// Adds what untracked policy says of the first packet, and of the one that comes back.
+    /// Adds what untracked policy says of the first packet, and of the one that comes back: without answers there is no flow.
     pub(super) fn with_untracked(mut self, [forth, back]: [Option<End>; 2]) -> Self {
-        if forth.as_ref().is_some_and(|end| end.verdict == word(false)) {
+        if [&forth, &back].into_iter().flatten().any(|end| end.verdict == word(false)) {
             self.verdict = word(false);
         }
         (self.untracked, self.untracked_answer) = (forth, back);
