@@ -77,7 +77,7 @@ fn xdp(felix: &FelixConfiguration) -> XdpWish {
 }
 
 /// How routes are written.
-fn routes(felix: &FelixConfiguration) -> RouteParameters {
+pub(super) fn routes(felix: &FelixConfiguration) -> RouteParameters {
     let default = RouteParameters::default();
     RouteParameters {
         protocol: felix.device_route_protocol.unwrap_or(default.protocol),

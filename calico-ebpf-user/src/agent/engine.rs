@@ -10,7 +10,10 @@ use std::{
 use anyhow::Context as _;
 use calico_ebpf_common::abi::LOAD_BYTES;
 
-use super::{desired::desired, sources::Sources};
+use super::{
+    desired::{self, desired},
+    sources::Sources,
+};
 use crate::{
     dataplane::{
         Applied, Dataplane, Desired, LinkState, NatOutgoing, Uplinks, WorkloadStatus, alive::Awaited, contest,
@@ -238,6 +241,9 @@ impl Engine {
         let begin = Instant::now();
         let mut read = self.sources.read();
         let was_read = begin.elapsed();
+        if self.dataplane.rejected().is_some_and(|rejected| rejected != read.content) {
+            self.note_rejected(None);
+        }
         let mut errors = read.errors;
         errors.extend(refuse(read.content));
         if matches!(self.held, Held::Before(..)) && read.content != self.accepted.content {
@@ -293,6 +299,13 @@ impl Engine {
         self.failed_loads += 1;
         self.loaded(vec![Problem::general(why)], Vec::new());
         Ok(())
+    }
+
+    /// Leaves word to the processes to come of files that nobody confirmed.
+    pub(super) fn note_rejected(&mut self, content: Option<u64>) {
+        if let Err(error) = self.dataplane.note_rejected(content) {
+            tracing::warn!("the next start will not know which files were taken back: {error}");
+        }
     }
 
     /// Looks at links, addresses, routes and filters, and puts right what is not.
@@ -425,7 +438,8 @@ impl Engine {
         // Who is moving here goes before the others, or has not come.
         let settled =
             accepted.compiled.workloads.iter().filter(|(name, _)| priority(migrations.get(name)) == Priority::Normal);
-        let (mut claims, overruled) = match dataplane.claims(settled.map(|(name, local)| (name, &*local.addresses))) {
+        let settled = settled.map(|(name, local)| (name, &*local.addresses));
+        let (mut claims, overruled) = match dataplane.claims(settled, desired::routes(&accepted.felix).protocol) {
             Ok(found) => found,
             Err(error) => {
                 tracing::debug!("what other hosts say is not known: {error}");
@@ -715,8 +729,8 @@ impl Engine {
             tracing::error!(
                 "the files were refused, what was in force stays in force: {all} errors, {logged} of them above"
             );
-            self.failed_loads += 1;
         }
+        self.failed_loads += 1;
         self.loaded(errors, warnings);
         Outcome::Refused
     }

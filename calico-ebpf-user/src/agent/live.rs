@@ -299,9 +299,15 @@ impl Live {
     }
 
     fn roll_back(&mut self) {
-        let Some(before) = self.confirmation.take_back(self.engine.accepted().content) else { return };
+        let content = self.engine.accepted().content;
+        let Some(before) = self.confirmation.take_back(content) else { return };
+        // A start can be tried again: it has its own time to be confirmed.
+        let of_reload = matches!(before, Before::Accepted(_));
         match self.engine.take_back(before, ROLLED_BACK) {
-            Ok(()) => tracing::warn!("nobody confirmed what was put in force: what was before it is in force again"),
+            Ok(()) => {
+                tracing::warn!("nobody confirmed what was put in force: what was before it is in force again");
+                self.engine.note_rejected(of_reload.then_some(content));
+            }
             Err(error) => tracing::error!(
                 error = %format!("{error:#}"),
                 "nobody confirmed what was put in force, but what was before it cannot come back: the unconfirmed one stays"

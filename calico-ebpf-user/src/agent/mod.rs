@@ -81,6 +81,8 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
 }
 
 async fn start(options: &Options) -> anyhow::Result<()> {
+    // First of all: one that comes during the start asks for a reload behind it, and must not end the process.
+    let hang_up = if options.once { None } else { Some(signals::hang_up()?) };
     let instance = &options.dataplane.instance;
     if let Some((pid, name)) = doctor::live_felix() {
         bail!(
@@ -97,14 +99,21 @@ async fn start(options: &Options) -> anyhow::Result<()> {
     };
     let mut sources = Sources::new(&options.config, &options.node);
     let (accepted, warnings) = sources.first()?;
-    let dataplane = Dataplane::open(&options.dataplane)?;
+    let mut dataplane = Dataplane::open(&options.dataplane)?;
+    if dataplane.rejected() == Some(accepted.content) {
+        bail!(
+            "the files are those that were taken back because nobody confirmed them: they stay refused until they change, \
+             and what is in force stays so"
+        );
+    }
+    dataplane.note_rejected(None)?;
     // Likewise before the first look.
     let links = Watcher::new().context("cannot listen to the kernel's notifications about links")?;
     let shared = Arc::new(Shared::new(instance.clone()));
     if !options.once {
         serve(options.listen, &shared).await?;
     }
-    let signals = if options.once { None } else { Some(Signals::heed()?) };
+    let signals = hang_up.map(Signals::heed).transpose()?;
     let engine = Engine::start(Start {
         sources,
         accepted,

@@ -21,13 +21,18 @@ pub(super) enum Asked {
     Reload,
 }
 
+/// SIGHUP from now on.
+pub(super) fn hang_up() -> anyhow::Result<Signal> {
+    signal(SignalKind::hangup()).context("cannot handle SIGHUP")
+}
+
 impl Signals {
     /// Whatever comes from now on is kept until [`Signals::next`].
-    pub(super) fn heed() -> anyhow::Result<Self> {
+    pub(super) fn heed(hang_up: Signal) -> anyhow::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate()).context("cannot handle SIGTERM")?,
             interrupt: signal(SignalKind::interrupt()).context("cannot handle SIGINT")?,
-            hang_up: signal(SignalKind::hangup()).context("cannot handle SIGHUP")?,
+            hang_up,
         })
     }
 

@@ -37,7 +37,7 @@ pub(super) struct Sources {
 
 /// What a reading led to.
 pub(super) struct Read {
-    /// Identity of the contents, in this process only.
+    /// Identity of the contents, for this build of the program.
     pub(super) content: u64,
     /// What they say; `None` if anything is wrong.
     pub(super) set: Option<ResourceSet>,

@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, str::FromStr};
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use tracing_subscriber::filter::LevelFilter;
 
 use crate::dataplane::instance::DEFAULT_PIN_DIR;
 
@@ -317,8 +318,12 @@ fn interface_name(text: &str) -> Result<String, String> {
 
 fn log_filter(text: &str) -> Result<String, String> {
     match tracing_subscriber::filter::Builder::default().parse(text) {
-        Ok(_) if !text.is_empty() => Ok(text.into()),
-        Ok(_) => Err("must not be empty".into()),
+        Ok(_) if text.is_empty() => Err("must not be empty".into()),
+        // A misspelt level is a target to the parser, of which nothing is ever logged.
+        Ok(_) => match text.split(',').find(|part| !part.contains('=') && part.parse::<LevelFilter>().is_err()) {
+            Some(part) => Err(format!("\"{part}\" is no level: error, warn, info, debug, trace, off, or TARGET=LEVEL")),
+            None => Ok(text.into()),
+        },
         Err(error) => Err(error.to_string()),
     }
 }
@@ -359,6 +364,8 @@ mod tests {
             &["x", "run", "--config", "a", "--listen", "localhost:9091"],
             &["x", "reload", "--confirm", "0"],
             &["x", "--log-level", "=", "status"],
+            &["x", "--log-level", "warning", "status"],
+            &["x", "--log-level", "info,aya=loud", "status"],
         ] {
             let error = Cli::try_parse_from(line).expect_err("must be refused");
             assert_eq!(error.exit_code(), 2, "{line:?}");

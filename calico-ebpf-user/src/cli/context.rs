@@ -45,8 +45,9 @@ impl Context {
     pub(super) fn view(&self) -> anyhow::Result<View> {
         let pin_dir = self.instance.pin_dir().display();
         match View::open(&self.instance)? {
-            Some(view) => Ok(view),
-            None => anyhow::bail!("nothing is installed at {pin_dir} (--pin-dir names another instance)"),
+            // Before the first generation nothing is in force yet, nor known.
+            Some(view) if view.root()?.generation != 0 => Ok(view),
+            _ => anyhow::bail!("nothing is installed at {pin_dir} (--pin-dir names another instance)"),
         }
     }
 

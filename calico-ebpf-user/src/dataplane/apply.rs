@@ -26,7 +26,7 @@ use super::{
     nat_outgoing,
     neighbours::{self, Answerer},
     netlink::{Hook, HostRoute, Link, LinkTable, Netlink, Route},
-    nft, reassembly, sys, sysctl,
+    netns, nft, reassembly, sys, sysctl,
     tables::{ConnLimits, Owner, Snapshot, Tables, timeouts},
     tc::{Expected, Hooks},
     translated,
@@ -96,6 +96,7 @@ impl Dataplane {
         load::prerequisites(&options.instance)?;
         let lock = options.instance.lock()?;
         load::refuse_newer(&options.instance)?;
+        load::refuse_elsewhere(&options.instance)?;
         let directory = options.instance.layout_dir();
         let programs = Programs::load(options)?;
         let tables = Tables::open(&directory)?;
@@ -109,6 +110,7 @@ impl Dataplane {
         info.hz = hz;
         info.version = env!("CARGO_PKG_VERSION").to_owned();
         info.pid = std::process::id();
+        info.namespace = netns::own()?;
         let owned = tables.owned_addresses()?;
         let conn_limit = load::conn_limit(&directory)?;
         let ticks = if takeover { None } else { Some(load::clock(&directory)?) };
@@ -344,6 +346,24 @@ impl Dataplane {
         info::write_load(&self.hooks.directory, text)
     }
 
+    /// Identity of the files that this process or one before it took back, because nobody confirmed them.
+    #[must_use]
+    pub fn rejected(&self) -> Option<u64> {
+        self.info.rejected
+    }
+
+    /// Leaves word of them to the processes to come.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn note_rejected(&mut self, content: Option<u64>) -> Result<()> {
+        if self.info.rejected == content {
+            return Ok(());
+        }
+        self.info.rejected = content;
+        self.info.write(&self.hooks.directory)
+    }
+
     /// A read-only view of the maps.
     ///
     /// # Errors
@@ -444,23 +464,27 @@ impl Dataplane {
         Ok(links.iter().filter(|link| uplinks.contains(&link.index)).map(|link| (link.index, link.mac)).collect())
     }
 
-    /// What routing daemons say of addresses of these workloads, where that is better than our own routes; and what others do, for
-    /// people.
+    /// What routing daemons say of addresses of these workloads, where that is better than our own routes, which have
+    /// `own_protocol` or one of before; and what others do, for people.
     ///
     /// # Errors
     /// If netlink fails.
     pub fn claims<'a>(
         &mut self,
         workloads: impl Iterator<Item = (&'a String, &'a [IpAddr])>,
+        own_protocol: u8,
     ) -> Result<(BTreeMap<String, Claim>, Vec<String>)> {
         let (mut claims, mut others) = (BTreeMap::new(), Vec::new());
         for (name, addresses) in workloads {
             for address in addresses {
                 let found = self.netlink.host_route(*address).map_err(DataplaneError::io("look for a route"))?;
                 let Some(HostRoute { route, via }) = found else { continue };
-                if TOLD_BY_DAEMONS.contains(&route.protocol) && !self.info.route_protocols.contains(&route.protocol) {
+                if route.protocol == own_protocol || self.info.route_protocols.contains(&route.protocol) {
+                    continue;
+                }
+                if TOLD_BY_DAEMONS.contains(&route.protocol) {
                     claims.insert(name.clone(), Claim { address: *address, via });
-                } else if !self.info.route_protocols.contains(&route.protocol) {
+                } else {
                     others.push(format!(
                         "{address} of {name}: another program's route (protocol {}, metric {}) is better than ours; it is \
                          left alone, and traffic follows it",

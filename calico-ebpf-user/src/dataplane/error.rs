@@ -39,6 +39,16 @@ pub enum DataplaneError {
         /// This program's.
         ours: String,
     },
+    /// It was installed in another network namespace, which is still there.
+    #[error(
+        "{path}: this data path is that of another network namespace, {theirs}: name it with --netns, or another --pin-dir"
+    )]
+    Elsewhere {
+        /// The pin directory.
+        path: PathBuf,
+        /// A way to the namespace.
+        theirs: PathBuf,
+    },
     /// The network namespace cannot be entered.
     #[error("network namespace {name}: {source}")]
     Netns {

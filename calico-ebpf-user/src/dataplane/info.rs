@@ -23,8 +23,13 @@ pub struct Info {
     pub node: String,
     /// Process that wrote last; it may be gone.
     pub pid: u32,
+    /// The network namespace, by the number that the kernel gives it while it lasts; 0: not known.
+    pub namespace: u64,
     /// Kernel ticks (jiffies) in a second.
     pub hz: u32,
+    /// Identity of the files that were taken back because nobody confirmed them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rejected: Option<u64>,
     /// Uplinks in use, by name.
     pub uplinks: Vec<String>,
     /// Route protocols that our routes have carried.

@@ -23,7 +23,7 @@ use super::{
     info::Info,
     instance::Instance,
     maps::TypedMap,
-    packet_log, sys,
+    netns, packet_log, sys,
 };
 
 pub(crate) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/calico-ebpf-kern"));
@@ -287,6 +287,20 @@ pub(crate) fn refuse_newer(instance: &Instance) -> Result<()> {
         });
     }
     Ok(())
+}
+
+/// Refuses what lives in another network namespace: there are its filters, routes and nftables tables. Of one that is gone
+/// nothing is left but the pins, which may be taken over.
+pub(crate) fn refuse_elsewhere(instance: &Instance) -> Result<()> {
+    // What cannot be read is told where it is needed.
+    let theirs = Info::read(&instance.layout_dir()).ok().flatten().map_or(0, |info| info.namespace);
+    if theirs == 0 || theirs == netns::own()? {
+        return Ok(());
+    }
+    match netns::find(theirs) {
+        Some(theirs) => Err(DataplaneError::Elsewhere { path: instance.pin_dir().to_owned(), theirs }),
+        None => Ok(()),
+    }
 }
 
 /// The layout versions that have something pinned.

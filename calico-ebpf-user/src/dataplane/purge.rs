@@ -41,7 +41,7 @@ pub struct Purged {
 /// Routes go before filters, so that nothing is forwarded without policy meanwhile.
 ///
 /// # Errors
-/// [`DataplaneError::Busy`] while a process runs it; without the privilege. What fails on the way is in
+/// [`DataplaneError::Busy`] while a process runs it; [`DataplaneError::Elsewhere`]; without the privilege. What fails on the way is in
 /// [`Purged::faults`], and the rest is done nevertheless.
 pub fn purge(instance: &Instance) -> Result<Purged> {
     if !rustix::process::geteuid().is_root() {
@@ -52,6 +52,7 @@ pub fn purge(instance: &Instance) -> Result<Purged> {
         return Ok(purged);
     }
     let lock = instance.lock()?;
+    load::refuse_elsewhere(instance)?;
     if let Some(view) = View::open(instance)? {
         purge_installed(instance, &view, &mut purged)?;
     }
@@ -78,9 +79,13 @@ fn purge_installed(instance: &Instance, view: &View, purged: &mut Purged) -> Res
     let links = LinkTable::new(links);
     let name = |index: u32| links.by_index(index).map_or_else(|| index.to_string(), |link| link.name.clone());
 
+    // One that was ended in its very first start has not all the maps, and no routes.
+    let started = view.root().map_or(true, |root| root.generation != 0);
     let owned = Tables::open(&directory).and_then(|tables| tables.owned_addresses());
     let owned = owned.unwrap_or_else(|error| {
-        purged.faults.push(format!("{error}: which routes are ours cannot be told"));
+        if started {
+            purged.faults.push(format!("{error}: which routes are ours cannot be told"));
+        }
         BTreeSet::new()
     });
     for route in netlink.routes(&info.route_protocols).map_err(DataplaneError::io("list the routes"))? {

@@ -24,6 +24,29 @@ fn two_side_by_side_know_nothing_of_each_other() {
 }
 
 #[test]
+fn one_of_another_network_namespace_is_not_touched() {
+    let (mut one, other) = (World::new(&["a", "b"]), World::new(&["a"]));
+    one.serve(80);
+    one.write("policy.yaml", &policy("all", "all()", "  types: [Ingress]\n"));
+    one.start();
+    one.terminate();
+    let mistaken = |arguments: &[&str]| {
+        let mut command = Command::new(project::binary());
+        command.args(arguments).args(["--netns", other.lab.host.name(), "--pin-dir"]).arg(one.lab.pin_dir());
+        let refused = command.output().expect("starts");
+        assert_eq!(refused.status.code(), Some(1), "{arguments:?}: {refused:?}");
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert!(said.contains(one.lab.host.name()), "{arguments:?}: {said}");
+    };
+    let config = one.config().to_str().expect("a path").to_owned();
+    mistaken(&["run", "--once", "--listen", "off", "--config", &config]);
+    mistaken(&["purge"]);
+    one.denied("a", "b", Tcp(80));
+    one.start();
+    one.denied("a", "b", Tcp(80));
+}
+
+#[test]
 fn one_instance_runs_once() {
     let mut world = World::new(&["a", "b"]);
     world.serve(80);
