@@ -107,6 +107,11 @@ fn a_misspelt_node_is_told() {
     };
     assert_eq!(said("demo"), "");
     assert!(said("dmeo").contains("the files name demo"));
+    let mut validate = Command::new(env!("CARGO_BIN_EXE_calico-ebpf"));
+    validate.args(["validate", "--node", "dmeo"]).arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/demo"));
+    let validated = validate.output().expect("the program starts");
+    assert_eq!(validated.status.code(), Some(0), "{validated:?}");
+    assert!(String::from_utf8_lossy(&validated.stderr).contains("the files name demo"), "{validated:?}");
 }
 
 #[test]

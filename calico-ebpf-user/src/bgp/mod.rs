@@ -6,6 +6,7 @@ mod gobgp;
 
 use std::{
     collections::BTreeMap,
+    iter,
     net::{IpAddr, Ipv4Addr},
 };
 
@@ -113,7 +114,7 @@ impl NodeBgp {
     /// Of `node`, as `set` says.
     ///
     /// # Errors
-    /// There is no `Node` of this name with an address.
+    /// There is no `Node` of this name with an address, or something is wanted that a routing daemon cannot be told here.
     pub fn new(set: &ResourceSet, node: &str) -> anyhow::Result<Self> {
         let own = set.node_resources.get(node).with_context(|| {
             format!("no Node is called \"{node}\": BGP needs its spec.bgp.ipv4Address or ipv6Address (--node names another one)")
@@ -122,6 +123,7 @@ impl NodeBgp {
         let settings = settings(set, node);
         let felix = set.felix_for(node);
         let speaker = Speaker { set, node, own, settings: &settings };
+        speaker.can_be_told()?;
         Ok(Self {
             node: node.to_owned(),
             router_id: own.ipv4.map_or_else(|| router_id(node), |net| address4(net.addr())),
@@ -200,6 +202,7 @@ fn settings(set: &ResourceSet, node: &str) -> BgpConfiguration {
         listen_port: own.listen_port.or(default.listen_port),
         mesh_restart_time: own.mesh_restart_time.or(default.mesh_restart_time),
         advertisements: if own.advertisements.is_empty() { default.advertisements } else { own.advertisements },
+        unsupported: [default.unsupported, own.unsupported].concat(),
     }
 }
 
@@ -214,6 +217,16 @@ struct Speaker<'a> {
 impl Speaker<'_> {
     fn as_number_of(&self, node: &Node) -> u32 {
         node.as_number.or(self.settings.as_number).unwrap_or(DEFAULT_AS)
+    }
+
+    /// That nothing is left out of what this node's resources say.
+    fn can_be_told(&self) -> anyhow::Result<()> {
+        let peers = self.set.bgp_peers.iter().filter(|(_, peer)| self.has(peer));
+        let peers = peers.map(|(name, peer)| (format!("BGPPeer/{name}"), &peer.unsupported));
+        for (resource, fields) in iter::once(("BGPConfiguration".to_owned(), &self.settings.unsupported)).chain(peers) {
+            ensure!(fields.is_empty(), "{resource}: {}: not supported here", fields.join(", "));
+        }
+        Ok(())
     }
 
     /// Peers that are written down, then the mesh; each address once.
@@ -390,6 +403,24 @@ spec: {{node: {node}, orchestrator: k8s, pod: {name}, endpoint: eth0, interfaceN
         let set = set(&text.concat());
         let owners: Vec<_> = blocks(&set).into_iter().map(|(block, node)| (block.to_string(), node)).collect();
         assert_eq!(owners, [("10.65.0.0/26".to_owned(), "b"), ("10.65.0.64/26".to_owned(), "b")]);
+    }
+
+    #[test]
+    fn what_cannot_be_told_is_refused_where_it_is_needed() {
+        let set = set("---
+apiVersion: projectcalico.org/v3
+kind: BGPConfiguration
+metadata: {name: node.b}
+spec: {serviceClusterIPs: [{cidr: 10.96.0.0/12}]}
+---
+apiVersion: projectcalico.org/v3
+kind: BGPPeer
+metadata: {name: secret}
+spec: {node: c, peerIP: 192.0.2.1, asNumber: 65000, password: {secretKeyRef: {name: a, key: b}}}
+");
+        let refused = |node: &str| NodeBgp::new(&set, node).err().map(|error| error.to_string()).unwrap_or_default();
+        assert_eq!(refused("a"), "");
+        assert!(refused("b").contains("serviceClusterIPs") && refused("c").contains("BGPPeer/secret: password"));
     }
 
     #[test]

@@ -47,7 +47,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
     if let Command::Validate(validate) = &cli.command {
-        return validate::run(&validate.paths, validate.strict, cli.common.output);
+        return validate::run(&validate.paths, validate.strict, cli.common.node.as_deref(), cli.common.output);
     }
     if let Command::Explain(explain) = &cli.command
         && !explain.live

@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// Findings go to standard error, the verdict to standard output; as JSON everything is in the verdict, too.
-pub(super) fn run(paths: &[PathBuf], strict: bool, format: Format) -> anyhow::Result<ExitCode> {
+pub(super) fn run(paths: &[PathBuf], strict: bool, node: Option<&str>, format: Format) -> anyhow::Result<ExitCode> {
     let mut reader = Reader::default();
     let mut loaded = reader.load(paths);
     if !loaded.has_errors() {
@@ -20,6 +20,9 @@ pub(super) fn run(paths: &[PathBuf], strict: bool, format: Format) -> anyhow::Re
     let findings = report.findings();
     if !findings.is_empty() {
         output::complain(findings.trim_end());
+    }
+    if let Some(warning) = node.filter(|_| !loaded.has_errors()).and_then(|node| loaded.set.unknown_node(node)) {
+        output::complain(&format!("warning: {warning}"));
     }
     output::result(format, &report, |report| report.summary() + "\n")?;
     Ok(if report.ok { ExitCode::SUCCESS } else { ExitCode::from(1) })

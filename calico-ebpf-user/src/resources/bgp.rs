@@ -30,12 +30,12 @@ const CONFIGURATION: Table = &[
     ("communities", Use::Read),
     ("prefixAdvertisements", Use::Read),
     ("nodeMeshMaxRestartTime", Use::Read),
-    ("nodeMeshPassword", Use::Refused(PASSWORDS)),
-    ("serviceLoadBalancerIPs", Use::Refused(SERVICES)),
-    ("serviceExternalIPs", Use::Refused(SERVICES)),
-    ("serviceClusterIPs", Use::Refused(SERVICES)),
-    ("localWorkloadPeeringIPV4", Use::Refused("BGP with local workloads is not supported")),
-    ("localWorkloadPeeringIPV6", Use::Refused("BGP with local workloads is not supported")),
+    ("nodeMeshPassword", Use::Unsupported(PASSWORDS)),
+    ("serviceLoadBalancerIPs", Use::Unsupported(SERVICES)),
+    ("serviceExternalIPs", Use::Unsupported(SERVICES)),
+    ("serviceClusterIPs", Use::Unsupported(SERVICES)),
+    ("localWorkloadPeeringIPV4", Use::Unsupported("BGP with local workloads is not supported")),
+    ("localWorkloadPeeringIPV6", Use::Unsupported("BGP with local workloads is not supported")),
     ("serviceLoadBalancerAggregation", Use::NoEffect),
     ("logSeverityScreen", Use::NoEffect),
     ("bindMode", Use::NoEffect),
@@ -59,11 +59,11 @@ const PEER: Table = &[
     ("numAllowedLocalASNumbers", Use::Read),
     ("ttlSecurity", Use::Read),
     ("filters", Use::Read),
-    ("password", Use::Refused(PASSWORDS)),
-    ("localWorkloadSelector", Use::Refused("BGP with local workloads is not supported")),
-    ("localASNumber", Use::Refused("another AS number towards one peer is not supported")),
-    ("reachableBy", Use::Refused("no route to the peer is made: add one to this host")),
-    ("reversePeering", Use::Refused("write a BGPPeer for the other side")),
+    ("password", Use::Unsupported(PASSWORDS)),
+    ("localWorkloadSelector", Use::Unsupported("BGP with local workloads is not supported")),
+    ("localASNumber", Use::Unsupported("another AS number towards one peer is not supported")),
+    ("reachableBy", Use::Unsupported("no route to the peer is made: add one to this host")),
+    ("reversePeering", Use::Unsupported("write a BGPPeer for the other side")),
 ];
 const FILTER: Table =
     &[("exportV4", Use::Read), ("importV4", Use::Read), ("exportV6", Use::Read), ("importV6", Use::Read)];
@@ -112,6 +112,7 @@ pub(super) fn configuration(decoder: &mut Decoder<'_>, document: &Document<'_>) 
             .and_then(|node| decoder.integer(node, &path.field("listenPort"), 1..=u16::MAX)),
         mesh_restart_time: duration(decoder, &spec, &path, "nodeMeshMaxRestartTime"),
         advertisements: advertisements(decoder, &spec, &path, &named),
+        unsupported: spec.unsupported(CONFIGURATION),
     })))
 }
 
@@ -211,6 +212,7 @@ pub(super) fn peer(decoder: &mut Decoder<'_>, document: &Document<'_>) -> Option
             .get("ttlSecurity")
             .and_then(|node| decoder.integer(node, &path.field("ttlSecurity"), 1..=u8::MAX)),
         filters,
+        unsupported: spec.unsupported(PEER),
         // Last, so that all that is wrong is told.
         at: at?,
     };

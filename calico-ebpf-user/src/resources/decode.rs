@@ -23,6 +23,8 @@ pub(super) enum Use {
     Read,
     /// It is Calico's and has no effect here: a warning.
     NoEffect,
+    /// Likewise, for this reason; whoever needs what it says refuses.
+    Unsupported(&'static str),
     /// It changes nothing: written by servers, or for other readers.
     Ignored,
     /// It is Calico's and cannot be enforced here: refused, with the reason.
@@ -94,6 +96,13 @@ impl<'n> Fields<'n> {
     /// Names of the fields that say something.
     pub(super) fn names_with_content(&self) -> impl Iterator<Item = &'n str> {
         self.entries.iter().filter(|entry| !is_empty(&entry.value)).map(|entry| entry.key.as_str())
+    }
+
+    /// Those of a table's fields that say something, but are not supported.
+    pub(super) fn unsupported(&self, table: Table) -> Vec<&'static str> {
+        let said = |name: &str| self.names_with_content().any(|there| there == name);
+        let unsupported = table.iter().filter(|(name, used)| matches!(used, Use::Unsupported(_)) && said(name));
+        unsupported.map(|(name, _)| *name).collect()
     }
 
     /// A field that is there and not null.
@@ -199,6 +208,11 @@ impl<'s> Decoder<'s> {
             match table.iter().find(|(name, _)| *name == entry.key).map(|(_, used)| *used) {
                 Some(Use::NoEffect) if !is_empty(&entry.value) => {
                     self.without_effect.push((field.to_string(), entry.key_at));
+                }
+                Some(Use::Unsupported(reason)) if !is_empty(&entry.value) => {
+                    let (width, field) = (entry.key.chars().count(), field.to_string());
+                    let message = format!("has no effect here: {reason}");
+                    self.report(Severity::Warning, entry.key_at, width, Some(&field), message);
                 }
                 // An empty mapping is there: Calico's tools leave out what is not set.
                 Some(Use::Refused(reason))

@@ -373,6 +373,8 @@ pub struct BgpConfiguration {
     pub mesh_restart_time: Option<u16>,
     /// `prefixAdvertisements`, with the values of named communities.
     pub advertisements: Vec<PrefixAdvertisement>,
+    /// Fields that say something a routing daemon cannot be told here.
+    pub unsupported: Vec<&'static str>,
 }
 
 /// An entry of `prefixAdvertisements`.
@@ -414,6 +416,8 @@ pub struct BgpPeer {
     pub ttl_security: Option<u8>,
     /// Names of `BGPFilter`s.
     pub filters: Vec<String>,
+    /// Fields that say something a routing daemon cannot be told here.
+    pub unsupported: Vec<&'static str>,
 }
 
 /// Who a peer is.
