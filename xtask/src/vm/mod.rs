@@ -39,13 +39,17 @@ const EVERYWHERE: &[&str] = &[
     "purge::nothing_is_left",
 ];
 
-/// What else runs on the oldest and on the newest one: devices and protocols that not every machine's kernel has.
-const AT_THE_ENDS: &[&str] = &[
+/// What else runs on the oldest one: what is done by other means there than on the kernels that tests usually run on.
+const ON_THE_OLDEST: &[&str] = &[
     "refusal::a_node_that_rejects",
     "refusal::a_connection_that_is_cut",
     "published::what_policy_rejects",
     "xdp::switched_off",
     "xdp::workloads_inside",
+];
+
+/// What else runs on the oldest and on the newest one: devices and protocols that not every machine's kernel has.
+const AT_THE_ENDS: &[&str] = &[
     "devices::a_vlan_in_a_vlan",
     "devices::a_vlan_on_a_bond",
     "devices::a_vlan_beside_its_own_cable",
@@ -91,8 +95,10 @@ pub fn run(arguments: &[String]) -> anyhow::Result<()> {
 }
 
 fn tests_of(kernel: &Kernel) -> Vec<&'static str> {
-    let is_an_end = [KERNELS.first(), KERNELS.last()].into_iter().flatten().any(|end| end.series == kernel.series);
-    [EVERYWHERE, if is_an_end { AT_THE_ENDS } else { &[] }].concat()
+    let is = |end: Option<&Kernel>| end.is_some_and(|end| end.series == kernel.series);
+    let (oldest, newest) = (is(KERNELS.first()), is(KERNELS.last()));
+    let if_so = |so: bool, tests: &'static [&'static str]| if so { tests } else { &[] };
+    [EVERYWHERE, if_so(oldest, ON_THE_OLDEST), if_so(oldest || newest, AT_THE_ENDS)].concat()
 }
 
 /// Boots a kernel and says how it went.
@@ -133,6 +139,8 @@ fn find(name: &str) -> anyhow::Result<&'static Kernel> {
 fn build() -> anyhow::Result<Binaries> {
     let mut command = cargo::pinned("build");
     command.args(["--release", "--target", setup::STATIC_TARGET, "--message-format", "json-render-diagnostics"]);
+    // They are unpacked by an emulated processor.
+    command.args(["--config", "profile.release.strip=true"]);
     // Together, so that their dependencies are built once.
     command.args(["--package", "calico-ebpf-user", "--bin", "calico-ebpf"]);
     command.args(["--package", "calico-ebpf-tests", "--test", "e2e"]);
