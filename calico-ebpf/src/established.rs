@@ -82,13 +82,20 @@ impl Hit {
     }
 }
 
+/// Whether what this workload seems to send came in elsewhere than by its interface.
+#[inline(always)]
+pub(crate) fn is_forged(source: &Workload, ingress: u32) -> bool {
+    source.flags & workload_flags::HOST_ENDPOINT == 0 && source.ifindex != ingress
+}
+
 /// Why there is no [`Hit`]: the code for the next function, or the reason to drop.
 pub(crate) enum NoHit {
     Next(Code),
     Drop(DropReason),
 }
 
-/// Looks for the packet's connection and, if the packet may pass by it, brings the entry up to date.
+/// Looks for the packet's connection and, if the packet may pass by it, brings the entry up to date. `ingress`: where a packet that
+/// leaves came in; 0 where that is the interface of `env`, or where the host itself sends it.
 #[inline(always)]
 pub(crate) fn find<F: Tables>(
     env: &Env,
@@ -96,6 +103,7 @@ pub(crate) fn find<F: Tables>(
     packet: &Packet<F>,
     key: &F::Key,
     source_is_a: bool,
+    ingress: u32,
 ) -> Result<Hit, NoHit> {
     let Some(conn_ptr) = F::conn(key) else { return Err(NoHit::Next(MISS)) };
     // SAFETY: the entry stays readable as long as the program runs; other processors write single fields of it.
@@ -130,6 +138,9 @@ pub(crate) fn find<F: Tables>(
             }
         }
         Hook::ToUplink => {}
+    }
+    if ingress != 0 && source.is_some_and(|source| is_forged(source, ingress)) {
+        return Err(NoHit::Drop(DropReason::SpoofedLocal));
     }
 
     let seen = if from_opener { conn.seen[0] } else { conn.seen[1] };
@@ -227,7 +238,10 @@ fn try_again<F: Tables>() -> Result<Code, DropReason> {
         || is_host && opener_at.slot == NO_SLOT
         || spoofs && F::may_spoof(opener_slot, opener);
     // What the stack delivered by a route of somebody else's has no owner by address, nor has what a host endpoint judges.
-    let responder_stays = responder_at.slot == responder_slot || responder_at.slot == NO_SLOT;
+    let is_outside = responder_workload.is_some_and(|workload| workload.flags & workload_flags::HOST_ENDPOINT != 0);
+    let is_by_stack = conn.flags & conn_flags::VIA_STACK != 0;
+    let responder_stays =
+        responder_at.slot == responder_slot || responder_at.slot == NO_SLOT && (is_outside || is_by_stack);
     if !opener_stays || !responder_stays {
         conns::close_early::<F>(&work.key, conn.account, conn.flags, env.now);
         return Ok(MISS);

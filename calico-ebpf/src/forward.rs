@@ -9,7 +9,7 @@ use aya_ebpf::{
     helpers::generated::{bpf_fib_lookup, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer},
 };
 use calico_ebpf_common::{
-    abi::{DropReason, MARK_PASSED, MARK_UNTRANSLATED, Workload, workload_flags},
+    abi::{DropReason, MARK_UNTRANSLATED, Workload, workload_flags},
     packet::{ETHERNET_BYTES, Packet},
 };
 
@@ -70,7 +70,7 @@ pub(crate) fn to_workload<F: Tables>(skb: &Skb, packet: &Packet<F>, workload: &W
         // SAFETY: the helper takes plain numbers.
         return Ok(unsafe { bpf_redirect_peer(workload.ifindex, 0) });
     }
-    skb.mark(MARK_PASSED);
+    skb.pass();
     // SAFETY: the helper takes plain numbers.
     Ok(unsafe { bpf_redirect(workload.ifindex, 0) })
 }
@@ -137,7 +137,7 @@ fn past_stack<F: Tables>(env: &Env, skb: &Skb, packet: &Packet<F>) -> Result<Cod
         return Ok(TO_STACK);
     }
     F::decrement_ttl(skb).ok_or(DropReason::Malformed)?;
-    skb.mark(MARK_PASSED);
+    skb.pass();
     let mut next_hop = bpf_redir_neigh {
         nh_family: u32::from(fib.family),
         __bindgen_anon_1: bpf_redir_neigh__bindgen_ty_1 { ipv6_nh: bytemuck::must_cast(fib.destination) },

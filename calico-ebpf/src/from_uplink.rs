@@ -68,7 +68,7 @@ fn try_established<F: Tables>(skb: &Skb) -> Result<Code, DropReason> {
     if !matches!(packet.kind, Kind::Flow) {
         return Ok(MISS);
     }
-    match find::<F>(&env, Hook::FromUplink, packet, &work.key, work.source_is_a) {
+    match find::<F>(&env, Hook::FromUplink, packet, &work.key, work.source_is_a, 0) {
         Ok(hit) => match hit.destination {
             Some(destination) if hit.flags & conn_flags::VIA_STACK == 0 => to_workload(skb, packet, destination),
             _ => {
@@ -113,6 +113,10 @@ fn try_first<F: Receiver>(skb: &Skb, untracked: Code) -> Result<Code, DropReason
         };
     }
     if is_for_workload {
+        // No answer can go there, whatever the routes say.
+        if F::is_multicast(&packet.source) || F::to_words(&packet.source) == [0; 2] {
+            return Err(DropReason::ReversePath);
+        }
         reverse_path::check::<F>(&env, skb)?;
     }
     // Later fragments are nothing without the first one, whoever puts them together.

@@ -50,7 +50,7 @@ fn try_established<F: Tables>(skb: &Skb) -> Result<Code, DropReason> {
     if !matches!(packet.kind, Kind::Flow) {
         return Ok(MISS);
     }
-    let hit = match find::<F>(&env, Hook::FromWorkload, packet, &work.key, work.source_is_a) {
+    let hit = match find::<F>(&env, Hook::FromWorkload, packet, &work.key, work.source_is_a, 0) {
         Ok(hit) => hit,
         Err(NoHit::Next(next)) => return Ok(next),
         Err(NoHit::Drop(reason)) => return Err(reason),

@@ -40,7 +40,7 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::debug;
 use calico_ebpf_common::{
-    abi::{DropReason, MARK_ASKED, MARK_PASSED, MARK_REPLY, MARK_SETTLED, judged, uplink_flags},
+    abi::{DropReason, MARK_ASKED, MARK_REPLY, MARK_SETTLED, judged, uplink_flags},
     packet::{V4, V6, ether_type},
 };
 
@@ -250,7 +250,7 @@ pub fn cali_from_up(ctx: TcContext) -> i32 {
         }
     }
     // Only what this program says of a packet counts.
-    skb.unmark(MARK_ASKED | MARK_SETTLED | MARK_REPLY | MARK_PASSED);
+    skb.unmark(MARK_ASKED | MARK_SETTLED | MARK_REPLY);
     let flags = uplink_flags();
     let mut untracked = LEFT;
     if flags != 0 {

@@ -15,7 +15,7 @@ use bytemuck::Pod;
 
 use crate::work::buffer;
 use calico_ebpf_common::{
-    abi::{MARK_ANSWER, MARK_PASSED, PRIORITY_DENIED, PRIORITY_REJECTED},
+    abi::{MARK_ANSWER, PASSED, PRIORITY_DENIED, PRIORITY_REJECTED},
     packet::{Cursor, ETHERNET_BYTES, EthernetHeader, IPV4_BYTES, IPV6_BYTES, TRANSPORT_BYTES, ether_type},
 };
 
@@ -294,16 +294,36 @@ impl Skb {
         self.set_mark(MARK_ANSWER);
     }
 
-    /// Whether it leaves unseen: as such an answer, or judged by the program where it came in. The mark has done its work.
+    /// Lets it leave unseen: it has been judged.
+    #[inline(always)]
+    pub(crate) fn pass(&self) {
+        for (at, word) in PASSED.iter().enumerate() {
+            // SAFETY: the context is valid. Volatile: the compiler would join the words, which the verifier refuses.
+            unsafe { ptr::write_volatile(&raw mut (*self.0).cb[at], *word) };
+        }
+    }
+
+    /// Whether it leaves unseen: as such an answer, or judged by the program where it came in. The word has done its work.
     #[inline(always)]
     pub(crate) fn has_passed(&self) -> bool {
-        let kept = match self.raw().mark {
-            MARK_ANSWER => 0,
-            mark if mark & MARK_PASSED != 0 => mark & !MARK_PASSED,
-            _ => return false,
-        };
-        self.set_mark(kept);
-        true
+        // The host's own came in nowhere.
+        if self.ingress_ifindex() == 0 {
+            return false;
+        }
+        if self.is_answer() {
+            self.set_mark(0);
+            return true;
+        }
+        let mut passed = true;
+        for (at, word) in PASSED.iter().enumerate() {
+            // SAFETY: the context is valid. Volatile, as above.
+            passed &= unsafe { ptr::read_volatile(&raw const (*self.0).cb[at]) } == *word;
+        }
+        if passed {
+            // SAFETY: as above.
+            unsafe { ptr::write_volatile(&raw mut (*self.0).cb[0], 0) };
+        }
+        passed
     }
 
     #[inline(always)]

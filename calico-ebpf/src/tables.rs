@@ -72,7 +72,8 @@ pub(crate) trait Tables: Ip {
     fn may_spoof(slot: u32, address: &Self::Addr) -> bool;
     /// One router further.
     fn decrement_ttl(skb: &Skb) -> Option<()>;
-    /// What the kernel chooses by among equal ways, besides addresses and ports: the flow label. Big-endian.
+    /// What the kernel chooses a way by besides addresses and ports: the type of service, or the flow label, as `bpf_fib_lookup`
+    /// takes them.
     fn flow_info(skb: &Skb) -> Option<u32>;
     /// The address as plain numbers, its bytes in order, and back.
     fn to_words(address: &Self::Addr) -> [u64; 2];
@@ -129,8 +130,9 @@ impl Tables for V4 {
         skb.put(ETHERNET_BYTES + 8, u32::from_ne_bytes([ttl, header.protocol, c0, c1]))
     }
     #[inline(always)]
-    fn flow_info(_: &Skb) -> Option<u32> {
-        Some(0)
+    fn flow_info(skb: &Skb) -> Option<u32> {
+        let tos: u8 = *skb.near(ETHERNET_BYTES + 1)?;
+        Some(u32::from_ne_bytes([tos, 0, 0, 0]))
     }
     #[inline(always)]
     fn to_words(address: &Self::Addr) -> [u64; 2] {

@@ -1,7 +1,10 @@
 //! What leaves by an uplink, out of the host's stack.
 
 use calico_ebpf_common::{
-    abi::{DropReason, MARK_REPLY, NO_SLOT, OpenerKind, conn_flags, workload_flags},
+    abi::{
+        DropReason, MARK_ASKED, MARK_REPLY, MARK_SETTLED, MARK_UNTRANSLATED, NO_SLOT, OpenerKind, conn_flags,
+        workload_flags,
+    },
     packet::{Kind, protocol, tcp_flags},
 };
 
@@ -14,7 +17,7 @@ use crate::{
     tables::{
         HostSeats, Tables, active, has_host_endpoints, host_seats, is_way_out, locate, seat_of_arrival, translates,
     },
-    to_workload::{Receiver, is_own},
+    to_workload::{Receiver, check_arrival, is_own},
     work::{AGAIN, Code, Env, LEAVES, MISS, code, take, work},
 };
 
@@ -48,7 +51,7 @@ fn try_established<F: Tables>(skb: &Skb) -> Result<Code, DropReason> {
         fragments::first_passed(&leaving(env), packet);
         return Ok(TO_STACK);
     }
-    let hit = match find::<F>(&env, Hook::ToUplink, packet, &work.key, work.source_is_a) {
+    let hit = match find::<F>(&env, Hook::ToUplink, packet, &work.key, work.source_is_a, skb.ingress_ifindex()) {
         Ok(hit) => hit,
         Err(NoHit::Next(next)) => return Ok(next),
         Err(NoHit::Drop(reason)) => return Err(reason),
@@ -61,13 +64,21 @@ fn try_established<F: Tables>(skb: &Skb) -> Result<Code, DropReason> {
     }
     if hit.flags & conn_flags::PROBING != 0 && hit.source.is_some() {
         // It leaves as it came: nobody translates it, and by an uplink the next one may go past the stack.
-        let past_stack = if env.is_uplink(env.ifindex) { conn_flags::VIA_STACK } else { 0 };
+        let past_stack = if goes_past(&env, skb) { conn_flags::VIA_STACK } else { 0 };
         let flags = hit.flags & !(conn_flags::PROBING | past_stack);
         // SAFETY: the entry stays writable as long as the program runs.
         unsafe { (*hit.conn).flags = flags };
     }
     fragments::first_passed(&leaving(env), packet);
     Ok(TO_STACK)
+}
+
+/// Whether the next packets of this one's connection may go past the stack: by an uplink, and if nobody has marked it, which rules of
+/// routing may ask for.
+#[inline(always)]
+fn goes_past(env: &Env, skb: &Skb) -> bool {
+    const OURS: u32 = MARK_UNTRANSLATED | MARK_ASKED | MARK_SETTLED | MARK_REPLY;
+    env.is_uplink(env.ifindex) && !skb.is_marked(!OURS)
 }
 
 /// What the interface is for the packet. Ends with [`TO_STACK`] where there is nothing to ask: it is of no host endpoint, and
@@ -114,7 +125,7 @@ fn try_leaves<F: Tables>(skb: &Skb) -> Result<Code, DropReason> {
         opening::join(&env, work, outside, allowed.rules[1]);
     }
     if let Some(opener) = active(opener) {
-        let goes_past = opener.flags & workload_flags::HOST_ENDPOINT == 0 && env.is_uplink(env.ifindex);
+        let goes_past = opener.flags & workload_flags::HOST_ENDPOINT == 0 && goes_past(&env, skb);
         let past_stack = if goes_past { conn_flags::VIA_STACK } else { 0 };
         // SAFETY: the entry stays writable as long as the program runs.
         unsafe { (*conn).flags = flags & !(conn_flags::PROBING | past_stack) };
@@ -154,9 +165,7 @@ fn try_first<F: Receiver>(skb: &Skb) -> Result<Code, DropReason> {
     } else {
         [source.slot, seats.forward]
     };
-    if source.slot != NO_SLOT && active(source.slot).is_none() {
-        return Err(DropReason::NoWorkload);
-    }
+    check_arrival(skb, source.slot)?;
     // What the stack has given the host's address has to come back: it needs an entry, even where nobody judges it.
     let is_masqueraded = !is_own(skb) && source.host && seats.host != NO_SLOT;
     if slots[0] == NO_SLOT && slots[1] == NO_SLOT && !is_masqueraded {

@@ -7,7 +7,7 @@ use calico_ebpf_common::{
 };
 
 use crate::{
-    established::{Hook, NoHit, find, related},
+    established::{Hook, NoHit, find, is_forged, related},
     forward::TO_STACK,
     fragments,
     opening::{self, Opening},
@@ -37,7 +37,7 @@ fn try_established<F: Receiver>(skb: &Skb) -> Result<Code, DropReason> {
     if !matches!(packet.kind, Kind::Flow) {
         return Ok(MISS);
     }
-    match find::<F>(&env, Hook::ToWorkload, packet, &work.key, work.source_is_a) {
+    match find::<F>(&env, Hook::ToWorkload, packet, &work.key, work.source_is_a, skb.ingress_ifindex()) {
         Ok(hit) if hit.asks_arrival(&env, skb) => Ok(AGAIN),
         Ok(hit) => {
             if hit.flags & conn_flags::PROBING != 0 && !hit.from_opener {
@@ -58,6 +58,16 @@ fn try_established<F: Receiver>(skb: &Skb) -> Result<Code, DropReason> {
 #[inline(always)]
 pub(crate) fn is_own(skb: &Skb) -> bool {
     skb.ingress_ifindex() == 0
+}
+
+/// That what the stack forwards for the local workload in this slot (none: `NO_SLOT`) came in by its interface.
+#[inline(always)]
+pub(crate) fn check_arrival(skb: &Skb, slot: u32) -> Result<(), DropReason> {
+    if slot == NO_SLOT {
+        return Ok(());
+    }
+    let source = active(slot).ok_or(DropReason::NoWorkload)?;
+    if !is_own(skb) && is_forged(source, skb.ingress_ifindex()) { Err(DropReason::SpoofedLocal) } else { Ok(()) }
 }
 
 /// A packet that no connection lets pass.
@@ -102,9 +112,7 @@ fn try_first<F: Receiver>(skb: &Skb, missed: Code) -> Result<Code, DropReason> {
     }
     let source = locate::<F>(&packet.source, env.generation);
     let destination = locate::<F>(&packet.destination, env.generation);
-    if source.slot != NO_SLOT && active(source.slot).is_none() {
-        return Err(DropReason::NoWorkload);
-    }
+    check_arrival(skb, source.slot)?;
     let opener = if source.slot == NO_SLOT { seat_of_arrival(skb, &env) } else { source.slot };
     let slots = [opener, slot];
     let judged = opening::judge(&env, packet, slots, [source.class, destination.class], true);

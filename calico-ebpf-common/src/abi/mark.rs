@@ -19,8 +19,10 @@ pub const MARK_SETTLED: u32 = 0x0040_0000;
 /// asked by, and may have no entry by that. Set by a table of ours.
 pub const MARK_REPLY: u32 = 0x0080_0000;
 
-/// The packet has been judged and goes past the stack: the program where it leaves takes the bit away and lets it pass unseen.
-pub const MARK_PASSED: u32 = 0x0100_0000;
+/// What the control block (`skb->cb`) of a packet begins with that has been judged and goes past the stack: the program where it
+/// leaves takes it away and lets it pass unseen. Neither rules of the host's nor sockets can write there, and the IP layer clears
+/// it when a packet comes in (`ip_rcv_core`, `ip6_rcv_core`): what took the stack does not have it, whoever sent it.
+pub const PASSED: [u32; 3] = [0xca11_ca11, 0xca11_0e11, 0xca11_ca57];
 
 /// `skb->priority` of what policy of a host endpoint denies by the address it was sent to, which the stack may still
 /// translate. A class of a queueing discipline that nobody has.

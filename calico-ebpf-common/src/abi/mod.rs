@@ -38,8 +38,7 @@ pub use flow::{FlowKey, FlowRecord};
 pub use fragment::FragmentKey;
 pub use log::{Allowance, LogRecord};
 pub use mark::{
-    MARK_ANSWER, MARK_ASKED, MARK_PASSED, MARK_REPLY, MARK_SETTLED, MARK_UNTRANSLATED, PRIORITY_DENIED,
-    PRIORITY_REJECTED,
+    MARK_ANSWER, MARK_ASKED, MARK_REPLY, MARK_SETTLED, MARK_UNTRANSLATED, PASSED, PRIORITY_DENIED, PRIORITY_REJECTED,
 };
 pub use neighbour::{Neighbour, NeighbourKey};
 pub use nets::{FILTER_CHILDREN, INDEX_CHILDREN, LEAF_CLASSES, LEAF_CLASSES_HIGH, LEAF_INTERVALS, NetRef};

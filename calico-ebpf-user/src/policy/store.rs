@@ -242,9 +242,9 @@ impl Store {
         let added: Vec<(ClassKey, u32)> = added.iter().map(|(of, class)| (key(of), *class)).collect();
         let classes = Classes { all: &all, added: &added, removed, index: &ClassIndex::default() };
         let built = planner.tables(compiled, &classes)?;
-        let moves = planner.addresses(compiled, &desired)?;
+        let mut moves = planner.addresses(compiled, &desired)?;
+        moves.bereft.extend(planner.spoof(compiled)?);
         planner.policies(compiled, &built, &moves);
-        planner.spoof(compiled)?;
         planner.settings(compiled, &built)?;
         Ok(planner.finish(built))
     }
@@ -481,6 +481,8 @@ struct Moves {
     moved: Vec<(u32, u32)>,
     /// The same for single addresses that changed.
     of_address: HashMap<IpAddr, (u32, u32)>,
+    /// Slots that lose an address, or a source that they may spoof: their connections may be another's now.
+    bereft: HashSet<u32>,
 }
 
 struct Planner<'a> {
@@ -761,7 +763,7 @@ impl Planner<'_> {
                 changed.extend(entries.iter().copied());
             }
         }
-        let mut of_address = HashMap::new();
+        let (mut of_address, mut bereft) = (HashMap::new(), HashSet::new());
         if !changed.is_empty() || !gone.is_empty() {
             let old = &*self.old.addresses;
             let lengths = Prefixes::new(old.keys().chain(entries.iter().map(|known| &known.prefix)));
@@ -782,6 +784,9 @@ impl Planner<'_> {
                 let stays = |entry: &&AddressEntry| {
                     was == class && owner == slot && entry.flags == flags && entry.side(now) == 1
                 };
+                if owner != slot {
+                    bereft.insert(owner);
+                }
                 if before.filter(stays).is_none() {
                     let entry = AddressEntry {
                         class: Stamped { value: [was, class] },
@@ -807,6 +812,7 @@ impl Planner<'_> {
                     }
                 };
                 all.push((was, class));
+                bereft.insert(owner);
                 let entry = AddressEntry {
                     class: Stamped { value: [was, class] },
                     slot: Stamped { value: [owner, NO_SLOT] },
@@ -829,7 +835,7 @@ impl Planner<'_> {
         all.sort_unstable();
         all.dedup();
         let moved = all.iter().copied().filter(|(was, class)| was != class).collect();
-        Ok(Moves { all, moved, of_address })
+        Ok(Moves { all, moved, of_address, bereft })
     }
 
     /// Gives every workload its tables.
@@ -844,11 +850,12 @@ impl Planner<'_> {
             let mut differs = |from, to| self.verdicts_differ(from, to, addresses, moves, &mut compared);
             let egress = differs(was.egress_table, egress_table) || host_changed;
             let ingress = differs(was.ingress_table, ingress_table);
+            let bereft = moves.bereft.contains(&owner.slot.slot);
             let policy = PolicyRef {
                 egress_table,
                 ingress_table,
-                egress_epoch: if egress { self.generation } else { was.egress_epoch },
-                ingress_epoch: if ingress { self.generation } else { was.ingress_epoch },
+                egress_epoch: if egress || bereft { self.generation } else { was.egress_epoch },
+                ingress_epoch: if ingress || bereft { self.generation } else { was.ingress_epoch },
             };
             if self.old.workloads.contains_key(&*name) {
                 if egress {
@@ -919,8 +926,8 @@ impl Planner<'_> {
     }
 
     /// Makes the allowed spoofed sources what they shall be. They are of no generation: what goes, goes before the commit, and
-    /// what comes, comes after it.
-    fn spoof(&mut self, compiled: &Compiled) -> Result<(), LimitError> {
+    /// what comes, comes after it. Returns the slots that lose some.
+    fn spoof(&mut self, compiled: &Compiled) -> Result<Vec<u32>, LimitError> {
         let mut wanted = BTreeSet::new();
         for (name, workload) in &compiled.workloads {
             let slot = self.next.slot(name).map_or(NO_SLOT, |slot| slot.slot);
@@ -933,14 +940,16 @@ impl Planner<'_> {
                 return Err(LimitError::Count { what: "allowed spoofed source prefixes", needed, limit });
             }
         }
+        let mut bereft = Vec::new();
         for &(slot, prefix) in self.old.spoof.difference(&wanted) {
             self.prepare.push(Write::RemoveSpoof { slot, prefix });
+            bereft.push(slot);
         }
         for &(slot, prefix) in wanted.difference(&self.old.spoof) {
             self.retire.push(Write::Spoof { slot, prefix });
         }
         self.next.spoof = wanted;
-        Ok(())
+        Ok(bereft)
     }
 
     fn settings(&mut self, compiled: &Compiled, built: &[BuiltTable]) -> Result<(), LimitError> {

@@ -1,10 +1,10 @@
 //! The ways out.
 
-use calico_ebpf_common::abi::{DropReason, MARK_PASSED, names, workload_flags};
+use calico_ebpf_common::abi::{DropReason, MARK_UNTRANSLATED, PASSED, names, workload_flags};
 
 use crate::{
     frames::{fragment, udp4, udp4_size, udp4_ttl, udp6, unreachable4},
-    harness::{A, ALLOW, B, DENY, DROP, OUTSIDE4, OUTSIDE6, REDIRECT, STACK, UPLINK, World},
+    harness::{A, ALLOW, B, DENY, DROP, HOST4, OUTSIDE4, OUTSIDE6, REDIRECT, STACK, UPLINK, World},
 };
 
 #[test]
@@ -87,10 +87,9 @@ fn without_a_peer_by_the_interface_itself() {
     assert_eq!(outcome.frame[..6], B.mac);
 }
 
-/// Where it leaves nobody looks at it once more; and of word to that effect only the program's where it came in counts.
+/// Where it leaves nobody looks at it once more; of others nobody believes that it need not.
 #[test]
 fn what_goes_past_the_stack_is_looked_at_once() {
-    const OTHERS: u32 = 5;
     let mut world = World::new();
     world.set_workload(B, |workload| workload.flags &= !workload_flags::PEER);
     let out = udp4(A.v4, 1000, OUTSIDE4, 53);
@@ -99,23 +98,49 @@ fn what_goes_past_the_stack_is_looked_at_once() {
     let inside = udp4(A.v4, 1000, B.v4, 53);
     for (frame, interface) in [(out, UPLINK), (inside, B.interface)] {
         let sent = world.from_a(&frame);
-        assert_eq!((sent.action, sent.mark), (REDIRECT, MARK_PASSED), "to {interface}");
+        assert_eq!((sent.action, &sent.control[..3]), (REDIRECT, &PASSED[..]), "to {interface}");
         // By now whoever looked would drop it.
         world.set_policy(A, DENY, DENY);
         world.set_policy(B, DENY, DENY);
-        let left = world.leave(interface, A.interface, sent.mark | OTHERS, &sent.frame);
-        assert_eq!((left.action, left.mark), (STACK, OTHERS), "by {interface}");
-        assert_eq!(world.leave(interface, A.interface, OTHERS, &sent.frame).action, DROP, "by {interface}");
+        let left = world.pass(interface, Some(A.interface), sent.control, &sent.frame);
+        assert_eq!(left.action, STACK, "by {interface}");
+        assert_ne!(left.control[..3], PASSED, "by {interface}");
+        assert_eq!(world.pass(interface, Some(A.interface), left.control, &sent.frame).action, DROP, "by {interface}");
         world.set_policy(A, ALLOW, ALLOW);
         world.set_policy(B, ALLOW, ALLOW);
     }
-    let arriving = world.run_marked(
-        names::PROG_FROM_UPLINK,
-        UPLINK,
-        MARK_PASSED | OTHERS,
-        &udp4(OUTSIDE4, 1, [198, 51, 100, 7], 2),
-    );
-    assert_eq!((arriving.action, arriving.mark), (STACK, OTHERS));
+    // What the host itself sends nobody has judged: a process may set any mark.
+    world.set_host_endpoint([DENY, DENY], None);
+    let own = udp4(HOST4, 1, OUTSIDE4, 2);
+    for control in [[0; 5], [PASSED[0], PASSED[1], PASSED[2], 0, 0]] {
+        assert_eq!(world.pass(UPLINK, None, control, &own).action, DROP);
+    }
+}
+
+/// What the stack forwards from a workload came in by that workload's interface.
+#[test]
+fn what_comes_in_elsewhere_is_no_workloads() {
+    let mut world = World::new();
+    let (inside, out) = (udp4(A.v4, 1000, B.v4, 53), udp4(A.v4, 1000, OUTSIDE4, 53));
+    for round in ["unknown", "known"] {
+        for (interface, frame) in [(B.interface, &inside), (UPLINK, &out)] {
+            assert_eq!(world.leave(interface, B.interface, 0, frame).action, DROP, "{round}, by {interface}");
+            assert_eq!(world.leave(interface, A.interface, 0, frame).action, STACK, "{round}, by {interface}");
+        }
+    }
+    assert_eq!(world.drops(DropReason::SpoofedLocal), 4);
+}
+
+/// Which way the stack takes by the mark, it takes for all packets of a connection.
+#[test]
+fn what_rules_of_the_host_mark_takes_the_stack() {
+    let mut world = World::new();
+    for (mark, then) in [(0x64, STACK), (MARK_UNTRANSLATED, REDIRECT)] {
+        let frame = udp4(A.v4, 1000 + u16::from(mark == 0x64), OUTSIDE4, 53);
+        assert_eq!(world.from_a(&frame).action, STACK);
+        assert_eq!(world.leave(UPLINK, A.interface, mark, &frame).action, STACK);
+        assert_eq!(world.from_a(&frame).action, then, "{mark:#x}");
+    }
 }
 
 #[test]

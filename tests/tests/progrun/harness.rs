@@ -16,8 +16,9 @@ use aya::{
 use bytemuck::Pod;
 use calico_ebpf_common::abi::{
     Action, AddressEntry, BLOCK_ONES, Block, Conn, ConnKey4, ConnKey6, DropReason, Event, INTERFACE_NAME, Interface,
-    NO_SLOT, Neighbour, NeighbourKey, NodeRef, PolicyRef, Quota, Root, RuleEntry, Settings, Stamped, TableHeader,
-    Timeouts, Untracked, VEC_ANY, VectorHeader, Workload, names, role, settings_flags, uplink_flags, workload_flags,
+    MARK_ANSWER, NO_SLOT, Neighbour, NeighbourKey, NodeRef, PolicyRef, Quota, Root, RuleEntry, Settings, Stamped,
+    TableHeader, Timeouts, Untracked, VEC_ANY, VectorHeader, Workload, names, role, settings_flags, uplink_flags,
+    workload_flags,
 };
 use calico_ebpf_tests::{
     frames::mac_text,
@@ -90,6 +91,8 @@ pub(crate) struct Outcome {
     /// `skb->mark` and `skb->priority`; zero where there is no skb.
     pub(crate) mark: u32,
     pub(crate) priority: u32,
+    /// `cb`, as programs see it.
+    pub(crate) control: [u32; 5],
 }
 
 /// The programs and their maps.
@@ -298,33 +301,42 @@ impl World {
         gso: u32,
         frame: &[u8],
     ) -> Outcome {
-        self.run_in_context(program, [ifindex, ingress, gso, 0], frame)
+        self.run_in_context(program, [ifindex, ingress, gso, 0], [0; 5], frame)
     }
 
-    /// Puts a packet with this mark through a program.
-    pub(crate) fn run_marked(&mut self, program: &'static str, interface: &str, mark: u32, frame: &[u8]) -> Outcome {
+    /// Puts an answer of our own through a program.
+    pub(crate) fn run_marked(&mut self, program: &'static str, interface: &str, frame: &[u8]) -> Outcome {
         let ifindex = self.ifindex(interface);
-        self.run_in_context(program, [ifindex, ifindex, 0, mark], frame)
+        self.run_in_context(program, [ifindex, ifindex, 0, MARK_ANSWER], [0; 5], frame)
+    }
+
+    /// Puts a packet that goes past the stack, with this control block, through the program where it leaves.
+    pub(crate) fn pass(&mut self, interface: &str, ingress: Option<&str>, control: [u32; 5], frame: &[u8]) -> Outcome {
+        let program = if interface == UPLINK { names::PROG_TO_UPLINK } else { names::PROG_TO_WORKLOAD };
+        let ingress = ingress.map_or(0, |ingress| self.ifindex(ingress));
+        self.run_in_context(program, [self.ifindex(interface), ingress, 0, 0], control, frame)
     }
 
     /// Puts a packet that the stack has forwarded, with this mark, through the program where it leaves.
     pub(crate) fn leave(&mut self, interface: &str, ingress: &str, mark: u32, frame: &[u8]) -> Outcome {
         let program = if interface == UPLINK { names::PROG_TO_UPLINK } else { names::PROG_TO_WORKLOAD };
-        self.run_in_context(program, [self.ifindex(interface), self.ifindex(ingress), 0, mark], frame)
+        self.run_in_context(program, [self.ifindex(interface), self.ifindex(ingress), 0, mark], [0; 5], frame)
     }
 
     fn run_in_context(
         &mut self,
         program: &'static str,
         [ifindex, ingress, gso, mark]: [u32; 4],
+        control: [u32; 5],
         frame: &[u8],
     ) -> Outcome {
         self.load(program).unwrap_or_else(|error| panic!("{program}: {error}"));
-        // struct __sk_buff: `mark`, `priority`, `ingress_ifindex`, `ifindex`, `gso_segs` and `gso_size`.
+        // struct __sk_buff: `mark`, `priority`, `ingress_ifindex`, `ifindex`, `cb`, `gso_segs` and `gso_size`.
         let mut context = [0_u8; 192];
         context[8..12].copy_from_slice(&mark.to_ne_bytes());
         context[36..40].copy_from_slice(&ingress.to_ne_bytes());
         context[40..44].copy_from_slice(&ifindex.to_ne_bytes());
+        context[48..68].copy_from_slice(bytemuck::bytes_of(&control));
         context[176..180].copy_from_slice(&gso.to_ne_bytes());
         // Answers may be longer than what they answer.
         let mut out = vec![0; frame.len() + 128];
@@ -343,7 +355,8 @@ impl World {
         let result = result.expect("runs the program");
         out.truncate(result.data_size_out as usize);
         let word = |at: usize| u32::from_ne_bytes(context_out[at..at + 4].try_into().expect("four bytes"));
-        Outcome { action: result.return_value as i32, frame: out, mark: word(8), priority: word(32) }
+        let control = [48, 52, 56, 60, 64].map(word);
+        Outcome { action: result.return_value as i32, frame: out, mark: word(8), priority: word(32), control }
     }
 
     /// Puts a frame through the XDP program, as if it had come in by the uplink.
@@ -372,7 +385,7 @@ impl World {
         let result = if self.entered { run() } else { self.namespace.enter(run).expect("enters the namespace") };
         let result = result.expect("runs the program");
         out.truncate(result.data_size_out as usize);
-        Outcome { action: result.return_value as i32, frame: out, mark: 0, priority: 0 }
+        Outcome { action: result.return_value as i32, frame: out, mark: 0, priority: 0, control: [0; 5] }
     }
 
     /// Loads an XDP program and says how many instructions the verifier looked at.

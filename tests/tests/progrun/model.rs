@@ -237,7 +237,15 @@ impl Model {
         Ok(if destination != Who::Other && fast { Way::ToWorkload(destination) } else { Way::Stack })
     }
 
+    /// What is not the host's own comes in by the uplink.
     fn at_to_workload(&mut self, packet: &Packet, own: bool) -> Verdict {
+        if !own
+            && self
+                .source_of_known(packet, |destination| destination == Who::A)
+                .is_some_and(|source| source != Who::Other)
+        {
+            return Err(DropReason::SpoofedLocal);
+        }
         if let Some(from_opener) = self.known(packet, |_, destination| destination == Who::A)? {
             if !from_opener {
                 // The answer comes through the stack, too.
@@ -261,6 +269,9 @@ impl Model {
             return Ok(Way::Stack);
         }
         let ends = [who(&packet.source), Who::A];
+        if ends[0] != Who::Other {
+            return Err(DropReason::SpoofedLocal);
+        }
         self.policy(packet, ends)?;
         if has_entry {
             self.enter(packet, ends, false, true, false);
@@ -290,6 +301,10 @@ impl Model {
             return Err(DropReason::SpoofedLocal);
         }
         let destination = who(&packet.destination);
+        let is_about_known = self.related(packet).is_some_and(|(_, to, ..)| to == destination);
+        if destination != Who::Other && is_nobodys(&packet.source) && !is_about_known {
+            return Err(DropReason::ReversePath);
+        }
         if destination == Who::Other || packet.fragment {
             return Ok(Way::Stack);
         }
@@ -305,6 +320,7 @@ impl Model {
         Ok(deliver(destination))
     }
 
+    /// It comes in by A's interface.
     fn at_to_uplink(&mut self, packet: &Packet) -> Verdict {
         if packet.kind == Kind::Later && who(&packet.source) != Who::Other {
             return self.later_fragment(On::Uplink, packet);
@@ -315,6 +331,9 @@ impl Model {
             }
             return Ok(Way::Stack);
         }
+        if self.source_of_known(packet, |_| true) == Some(Who::B) {
+            return Err(DropReason::SpoofedLocal);
+        }
         if let Some(from_opener) = self.known(packet, |_, _| true)? {
             self.first_fragment(On::Uplink, packet);
             let conn = self.conns.get_mut(&packet.key()).expect("known");
@@ -324,6 +343,9 @@ impl Model {
             return Ok(Way::Stack);
         }
         let source = who(&packet.source);
+        if source == Who::B {
+            return Err(DropReason::SpoofedLocal);
+        }
         if source != Who::Other {
             self.policy(packet, [source, Who::Other])?;
             if !packet.multicast() {
@@ -332,6 +354,14 @@ impl Model {
             self.first_fragment(On::Uplink, packet);
         }
         Ok(Way::Stack)
+    }
+
+    /// Who sends the packet by the connection that is known, if that is to whom it fits.
+    fn source_of_known(&self, packet: &Packet, fits: impl Fn(Who) -> bool) -> Option<Who> {
+        let conn = (packet.kind == Kind::Flow).then(|| self.conns.get(&packet.key())).flatten()?;
+        let from_opener = conn.opener == (packet.source, packet.ports[0]);
+        let [source, destination] = if from_opener { conn.ends } else { [conn.ends[1], conn.ends[0]] };
+        fits(destination).then_some(source)
     }
 
     /// Whether the packet passes by a connection that is known, and whether it comes from who opened it. `fits` says of the
@@ -503,6 +533,13 @@ impl Conn {
             self.assured = packet.protocol != 6 || self.tcp.midstream || self.tcp.syn_ack.is_some_and(got);
         }
     }
+}
+
+/// Whether nobody can have this address.
+fn is_nobodys(address: &[u8; 16]) -> bool {
+    let v4 = address[..12] == wide4([0; 4])[..12];
+    let words = &address[12..];
+    *address == [0; 16] || address[0] == 0xff || v4 && (words[0] >> 4 == 0xe || words == [255; 4] || words == [0; 4])
 }
 
 /// The workload that has an address.

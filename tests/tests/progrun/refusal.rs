@@ -1,6 +1,6 @@
 //! Answers to what policy rejects, byte by byte against frames that others built.
 
-use calico_ebpf_common::abi::{DropReason, MARK_ANSWER, names, settings_flags};
+use calico_ebpf_common::abi::{DropReason, names, settings_flags};
 use etherparse::PacketBuilder;
 
 use crate::{
@@ -271,7 +271,7 @@ fn answers_pass_all_programs() {
         (names::PROG_FROM_UPLINK, UPLINK),
         (names::PROG_TO_UPLINK, UPLINK),
     ] {
-        assert_eq!(world.run_marked(program, interface, MARK_ANSWER, &answer).action, STACK, "{program}");
+        assert_eq!(world.run_marked(program, interface, &answer).action, STACK, "{program}");
     }
     assert_eq!(world.from_a(&answer).action, DROP, "without the mark it is judged");
     assert!(world.conns4().is_empty());

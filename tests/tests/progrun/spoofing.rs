@@ -124,6 +124,23 @@ fn from_the_uplink_nobody_is_local() {
 }
 
 #[test]
+fn whom_nobody_can_answer_nobody_hears() {
+    let mut world = World::new();
+    // Whatever the routes say.
+    world.set_root(|root| root.settings.iter_mut().for_each(|settings| settings.flags = 0));
+    for source in [[0; 4], [224, 1, 1, 1], [255; 4]] {
+        assert_eq!(world.from_uplink(&udp4(source, 1000, A.v4, 53)).action, DROP, "{source:?}");
+    }
+    let mut many = [0; 16];
+    (many[0], many[1], many[15]) = (0xff, 2, 1);
+    for source in [[0; 16], many] {
+        assert_eq!(world.from_uplink(&udp6(source, 1000, A.v6, 53)).action, DROP, "{source:?}");
+    }
+    assert_eq!(world.drops(DropReason::ReversePath), 5);
+    assert_eq!(world.from_uplink(&udp4(OUTSIDE4, 1000, A.v4, 53)).action, REDIRECT);
+}
+
+#[test]
 fn there_must_be_a_way_back() {
     let mut world = World::new();
     // Nobody's network, one behind the uplink, one behind another interface; of both families.
