@@ -147,9 +147,10 @@ fn past_stack<F: Tables>(env: &Env, skb: &Skb, packet: &Packet<F>) -> Result<Cod
     Ok(action)
 }
 
-/// Back out of the interface that the packet came in by.
+/// Back out of the interface that the packet came in by. It may be in a workload's name.
 #[inline(always)]
 pub(crate) fn answer(skb: &Skb) -> Code {
+    skb.pass();
     // SAFETY: the helper takes plain numbers.
     unsafe { bpf_redirect(skb.ifindex(), 0) }
 }

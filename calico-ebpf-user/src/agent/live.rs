@@ -60,6 +60,8 @@ pub(super) struct Live {
     watching: bool,
     engine: Engine,
     confirmation: Confirmation<Before>,
+    /// What waits for that is of a reload, not of the start.
+    reloaded: bool,
     files: Option<FileWatch>,
     links: Watcher,
     calls: mpsc::Receiver<Call>,
@@ -108,6 +110,7 @@ impl Live {
             watching: options.watch,
             engine,
             confirmation,
+            reloaded: false,
             files,
             links,
             calls,
@@ -301,12 +304,11 @@ impl Live {
     fn roll_back(&mut self) {
         let content = self.engine.accepted().content;
         let Some(before) = self.confirmation.take_back(content) else { return };
-        // A start can be tried again: it has its own time to be confirmed.
-        let of_reload = matches!(before, Before::Accepted(_));
         match self.engine.take_back(before, ROLLED_BACK) {
             Ok(()) => {
                 tracing::warn!("nobody confirmed what was put in force: what was before it is in force again");
-                self.engine.note_rejected(of_reload.then_some(content));
+                // A start can be tried again: it has its own time to be confirmed.
+                self.engine.note_rejected(self.reloaded.then_some(content));
             }
             Err(error) => tracing::error!(
                 error = %format!("{error:#}"),
@@ -367,6 +369,7 @@ impl Live {
         };
         let within = Duration::from_secs(seconds.into());
         self.confirmation.start(Before::Accepted(before), Instant::now() + within);
+        self.reloaded = true;
         let within = clock::short(within);
         tracing::info!(within, "waiting for a confirmation");
         done(format!("{message}; the set before comes back unless `confirm` follows within {within}"))

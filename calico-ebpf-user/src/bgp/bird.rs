@@ -69,7 +69,7 @@ fn export_function(text: &mut String, node: &NodeBgp, family: Family, blocks: &[
     let n = family.number;
     let [normal, _] = node.priorities_of(family);
     let (told, kept) = (node.pools_of(family, true), node.pools_of(family, false));
-    text.push_str(&format!("function calico_export{n}(bool same_as) {{\n"));
+    text.push_str(&format!("function calico_export{n}() {{\n"));
     if !kept.is_empty() {
         text.push_str(&format!("  if net ~ {} then reject;\n", set(&kept, "+")));
     }
@@ -77,9 +77,6 @@ fn export_function(text: &mut String, node: &NodeBgp, family: Family, blocks: &[
     text.push_str(&format!(
         "  # Of the kernel's routes those of workloads: what else somebody wrote is for this node alone.\n  \
          if source = RTS_INHERIT && !({of_workload}) then reject;\n"
-    ));
-    text.push_str(&format!(
-        "  if same_as && source = RTS_INHERIT && defined(krt_metric) then bgp_local_pref = {SUM} - krt_metric;\n"
     ));
     for advertisement in node.advertisements.iter().filter(|advertisement| family.has(&advertisement.cidr)) {
         let additions: String = advertisement.communities.iter().map(|community| add(*community)).collect();
@@ -142,6 +139,12 @@ fn session_part(text: &mut String, node: &NodeBgp, session: &Session, hold_time:
             .collect()
     };
     let (imported, exported) = (rules(false), rules(true));
+    // Before all rules: one may accept, or ask for it.
+    let preferred = if internal {
+        format!("      if source = RTS_INHERIT && defined(krt_metric) then bgp_local_pref = {SUM} - krt_metric;\n")
+    } else {
+        String::new()
+    };
     let keepalive = (hold_time / 3).max(1);
     text.push_str(&format!(
         "\nprotocol bgp {name} {{\n  \
@@ -153,7 +156,7 @@ fn session_part(text: &mut String, node: &NodeBgp, session: &Session, hold_time:
          graceful restart on; graceful restart time {restart_time};\n  \
          ipv{n} {{\n    \
          import filter {{\n{imported}      calico_import{n}();\n    }};\n    \
-         export filter {{\n{exported}      calico_export{n}({internal});\n    }};{next_hop}\n    \
+         export filter {{\n{preferred}{exported}      calico_export{n}();\n    }};{next_hop}\n    \
          gateway recursive; add paths on;\n  }};\n}}\n",
         node.as_number
     ));

@@ -192,7 +192,7 @@ pub fn blocks(set: &ResourceSet) -> BTreeMap<IpNet, &str> {
     owned.collect()
 }
 
-/// `BGPConfiguration` `default`, overridden field by field by `node.NAME`.
+/// `BGPConfiguration` `default`, overridden field by field by `node.NAME` (which has none of the fields that are about all nodes).
 fn settings(set: &ResourceSet, node: &str) -> BgpConfiguration {
     let default = set.bgp.get("default").cloned().unwrap_or_default();
     let Some(own) = set.bgp.get(&format!("node.{node}")).cloned() else { return default };
@@ -229,17 +229,23 @@ impl Speaker<'_> {
         Ok(())
     }
 
-    /// Peers that are written down, then the mesh; each address once.
+    /// Peers that are written down, then the other ends of those that other nodes have with this one, then the mesh; each
+    /// address once.
     fn sessions(&self) -> Vec<Session> {
         let mut sessions: Vec<Session> = Vec::new();
         let peers = self.set.bgp_peers.iter().filter(|(_, peer)| self.has(peer));
         let written = peers.flat_map(|(name, peer)| self.written(name, peer));
-        for mut session in written.chain(self.mesh()) {
+        let reverse = self.set.bgp_peers.values().flat_map(|peer| self.reverse(peer));
+        for mut session in written.chain(reverse).chain(self.mesh()) {
             if sessions.iter().any(|other| other.address == session.address) {
                 continue;
             }
-            if sessions.iter().any(|other| other.name == session.name) {
-                session.name = format!("{}_{}", session.name, sessions.len());
+            let wanted = session.name.clone();
+            for number in sessions.len().. {
+                if sessions.iter().all(|other| other.name != session.name) {
+                    break;
+                }
+                session.name = format!("{wanted}_{number}");
             }
             sessions.push(session);
         }
@@ -247,31 +253,51 @@ impl Speaker<'_> {
     }
 
     fn has(&self, peer: &BgpPeer) -> bool {
-        peer.node.as_deref().is_none_or(|node| node == self.node)
-            && peer.node_selector.as_ref().is_none_or(|selector| selector.matches(&self.own.labels))
+        is_of(peer, self.node, self.own)
     }
 
     fn written(&self, name: &str, peer: &BgpPeer) -> Vec<Session> {
+        let found = match &peer.at {
+            BgpPeerAt::Address { address, port, as_number } => {
+                let mut nodes = self.set.node_resources.iter();
+                let node = nodes.find(|(_, node)| addresses(node).any(|known| known == *address));
+                let cluster = node.and_then(|(_, node)| node.route_reflector_cluster_id);
+                let of_node = node.filter(|(_, node)| self.as_number_of(node) == *as_number);
+                let port = port.or_else(|| of_node.and_then(|(name, _)| settings(self.set, name).listen_port));
+                let session = self.session(&format!("Peer_{name}"), *address, *as_number, cluster);
+                session.map(|session| Session { port, ..session }).into_iter().collect()
+            }
+            BgpPeerAt::Nodes(selector) => self.with_nodes("Node", &|_, node| selector.matches(&node.labels)),
+        };
+        self.as_written(peer, found)
+    }
+
+    /// With the nodes that have this one as a peer, if the resource leaves the other end to be made (`reversePeering`).
+    fn reverse(&self, peer: &BgpPeer) -> Vec<Session> {
+        let is_own = match &peer.at {
+            BgpPeerAt::Address { address, as_number, .. } => {
+                addresses(self.own).any(|own| own == *address) && self.as_number_of(self.own) == *as_number
+            }
+            BgpPeerAt::Nodes(selector) => selector.matches(&self.own.labels),
+        };
+        if !is_own || !peer.reverse {
+            return Vec::new();
+        }
+        self.as_written(peer, self.with_nodes("Node", &|name, node| is_of(peer, name, node)))
+    }
+
+    fn as_written(&self, peer: &BgpPeer, sessions: Vec<Session>) -> Vec<Session> {
+        let filters: Vec<_> = peer.filters.iter().filter_map(|name| self.set.bgp_filters.get(name)).cloned().collect();
         let as_written = |session: Session| Session {
             next_hop: peer.next_hop,
             source: session.source.filter(|_| peer.from_node_address),
             restart_time: peer.restart_time.unwrap_or(DEFAULT_RESTART_TIME),
             allowed_local_as: peer.allowed_local_as,
             ttl_security: peer.ttl_security,
-            filters: peer.filters.iter().filter_map(|name| self.set.bgp_filters.get(name)).cloned().collect(),
+            filters: filters.clone(),
             ..session
         };
-        let found = match &peer.at {
-            BgpPeerAt::Address { address, port, as_number } => {
-                let nodes = self.set.node_resources.values();
-                let node = nodes.into_iter().find(|node| addresses(node).any(|known| known == *address));
-                let cluster = node.and_then(|node| node.route_reflector_cluster_id);
-                let session = self.session(&format!("Peer_{name}"), *address, *as_number, cluster);
-                session.map(|session| Session { port: *port, ..session }).into_iter().collect()
-            }
-            BgpPeerAt::Nodes(selector) => self.with_nodes("Node", &|node| selector.matches(&node.labels)),
-        };
-        found.into_iter().map(as_written).collect()
+        sessions.into_iter().map(as_written).collect()
     }
 
     /// With every other node that is no route reflector.
@@ -280,19 +306,21 @@ impl Speaker<'_> {
             return Vec::new();
         }
         let restart_time = self.settings.mesh_restart_time.unwrap_or(DEFAULT_RESTART_TIME);
-        let sessions = self.with_nodes("Mesh", &|node| node.route_reflector_cluster_id.is_none());
+        let sessions = self.with_nodes("Mesh", &|_, node| node.route_reflector_cluster_id.is_none());
         // Both ends connecting at once would be twice the work: the one with the lower address waits.
         let waits = |session: &Session| session.source.is_some_and(|own| own < session.address);
         sessions.into_iter().map(|session| Session { passive: waits(&session), restart_time, ..session }).collect()
     }
 
-    fn with_nodes(&self, kind: &str, wanted: &dyn Fn(&Node) -> bool) -> Vec<Session> {
-        let others = self.set.node_resources.iter().filter(|(name, node)| *name != self.node && wanted(node));
+    fn with_nodes(&self, kind: &str, wanted: &dyn Fn(&str, &Node) -> bool) -> Vec<Session> {
+        let others = self.set.node_resources.iter().filter(|(name, node)| *name != self.node && wanted(name, node));
         let sessions = others.flat_map(|(name, node)| {
+            let port = settings(self.set, name).listen_port;
             addresses(node).filter_map(move |address| {
                 let family = if address.is_ipv4() { 4 } else { 6 };
                 let name = format!("{kind}_{name}_{family}");
-                self.session(&name, address, self.as_number_of(node), node.route_reflector_cluster_id)
+                let session = self.session(&name, address, self.as_number_of(node), node.route_reflector_cluster_id)?;
+                Some(Session { port, ..session })
             })
         });
         sessions.collect()
@@ -303,9 +331,8 @@ impl Speaker<'_> {
         let source = addresses(self.own).find(|own| own.is_ipv4() == address.is_ipv4())?;
         let own = self.own.route_reflector_cluster_id;
         let internal = as_number == self.as_number_of(self.own);
-        let allowed = |c: char| if c.is_ascii_alphanumeric() { c } else { '_' };
         (source != address).then(|| Session {
-            name: name.chars().map(allowed).collect(),
+            name: symbol(name),
             address,
             port: None,
             as_number,
@@ -321,6 +348,24 @@ impl Speaker<'_> {
     }
 }
 
+/// Whether it is a peer of this node.
+fn is_of(peer: &BgpPeer, name: &str, node: &Node) -> bool {
+    peer.node.as_deref().is_none_or(|wanted| wanted == name)
+        && peer.node_selector.as_ref().is_none_or(|selector| selector.matches(&node.labels))
+}
+
+/// A name as BIRD takes it: at most 64 letters, digits and underscores (`conf/cf-lex.l`), with some room for a number behind. Of a
+/// longer one a hash stands for the rest.
+fn symbol(name: &str) -> String {
+    const LONGEST: usize = 58;
+    let allowed = |c: char| if c.is_ascii_alphanumeric() { c } else { '_' };
+    let symbol: String = name.chars().map(allowed).collect();
+    if symbol.len() <= LONGEST {
+        return symbol;
+    }
+    format!("{}_{:08x}", &symbol[..LONGEST - 9], fnv(name))
+}
+
 fn addresses(node: &Node) -> impl Iterator<Item = IpAddr> {
     [node.ipv4, node.ipv6].into_iter().flatten().map(|net| net.addr())
 }
@@ -332,10 +377,13 @@ fn address4(address: IpAddr) -> Ipv4Addr {
     }
 }
 
-/// Of a node without an IPv4 address: any number that no other node has (FNV-1a of its name).
+/// Of a node without an IPv4 address: any number that no other node has ([`fnv`] of its name).
 fn router_id(node: &str) -> Ipv4Addr {
-    let hash = node.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
-    Ipv4Addr::from_bits(hash.max(1))
+    Ipv4Addr::from_bits(fnv(node).max(1))
+}
+
+fn fnv(text: &str) -> u32 {
+    text.bytes().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
 }
 
 #[cfg(test)]
@@ -423,6 +471,64 @@ spec: {node: c, peerIP: 192.0.2.1, asNumber: 65000, password: {secretKeyRef: {na
         assert!(refused("b").contains("serviceClusterIPs") && refused("c").contains("BGPPeer/secret: password"));
     }
 
+    /// Calico's own recipe for a route reflector: one resource, of which the reflector has the other ends.
+    #[test]
+    fn the_other_end_of_a_peer_is_made() {
+        let off = "---
+apiVersion: projectcalico.org/v3
+kind: BGPConfiguration
+metadata: {name: default}
+spec: {nodeToNodeMeshEnabled: false}
+---
+apiVersion: projectcalico.org/v3
+kind: BGPPeer
+metadata: {name: p}
+spec: ";
+        let of = |spec: &str, node: &str| -> Vec<String> {
+            peers(&set(&format!("{off}{spec}")), node).into_iter().map(|(name, _)| name).collect()
+        };
+        let by_label = "{node: b, peerSelector: rack == 'one'}";
+        assert_eq!(of(by_label, "b"), ["Node_a_4"]);
+        assert_eq!(of(by_label, "a"), ["Node_b_4"]);
+        assert!(of(by_label, "c").is_empty());
+        let by_address = "{node: b, peerIP: 192.0.2.13, asNumber: 64512}";
+        assert_eq!(of(by_address, "b"), ["Peer_p"]);
+        assert_eq!(of(by_address, "c"), ["Node_b_4"]);
+        // Another autonomous system is not that node's.
+        assert!(of("{node: b, peerIP: 192.0.2.13, asNumber: 65000}", "c").is_empty());
+        assert!(of("{node: b, peerSelector: rack == 'one', reversePeering: Manual}", "a").is_empty());
+    }
+
+    #[test]
+    fn peers_listen_where_their_node_does() {
+        let set = set("---
+apiVersion: projectcalico.org/v3
+kind: BGPConfiguration
+metadata: {name: default}
+spec: {listenPort: 1790}
+---
+apiVersion: projectcalico.org/v3
+kind: BGPConfiguration
+metadata: {name: node.c}
+spec: {listenPort: 1791}
+---
+apiVersion: projectcalico.org/v3
+kind: BGPPeer
+metadata: {name: p}
+spec: {node: a, peerIP: 192.0.2.12, asNumber: 64512}
+");
+        let bgp = NodeBgp::new(&set, "a").expect("a node");
+        let ports: Vec<_> = bgp.sessions.iter().map(|session| (&*session.name, session.port)).collect();
+        assert_eq!(ports, [("Peer_p", Some(1790)), ("Mesh_c_4", Some(1791)), ("Mesh_c_6", Some(1791))]);
+    }
+
+    #[test]
+    fn long_names_are_cut_to_what_bird_takes() {
+        let [one, other] = ["x", "y"].map(|end| symbol(&format!("Mesh_ip-10-0-0-1.{}{end}_4", "a".repeat(60))));
+        assert!(one.len() <= 60 && other.len() <= 60 && one != other, "{one} {other}");
+        assert_eq!(symbol("Mesh_a-b.c_4"), "Mesh_a_b_c_4");
+    }
+
     #[test]
     fn nodes_are_a_mesh_in_which_one_end_waits() {
         let set = set("");
@@ -457,7 +563,8 @@ spec: {node: b, peerSelector: rack == 'one'}
 ";
         let set = set(more);
         let a = NodeBgp::new(&set, "a").expect("a node");
-        assert_eq!((a.as_number, a.sessions.len()), (64600, 1));
+        let names: Vec<_> = a.sessions.iter().map(|session| session.name.as_str()).collect();
+        assert_eq!((a.as_number, names), (64600, vec!["Peer_rack_one", "Node_b_4"]));
         let session = &a.sessions[0];
         assert_eq!((session.name.as_str(), session.port, session.as_number), ("Peer_rack_one", Some(1179), 65001));
         assert_eq!(peers(&set, "b"), [("Node_a_4".to_owned(), false)]);

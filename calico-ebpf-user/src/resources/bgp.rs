@@ -63,7 +63,8 @@ const PEER: Table = &[
     ("localWorkloadSelector", Use::Unsupported("BGP with local workloads is not supported")),
     ("localASNumber", Use::Unsupported("another AS number towards one peer is not supported")),
     ("reachableBy", Use::Unsupported("no route to the peer is made: add one to this host")),
-    ("reversePeering", Use::Unsupported("write a BGPPeer for the other side")),
+    ("reversePeering", Use::Read),
+    ("keepaliveTime", Use::NoEffect),
 ];
 const FILTER: Table =
     &[("exportV4", Use::Read), ("importV4", Use::Read), ("exportV6", Use::Read), ("importV6", Use::Read)];
@@ -101,6 +102,12 @@ pub(super) fn configuration(decoder: &mut Decoder<'_>, document: &Document<'_>) 
         decoder.report(Severity::Warning, document.metadata.name_at, name.len(), Some(&field), message);
     }
     let spec = spec(decoder, document, CONFIGURATION)?;
+    // `ValidateDefaultOnlyFields` of libcalico-go.
+    for field in ["asNumber", "nodeToNodeMeshEnabled", "nodeMeshMaxRestartTime"] {
+        if let Some(node) = spec.get(field).filter(|_| name != "default") {
+            decoder.error(node, &path.field(field), "about all nodes: only the BGPConfiguration \"default\" has it");
+        }
+    }
     let named = named_communities(decoder, &spec, &path);
     Some(Body::BgpConfiguration(Box::new(BgpConfiguration {
         as_number: spec.get("asNumber").and_then(|node| as_number(decoder, node, &path.field("asNumber"))),
@@ -203,6 +210,7 @@ pub(super) fn peer(decoder: &mut Decoder<'_>, document: &Document<'_>) -> Option
         node_selector,
         next_hop: mode.unwrap_or(if keep { BgpNextHop::Keep } else { BgpNextHop::Auto }),
         from_node_address: word(decoder, &spec, &path, "sourceAddress", &sources).unwrap_or(true),
+        reverse: word(decoder, &spec, &path, "reversePeering", &[("Auto", true), ("Manual", false)]).unwrap_or(true),
         restart_time: duration(decoder, &spec, &path, "maxRestartTime"),
         allowed_local_as: spec
             .get("numAllowedLocalASNumbers")
@@ -241,7 +249,8 @@ fn peer_at(decoder: &mut Decoder<'_>, spec: &Fields<'_>, path: &FieldPath<'_>) -
         }
         return None;
     };
-    let Some((address, port)) = address_and_port(text) else {
+    let is_link_local = |address: IpAddr| matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
+    let Some((address, port)) = address_and_port(text).filter(|(address, _)| !is_link_local(*address)) else {
         let message = format!("\"{text}\" is not an IP address, with a port like 192.0.2.1:179 or [2001:db8::1]:179");
         decoder.error(node, &ip_path, message);
         return None;
@@ -364,8 +373,13 @@ fn prefix(decoder: &mut Decoder<'_>, fields: &Fields<'_>, path: &FieldPath<'_>, 
             decoder.integer(node, &length_path.field(name), 0..=net.max_prefix_len())
         };
         (min, max) = (bound("min").unwrap_or(min), bound("max").unwrap_or(max));
-        if min > max {
-            decoder.error(node, &length_path, format!("no prefix is at least {min} and at most {max} bits long"));
+        if min.max(own) > max {
+            let min = min.max(own);
+            decoder.error(
+                node,
+                &length_path,
+                format!("no prefix in {net} is at least {min} and at most {max} bits long"),
+            );
             return None;
         }
     }

@@ -408,6 +408,8 @@ pub struct BgpPeer {
     pub next_hop: BgpNextHop,
     /// `sourceAddress`: sessions come from the node's address.
     pub from_node_address: bool,
+    /// `reversePeering`: nodes that are the peer have the other end without a resource of their own.
+    pub reverse: bool,
     /// `maxRestartTime`, in seconds.
     pub restart_time: Option<u16>,
     /// `numAllowedLocalASNumbers`.

@@ -63,11 +63,12 @@ pub(super) fn as_number(decoder: &mut Decoder<'_>, node: &yaml::Node, path: &Fie
         let halves = scalar.text.split_once('.').and_then(|(high, low)| {
             Some(u32::from(high.parse::<u16>().ok()?) << 16 | u32::from(low.parse::<u16>().ok()?))
         });
-        if let Some(number) = scalar.text.parse().ok().or(halves) {
+        // 0 is nobody's (RFC 7607).
+        if let Some(number) = scalar.text.parse().ok().or(halves).filter(|number| *number != 0) {
             return Some(number);
         }
     }
-    decoder.error(node, path, "not the number of an autonomous system: 0 to 4294967295, or like 64.512");
+    decoder.error(node, path, "not the number of an autonomous system: 1 to 4294967295, or like 64.512");
     None
 }
 

@@ -124,11 +124,11 @@ const SHARED: [&str; 2] = ["203.0.113.9", "2001:db8:99::9"];
 fn sharing(config: &str) -> String {
     let [v4, v6] = SHARED;
     let told = |family: u8, net: String| {
-        format!("function calico_export{family}(bool same_as) {{\n  if net = {net} then accept;\n")
+        format!("function calico_export{family}() {{\n  if net = {net} then accept;\n")
     };
     let text = config
-        .replace("function calico_export4(bool same_as) {\n", &told(4, format!("{v4}/32")))
-        .replace("function calico_export6(bool same_as) {\n", &told(6, format!("{v6}/128")));
+        .replace("function calico_export4() {\n", &told(4, format!("{v4}/32")))
+        .replace("function calico_export6() {\n", &told(6, format!("{v6}/128")));
     assert_ne!(text, config);
     format!(
         "{text}protocol static shared4 {{ ipv4; route {v4}/32 blackhole; }}\n\

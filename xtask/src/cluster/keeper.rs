@@ -36,6 +36,8 @@ struct State {
     name: String,
     options: Options,
     keeper: u32,
+    /// It is up, and not still being made.
+    ready: bool,
 }
 
 /// Makes a cluster and leaves it to a process in the background, of which `arguments` are those of [`keep`].
@@ -43,8 +45,8 @@ struct State {
 /// # Errors
 /// There is one, or it cannot be made.
 pub fn up(arguments: &[String]) -> anyhow::Result<View> {
-    if let Ok(view) = current() {
-        bail!("there is a lab already ({}): `cargo xtask lab down` removes it", view.name());
+    if let Ok((state, _)) = state() {
+        bail!("there is a lab already ({}): `cargo xtask lab down` removes it", state.name);
     }
     lab::reap();
     let log = log_file();
@@ -75,7 +77,12 @@ pub fn keep(options: Options) -> anyhow::Result<()> {
     for signal in [SIGINT, SIGTERM] {
         signal_hook::flag::register(signal, Arc::clone(&ended))?;
     }
+    // Of two that are made at once one would be forgotten.
+    let lock = fs::File::create(directory().join("lab.lock")).context("cannot write where labs are noted")?;
+    ensure!(lock.try_lock().is_ok(), "another lab is up, or being made");
     let mut cluster = Cluster::new(options)?;
+    let mut state = State { name: cluster.view.name().to_owned(), options, keeper: std::process::id(), ready: false };
+    note(&state)?;
     copy_examples(&cluster, &project::root().join("examples/cluster"))?;
     cluster.start()?;
     match cluster.converge(CONVERGENCE) {
@@ -83,8 +90,8 @@ pub fn keep(options: Options) -> anyhow::Result<()> {
         // To be looked at with `lab status`.
         Err(error) => println!("{error:#}"),
     }
-    let state = State { name: cluster.view.name().to_owned(), options, keeper: std::process::id() };
-    fs::write(state_file(), serde_json::to_string_pretty(&state)?)?;
+    state.ready = true;
+    note(&state)?;
     let mut said = None;
     let mut seen = stamps(&cluster.view);
     while !ended.load(Ordering::Relaxed) {
@@ -103,6 +110,10 @@ pub fn keep(options: Options) -> anyhow::Result<()> {
     fs::remove_file(state_file()).context("cannot forget the lab")
 }
 
+fn note(state: &State) -> anyhow::Result<()> {
+    fs::write(state_file(), serde_json::to_string_pretty(state)?).context("cannot note the lab")
+}
+
 /// When the files of the resources were written.
 fn stamps(view: &View) -> BTreeMap<PathBuf, SystemTime> {
     let entries = fs::read_dir(view.config()).into_iter().flatten().flatten();
@@ -115,15 +126,23 @@ fn stamps(view: &View) -> BTreeMap<PathBuf, SystemTime> {
 /// There is none.
 pub fn current() -> anyhow::Result<View> {
     let (state, _) = state()?;
+    ensure!(state.ready, "the lab is still being made");
     View::new(state.name, state.options)
 }
 
-/// Removes the cluster that is up.
+/// Removes the cluster that is up, or being made, or what is left of one whose keeper has died.
 ///
 /// # Errors
 /// There is none.
 pub fn down() -> anyhow::Result<()> {
-    let (state, keeper) = state()?;
+    let (state, keeper) = match state() {
+        Ok(found) => found,
+        Err(_) if state_file().exists() => {
+            lab::reap();
+            return fs::remove_file(state_file()).context("cannot forget the lab");
+        }
+        Err(none) => return Err(none),
+    };
     kill(keeper, Signal::SIGTERM).context("cannot tell the keeper of the lab to end")?;
     let begin = Instant::now();
     while lab::is_kept(&state.name) {

@@ -1,8 +1,8 @@
 //! Moving a workload from one host to another, as a hypervisor does it: while it runs, with its addresses.
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 
-use super::view::View;
+use super::{plan::Role, view::View};
 use crate::lab::{GATEWAY4, GATEWAY6, HOST_SIDE_MAC, Namespace};
 
 const DEVICES: [&str; 2] = ["eth0", "eth1"];
@@ -32,6 +32,7 @@ impl Landing {
     /// There is no such workload or host, or the host has an interface of that name.
     pub fn prepare(view: &View, workload: &str, host: &str) -> anyhow::Result<Self> {
         let planned = view.plan.workloads.iter().find(|one| one.name == workload).context("no such workload")?;
+        ensure!(view.speaker(host).is_ok_and(|one| one.role == Role::Host), "no such host: {host}");
         let (inside, outside) = (view.namespace(workload)?, view.namespace(host)?);
         let way = inside.ip("route show default")?;
         let [first, second] = DEVICES;

@@ -191,6 +191,9 @@ fn execute(view: &View, who: &str, words: &[String]) -> anyhow::Result<()> {
     match (words.split_first(), speaker) {
         (Some((first, rest)), Some(host)) if first == "calico-ebpf" && host.role == Role::Host => {
             command.arg(project::binary()).args(rest).arg("--pin-dir").arg(view.instance(host).pin_dir);
+            if !rest.iter().any(|word| word == "--node" || word.starts_with("--node=")) {
+                command.args(["--node", &host.name]);
+            }
         }
         (Some((first, rest)), Some(speaker)) if first == view.router(speaker).name() => {
             let asked = view.router(speaker).command()?;
