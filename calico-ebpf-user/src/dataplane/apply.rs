@@ -101,7 +101,7 @@ impl Dataplane {
         info.hz = hz;
         info.version = env!("CARGO_PKG_VERSION").to_owned();
         info.pid = std::process::id();
-        info.namespace = netns::own()?;
+        info.namespace = netns::cookie().unwrap_or(0);
         let owned = tables.owned_addresses()?;
         let conn_limit = load::conn_limit(&directory)?;
         let ticks = if takeover { None } else { Some(load::clock(&directory)?) };

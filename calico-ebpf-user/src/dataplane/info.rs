@@ -23,7 +23,7 @@ pub struct Info {
     pub node: String,
     /// Process that wrote last; it may be gone.
     pub pid: u32,
-    /// The network namespace, by the number that the kernel gives it while it lasts; 0: not known.
+    /// The cookie of the network namespace; 0: not known.
     pub namespace: u64,
     /// Kernel ticks (jiffies) in a second.
     pub hz: u32,

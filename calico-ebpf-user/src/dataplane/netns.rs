@@ -1,15 +1,23 @@
 //! Network namespaces.
 
 use std::{
+    collections::HashSet,
     fs::{self, File},
     io,
-    os::{fd::AsFd as _, unix::fs::MetadataExt as _},
+    os::{
+        fd::AsFd as _,
+        unix::{fs::MetadataExt as _, net::UnixDatagram},
+    },
     path::{Path, PathBuf},
+    thread,
 };
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use super::error::{DataplaneError, Result};
+use super::{
+    error::{DataplaneError, Result},
+    sys,
+};
 
 /// Where `ip netns` keeps those with a name.
 const NAMED: &str = "/run/netns";
@@ -27,21 +35,24 @@ pub fn enter(name: &str) -> Result<()> {
     entered.map_err(|source| DataplaneError::Netns { name: name.to_owned(), source })
 }
 
-/// The kernel's number of the calling thread's network namespace (the inode of it in `/proc`). It may be given out again when the
-/// namespace is gone.
-///
-/// # Errors
-/// If `/proc` cannot be read.
-pub(crate) fn own() -> Result<u64> {
-    let path = "/proc/thread-self/ns/net";
-    fs::metadata(path).map(|found| found.ino()).map_err(DataplaneError::io(format!("look at {path}")))
+/// The cookie of the calling thread's network namespace, which no other one ever has while the machine runs. `None` before Linux 5.14.
+pub(crate) fn cookie() -> Option<u64> {
+    sys::namespace_cookie(UnixDatagram::unbound().ok()?.as_fd())
 }
 
-/// A way to the network namespace with this number: its name, or a process in it. `None` if there is none, so that nobody can
+/// A way to the network namespace with this cookie: its name, or a process in it. `None` if there is none, so that nobody can
 /// be in it.
-pub(crate) fn find(number: u64) -> Option<PathBuf> {
+pub(crate) fn find(wanted: u64) -> Option<PathBuf> {
     let entries = |directory| fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path());
-    let named = entries(NAMED);
     let of_processes = entries("/proc").map(|process| process.join("ns/net"));
-    named.chain(of_processes).find(|path| fs::metadata(path).is_ok_and(|found| found.ino() == number))
+    let mut paths: Vec<_> = entries(NAMED).chain(of_processes).collect();
+    let mut seen = HashSet::new();
+    paths.retain(|path| fs::metadata(path).is_ok_and(|found| seen.insert(found.ino())));
+    // Only who is in one can ask for its cookie: a thread that ends with that.
+    let look = move || {
+        let is_wanted =
+            |path: &PathBuf| path.to_str().is_some_and(|name| enter(name).is_ok()) && cookie() == Some(wanted);
+        paths.into_iter().find(is_wanted)
+    };
+    thread::spawn(look).join().ok().flatten()
 }

@@ -1,4 +1,4 @@
-//! The loader's only unsafe code: `bpf(2)` on maps and programs, memory-mapped arrays, `membarrier(2)`.
+//! The loader's only unsafe code: `bpf(2)` on maps and programs, memory-mapped arrays, `membarrier(2)`, options of sockets.
 //!
 //! Everything exported is safe: sizes are checked here against what the kernel says of the object.
 
@@ -6,7 +6,7 @@ use std::{
     ffi::CString,
     io,
     os::{
-        fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
+        fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
         unix::ffi::OsStrExt as _,
     },
     path::Path,
@@ -624,4 +624,16 @@ fn found(result: io::Result<libc::c_long>) -> io::Result<bool> {
 fn unsupported(error: &io::Error) -> bool {
     // 524 is the kernel's ENOTSUPP, which user space should never see but does.
     matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP | libc::ENOSYS | 524))
+}
+
+/// The cookie of the network namespace that a socket is of; `None` before Linux 5.14.
+pub(crate) fn namespace_cookie(socket: BorrowedFd<'_>) -> Option<u64> {
+    let mut cookie = 0_u64;
+    let mut length = size_of::<u64>() as libc::socklen_t;
+    let place = std::ptr::from_mut(&mut cookie).cast();
+    // SAFETY: the kernel writes at most as many bytes as it is told there are.
+    let got = unsafe {
+        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_NETNS_COOKIE, place, &raw mut length)
+    };
+    (got == 0).then_some(cookie)
 }

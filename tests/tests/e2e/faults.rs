@@ -123,9 +123,8 @@ const SHARED: [&str; 2] = ["203.0.113.9", "2001:db8:99::9"];
 /// `config` of a BIRD, which tells that the shared addresses are here.
 fn sharing(config: &str) -> String {
     let [v4, v6] = SHARED;
-    let told = |family: u8, net: String| {
-        format!("function calico_export{family}() {{\n  if net = {net} then accept;\n")
-    };
+    let told =
+        |family: u8, net: String| format!("function calico_export{family}() {{\n  if net = {net} then accept;\n");
     let text = config
         .replace("function calico_export4() {\n", &told(4, format!("{v4}/32")))
         .replace("function calico_export6() {\n", &told(6, format!("{v6}/128")));
