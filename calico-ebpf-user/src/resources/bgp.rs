@@ -249,12 +249,15 @@ fn peer_at(decoder: &mut Decoder<'_>, spec: &Fields<'_>, path: &FieldPath<'_>) -
         }
         return None;
     };
-    let is_link_local = |address: IpAddr| matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
-    let Some((address, port)) = address_and_port(text).filter(|(address, _)| !is_link_local(*address)) else {
+    let Some((address, port)) = address_and_port(text) else {
         let message = format!("\"{text}\" is not an IP address, with a port like 192.0.2.1:179 or [2001:db8::1]:179");
         decoder.error(node, &ip_path, message);
         return None;
     };
+    if matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local()) {
+        decoder.error(node, &ip_path, "an address of a link does not say which link: write one that all know");
+        return None;
+    }
     if number.is_none() && spec.get("asNumber").is_none() {
         decoder.missing(spec.at, &path.field("asNumber"), "missing: the autonomous system of the peer");
     }
