@@ -1,4 +1,5 @@
-//! Marks of packets: `skb->mark`, as rules of the host's see it.
+//! What programs write on packets beside their bytes: `skb->mark` and `skb->priority`, as rules of the host's see them, and the
+//! control block, which those do not see.
 
 /// The stack is to forward the packet as it is: its connection was opened untranslated. One bit, of the range that Calico
 /// reserves for its eBPF data path.
