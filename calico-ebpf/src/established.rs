@@ -234,7 +234,10 @@ fn try_again<F: Tables>() -> Result<Code, DropReason> {
     // The addresses may have other owners now.
     let spoofs = opener_workload.is_some_and(|workload| workload.flags & workload_flags::SPOOF != 0);
     let is_host = opener_workload.is_some_and(|workload| workload.flags & workload_flags::HOST_ENDPOINT != 0);
+    // The stack has given it the host's.
+    let is_masqueraded = conn.flags & conn_flags::BEHIND_DNAT != 0 && opener_at.host;
     let opener_stays = opener_at.slot == opener_slot
+        || is_masqueraded
         || is_host && opener_at.slot == NO_SLOT
         || spoofs && F::may_spoof(opener_slot, opener);
     // What the stack delivered by a route of somebody else's has no owner by address, nor has what a host endpoint judges.
@@ -245,6 +248,14 @@ fn try_again<F: Tables>() -> Result<Code, DropReason> {
     if !opener_stays || !responder_stays {
         conns::close_early::<F>(&work.key, conn.account, conn.flags, env.now);
         return Ok(MISS);
+    }
+    if conn.opener == OpenerKind::Translated as u8 {
+        // It is judged by its other entry.
+        if let Some(workload) = opener_workload {
+            // SAFETY: the entry stays writable as long as the program runs.
+            unsafe { (*conn_ptr).ends[0].epoch = workload.policy(env.generation).egress_epoch };
+        }
+        return Ok(AGAIN);
     }
     let mut ports = packet.transport.rule_ports(packet.protocol);
     if packet.protocol == F::ICMP {

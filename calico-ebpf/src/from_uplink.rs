@@ -1,23 +1,18 @@
 //! What comes in by an uplink.
 
 use calico_ebpf_common::{
-    abi::{
-        DropReason, Event, MARK_ASKED, MARK_SETTLED, NO_SLOT, OpenerKind, PRIORITY_DENIED, PRIORITY_REJECTED,
-        conn_flags, workload_flags,
-    },
+    abi::{DropReason, MARK_ASKED, MARK_SETTLED, NO_SLOT, OpenerKind, conn_flags, workload_flags},
     packet::Kind,
 };
 
 use crate::{
-    count,
     established::{Hook, NoHit, find, related},
     forward::{TO_STACK, to_workload},
-    maps::EVENTS,
     opening, reverse_path,
     skb::Skb,
-    tables::{HostSeats, Tables, active, has_host_endpoints, host_seats, locate, translates},
+    tables::{HostSeats, Tables, active, has_host_endpoints, host_seats, locate},
     to_workload::Receiver,
-    work::{ALLOWED, Code, DELIVER, Env, MISS, code, dropped, forget_origin, reason, take, work},
+    work::{ALLOWED, Code, DELIVER, Env, MISS, code, dropped, forget_origin, take, work},
 };
 
 /// Whether what is for a workload may go to it past the stack from here.
@@ -163,45 +158,4 @@ fn try_first<F: Receiver>(skb: &Skb, untracked: Code) -> Result<Code, DropReason
         opening::enter(&env, work, &opening, slots, OpenerKind::Outside, flags)?;
     }
     if to_host || slots[1] == NO_SLOT { Ok(TO_STACK) } else { Ok(DELIVER) }
-}
-
-/// What becomes of a packet that is to be dropped, given by its code. What policy of a host endpoint denies may be about to
-/// get another destination: where the stack translates some, it is asked first, and drops what it does not translate.
-#[inline(always)]
-pub(crate) fn denied<F: Tables>(skb: &Skb, code: Code) -> Code {
-    match priority(reason(code)) {
-        Some(priority) if may_be_translated::<F>(skb) => {
-            count(EVENTS.get_ptr_mut(Event::LeftToTranslation as u32));
-            skb.leave_to_translation(priority);
-            TO_STACK
-        }
-        _ => code,
-    }
-}
-
-/// How the stack is told of what policy denies, and of what belongs to no connection by the addresses that it came with.
-#[inline(always)]
-fn priority(reason: Option<u32>) -> Option<u32> {
-    const POLICY: [DropReason; 2] = [DropReason::PolicyIngress, DropReason::PolicyEgress];
-    const REJECTED: [DropReason; 2] = [DropReason::RejectedIngress, DropReason::RejectedEgress];
-    const UNKNOWN: [DropReason; 2] = [DropReason::TcpInvalid, DropReason::IcmpUnrelated];
-    let reason = reason?;
-    let is_of = |reasons: [DropReason; 2]| reason == reasons[0] as u32 || reason == reasons[1] as u32;
-    if is_of(POLICY) || is_of(UNKNOWN) {
-        Some(PRIORITY_DENIED)
-    } else if is_of(REJECTED) {
-        Some(PRIORITY_REJECTED)
-    } else {
-        None
-    }
-}
-
-#[inline(always)]
-fn may_be_translated<F: Tables>(skb: &Skb) -> bool {
-    let Some(work) = work::<F>() else { return false };
-    let Ok(env) = Env::resume(skb, work) else { return false };
-    !work.denied_for_good
-        && skb.is_for_host_mac()
-        && translates(&env)
-        && locate::<F>(&work.packet.destination, env.generation).slot == NO_SLOT
 }

@@ -1,7 +1,7 @@
 //! What a workload sends.
 
 use calico_ebpf_common::{
-    abi::{DropReason, NO_SLOT, OpenerKind, Workload, conn_flags, host_action, workload_flags},
+    abi::{DropReason, NO_SLOT, OpenerKind, PRIORITY_DENIED, Workload, conn_flags, host_action, workload_flags},
     packet::{
         Cursor as _, EthernetHeader, Ip as _, Kind, Packet, V4, V6,
         arp::{ARP_AT, ArpPacket, Form},
@@ -64,6 +64,13 @@ fn try_established<F: Tables>(skb: &Skb) -> Result<Code, DropReason> {
         host_welcomes::<F>(&env, packet, &locate::<F>(&packet.destination, env.generation))?;
     }
     fragments::first_passed(&env, packet);
+    if hit.opener == OpenerKind::Translated as u8 {
+        if !skb.is_for_host_mac() {
+            return Err(DropReason::PolicyEgress);
+        }
+        // Whether it is translated still, the stack knows.
+        skb.leave_to_translation(PRIORITY_DENIED);
+    }
     if via_stack {
         Ok(TO_STACK)
     } else if let Some(destination) = hit.destination
@@ -155,7 +162,13 @@ fn try_first<F: Sender>(skb: &Skb, missed: Code) -> Result<Code, DropReason> {
         return Err(DropReason::NoInterface);
     }
     let slots = [slot, destination.slot];
-    let opening = opening::judge(&env, packet, slots, [source.class, destination.class], false)?;
+    let opening = match opening::judge(&env, packet, slots, [source.class, destination.class], false) {
+        Ok(opening) => opening,
+        Err(denied) => {
+            work.denied_for_good = denied.before_dnat;
+            return Err(denied.reason);
+        }
+    };
     let leaves = destination.slot == NO_SLOT;
     let to_host = leaves && opening.is_from_opener() && host_welcomes::<F>(&env, packet, &destination)?;
     if matches!(packet.kind, Kind::Flow) && !F::is_multicast(&packet.destination) {
@@ -204,7 +217,9 @@ fn try_to_host<F: Tables>() -> Result<Code, DropReason> {
         }
         Err(denied) => {
             opening::forget(&env, work);
-            Err(denied.into())
+            // Of policy before DNAT.
+            work.denied_for_good = true;
+            Err(denied.reason)
         }
     }
 }

@@ -26,6 +26,7 @@ mod skb;
 mod tables;
 mod to_uplink;
 mod to_workload;
+mod translation;
 mod untracked;
 mod visit;
 mod work;
@@ -50,7 +51,7 @@ use crate::{
     maps::{DROPS, ROOT},
     skb::Skb,
     tables::has_host_endpoints,
-    work::{AGAIN, ALLOWED, ANSWERED, Code, DELIVER, FOREIGN, LEAVES, LEFT, MISS, dropped, jiffies, reason},
+    work::{AGAIN, ALLOWED, ANSWERED, Code, DELIVER, FOREIGN, LEAVES, LEFT, MISS, UNDECIDED, dropped, jiffies, reason},
     xdp::Frame,
 };
 
@@ -105,8 +106,12 @@ steps! {
     cali_refuse4() = refuse::refuse::<V4>;
     cali_refuse6() = refuse::refuse::<V6>;
     cali_tell(code) = tell;
-    cali_fu_denied4(code) = from_uplink::denied::<V4>;
-    cali_fu_denied6(code) = from_uplink::denied::<V6>;
+    cali_fu_denied4(code) = translation::at_host_endpoint::<V4>;
+    cali_fu_denied6(code) = translation::at_host_endpoint::<V6>;
+    cali_fw_denied4(code) = translation::at_workload::<V4>;
+    cali_fw_denied6(code) = translation::at_workload::<V6>;
+    cali_tw_answer4() = translation::answered::<V4>;
+    cali_tw_answer6() = translation::answered::<V6>;
     cali_fu_untag() = from_uplink::untag;
     cali_fu_arp() = neighbour::arp;
     cali_fu_nd6() = neighbour::solicitation;
@@ -165,11 +170,21 @@ pub fn cali_from_wl(ctx: TcContext) -> i32 {
     }
     let code = match skb.ether_type() {
         ether_type::IPV4 => {
-            from_workload_ip(&skb, cali_fw_known4, cali_again4, None, cali_fw_first4, cali_fw_host4, cali_deliver4)
+            let code =
+                from_workload_ip(&skb, cali_fw_known4, cali_again4, None, cali_fw_first4, cali_fw_host4, cali_deliver4);
+            match left(&skb, code, cali_fw_denied4) {
+                Some(code) => code,
+                None => return TO_STACK as i32,
+            }
         }
         ether_type::IPV6 => {
             let link = Some(cali_fw_link6 as Step);
-            from_workload_ip(&skb, cali_fw_known6, cali_again6, link, cali_fw_first6, cali_fw_host6, cali_deliver6)
+            let code =
+                from_workload_ip(&skb, cali_fw_known6, cali_again6, link, cali_fw_first6, cali_fw_host6, cali_deliver6);
+            match left(&skb, code, cali_fw_denied6) {
+                Some(code) => code,
+                None => return TO_STACK as i32,
+            }
         }
         ether_type::ARP => cali_fw_arp(skb.raw_context()),
         _ => dropped(DropReason::EtherType),
@@ -204,6 +219,23 @@ fn from_workload_ip(
     }
 }
 
+/// What policy denies, once more: `None` if it is left to the stack, which may translate it.
+#[inline(always)]
+fn left(skb: &Skb, code: Code, step: FirstStep) -> Option<Code> {
+    if reason(code).is_none() {
+        return Some(code);
+    }
+    match step(skb.raw_context(), code) {
+        TO_STACK => None,
+        UNDECIDED => {
+            flows::settled(skb, Hook::FromWorkload, code);
+            cali_tell(skb.raw_context(), code);
+            None
+        }
+        code => Some(code),
+    }
+}
+
 #[classifier]
 pub fn cali_to_wl(ctx: TcContext) -> i32 {
     let skb = Skb::new(&ctx);
@@ -214,8 +246,8 @@ pub fn cali_to_wl(ctx: TcContext) -> i32 {
         return finish(&ctx, Hook::ToWorkload, dropped(DropReason::PolicyIngress));
     }
     let code = match skb.ether_type() {
-        ether_type::IPV4 => to_workload_ip(&skb, cali_tw_known4, cali_again4, cali_tw_first4),
-        ether_type::IPV6 => to_workload_ip(&skb, cali_tw_known6, cali_again6, cali_tw_first6),
+        ether_type::IPV4 => to_workload_ip(&skb, cali_tw_known4, cali_again4, cali_tw_answer4, cali_tw_first4),
+        ether_type::IPV6 => to_workload_ip(&skb, cali_tw_known6, cali_again6, cali_tw_answer6, cali_tw_first6),
         // The host asks, or our own answer goes out.
         ether_type::ARP => TO_STACK,
         _ if to_workload::is_own(&skb) => TO_STACK,
@@ -225,9 +257,12 @@ pub fn cali_to_wl(ctx: TcContext) -> i32 {
 }
 
 #[inline(always)]
-fn to_workload_ip(skb: &Skb, known: Step, again: extern "C" fn() -> Code, first: FirstStep) -> Code {
+fn to_workload_ip(skb: &Skb, known: Step, again: extern "C" fn() -> Code, answered: Step, first: FirstStep) -> Code {
     let code = look(skb, known, again);
     if code == MISS || code == FOREIGN {
+        if skb.is_marked(MARK_REPLY) && !to_workload::is_own(skb) && answered(skb.raw_context()) == TO_STACK {
+            return TO_STACK;
+        }
         first(skb.raw_context(), code)
     } else if reason(code).is_some() && to_workload::is_own(skb) {
         // Policy has cut the connection; it has no say over the host's own packets.

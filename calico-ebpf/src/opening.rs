@@ -36,6 +36,10 @@ impl Opening {
     pub(crate) const BY_HOST: Self =
         Self { from_opener: true, allowed: Allowed { rules: [NO_RULE; 2], before_dnat: false } };
 
+    /// The opener's packets were left to the stack: the answer shows that it translates them.
+    pub(crate) const ANSWERED: Self =
+        Self { from_opener: false, allowed: Allowed { rules: [NO_RULE; 2], before_dnat: false } };
+
     #[inline(always)]
     pub(crate) fn is_from_opener(&self) -> bool {
         self.from_opener
@@ -152,7 +156,8 @@ pub(crate) fn enter<F: Tables>(
     let state = State::new(flags | opener_is_a | settled, packet.protocol, &packet.transport);
     let icmp = if packet.protocol == F::ICMP { packet.transport.icmp } else { 0 };
     let (kind, account) = if opener != NO_SLOT {
-        (OpenerKind::Workload, account_opened_by(opener))
+        let is_translated = matches!(kind, OpenerKind::Translated);
+        (if is_translated { kind } else { OpenerKind::Workload }, account_opened_by(opener))
     } else if matches!(kind, OpenerKind::Host) {
         (OpenerKind::Host, ACCOUNT_HOST)
     } else {

@@ -5,8 +5,8 @@ use core::{arch::asm, ptr};
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use calico_ebpf_common::{
     abi::{
-        AddressEntry, Conn, DropReason, HOST, Interface, MARK_ASKED, MARK_SETTLED, NO_SLOT, SpoofKey4, SpoofKey6,
-        Workload, ring_key, ring_stamp, role, settings_flags, workload_flags,
+        AddressEntry, Conn, DropReason, HOST, Interface, MARK_ASKED, MARK_SETTLED, MARK_TRANSLATED, NO_SLOT, SpoofKey4,
+        SpoofKey6, Workload, ring_key, ring_stamp, role, settings_flags, workload_flags,
     },
     packet::{Cursor as _, ETHERNET_BYTES, IPV4_BYTES, Ip, Ipv4Header, V4, V6, ttl_decremented},
 };
@@ -70,6 +70,8 @@ pub(crate) trait Tables: Ip {
     /// Class of an address that has no entry of its own.
     fn class(address: &Self::Addr, generation: u32) -> u32;
     fn may_spoof(slot: u32, address: &Self::Addr) -> bool;
+    /// The address of the workload whose interface this is.
+    fn own(interface: &Interface) -> Self::Addr;
     /// One router further.
     fn decrement_ttl(skb: &Skb) -> Option<()>;
     /// What the kernel chooses a way by besides addresses and ports: the type of service, or the flow label, as `bpf_fib_lookup`
@@ -122,6 +124,10 @@ impl Tables for V4 {
     fn may_spoof(slot: u32, address: &Self::Addr) -> bool {
         let key = Key::new(64, SpoofKey4 { slot: slot.to_be_bytes(), address: *address });
         trie_key(key).is_some_and(|key| SPOOF4.get(key).is_some())
+    }
+    #[inline(always)]
+    fn own(interface: &Interface) -> Self::Addr {
+        interface.address4
     }
     #[inline(always)]
     fn decrement_ttl(skb: &Skb) -> Option<()> {
@@ -188,6 +194,10 @@ impl Tables for V6 {
     fn may_spoof(slot: u32, address: &Self::Addr) -> bool {
         let key = Key::new(160, SpoofKey6 { slot: slot.to_be_bytes(), address: *address });
         trie_key(key).is_some_and(|key| SPOOF6.get(key).is_some())
+    }
+    #[inline(always)]
+    fn own(interface: &Interface) -> Self::Addr {
+        interface.address6
     }
     #[inline(always)]
     fn decrement_ttl(skb: &Skb) -> Option<()> {
@@ -310,10 +320,39 @@ pub(crate) fn is_way_out(env: &Env) -> bool {
     interface(env.ifindex).is_some_and(|interface| interface.role == role::WAY_OUT)
 }
 
+/// Slot of who is judged as the sender of a packet that the stack has forwarded, and the class of its address; `source` is what is
+/// known of the one in the packet. The stack may have given it the host's, behind policy: that is about the workload's own.
+#[inline(always)]
+pub(crate) fn sender<F: Tables>(skb: &Skb, env: &Env, source: &Located) -> (u32, u32) {
+    if source.slot != NO_SLOT {
+        return (source.slot, source.class);
+    }
+    let slot = seat_of_arrival(skb, env);
+    let is_masqueraded = source.host && skb.is_marked(MARK_TRANSLATED);
+    (
+        slot,
+        if is_masqueraded { own_class::<F>(skb.ingress_ifindex(), source.class, env.generation) } else { source.class },
+    )
+}
+
+/// Class of the address of the workload whose interface this is; `other` if it is none's.
+#[inline(never)]
+fn own_class<F: Tables>(ifindex: u32, other: u32, generation: u32) -> u32 {
+    match interface(ifindex) {
+        Some(interface) if interface.role == role::WORKLOAD => locate::<F>(&F::own(interface), generation).class,
+        _ => other,
+    }
+}
+
 /// Slot of what judges, of a packet that the stack has forwarded, what comes in where this one came in: `NO_SLOT` if it has
 /// been asked about the packet as it is, or has no say about it.
 #[inline(always)]
 pub(crate) fn seat_of_arrival(skb: &Skb, env: &Env) -> u32 {
+    if skb.is_marked(MARK_TRANSLATED)
+        && let Ok((slot, _)) = of_interface(skb.ingress_ifindex())
+    {
+        return slot;
+    }
     if !has_host_endpoints() || skb.is_marked(MARK_ASKED | MARK_SETTLED) {
         return NO_SLOT;
     }

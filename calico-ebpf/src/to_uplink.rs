@@ -2,8 +2,8 @@
 
 use calico_ebpf_common::{
     abi::{
-        DropReason, MARK_ASKED, MARK_REPLY, MARK_SETTLED, MARK_UNTRANSLATED, NO_SLOT, OpenerKind, conn_flags,
-        workload_flags,
+        DropReason, MARK_ASKED, MARK_LEFT, MARK_REPLY, MARK_SETTLED, MARK_TRANSLATED, MARK_UNTRANSLATED, NO_SLOT,
+        OpenerKind, conn_flags, workload_flags,
     },
     packet::{Kind, protocol, tcp_flags},
 };
@@ -15,7 +15,8 @@ use crate::{
     policy::judge_ends,
     skb::Skb,
     tables::{
-        HostSeats, Tables, active, has_host_endpoints, host_seats, is_way_out, locate, seat_of_arrival, translates,
+        HostSeats, Tables, active, has_host_endpoints, host_seats, is_way_out, locate, seat_of_arrival, sender,
+        translates,
     },
     to_workload::{Receiver, check_arrival, is_own},
     work::{AGAIN, Code, Env, LEAVES, MISS, code, take, work},
@@ -77,7 +78,7 @@ fn try_established<F: Tables>(skb: &Skb) -> Result<Code, DropReason> {
 /// routing may ask for.
 #[inline(always)]
 fn goes_past(env: &Env, skb: &Skb) -> bool {
-    const OURS: u32 = MARK_UNTRANSLATED | MARK_ASKED | MARK_SETTLED | MARK_REPLY;
+    const OURS: u32 = MARK_UNTRANSLATED | MARK_ASKED | MARK_SETTLED | MARK_REPLY | MARK_TRANSLATED | MARK_LEFT;
     env.is_uplink(env.ifindex) && !skb.is_marked(!OURS)
 }
 
@@ -158,12 +159,11 @@ fn try_first<F: Receiver>(skb: &Skb) -> Result<Code, DropReason> {
         return Ok(TO_STACK);
     }
     let seats = if has_host_endpoints() { host_seats(&env) } else { HostSeats::NOBODY };
-    let slots = if is_own(skb) {
-        [seats.host, NO_SLOT]
-    } else if source.slot == NO_SLOT {
-        [seat_of_arrival(skb, &env), seats.forward]
+    let (slots, class) = if is_own(skb) {
+        ([seats.host, NO_SLOT], source.class)
     } else {
-        [source.slot, seats.forward]
+        let (sender, class) = sender::<F>(skb, &env, &source);
+        ([sender, seats.forward], class)
     };
     check_arrival(skb, source.slot)?;
     // What the stack has given the host's address has to come back: it needs an entry, even where nobody judges it.
@@ -172,7 +172,7 @@ fn try_first<F: Receiver>(skb: &Skb) -> Result<Code, DropReason> {
         return Ok(TO_STACK);
     }
     let destination = locate::<F>(&packet.destination, env.generation);
-    let opening = opening::judge(&env, packet, slots, [source.class, destination.class], true)?;
+    let opening = opening::judge(&env, packet, slots, [class, destination.class], true)?;
     if matches!(packet.kind, Kind::Flow) && !F::is_multicast(&packet.destination) {
         let flags = conn_flags::VIA_STACK | conn_flags::BEHIND_DNAT | opening::settled(skb);
         opening::enter(&env, work, &opening, slots, OpenerKind::Outside, flags)?;

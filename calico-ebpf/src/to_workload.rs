@@ -12,7 +12,7 @@ use crate::{
     fragments,
     opening::{self, Opening},
     skb::Skb,
-    tables::{Tables, active, locate, of_interface, seat_of_arrival},
+    tables::{Tables, active, locate, of_interface, sender},
     work::{AGAIN, Code, Env, FOREIGN, MISS, code, take, work},
 };
 
@@ -113,9 +113,9 @@ fn try_first<F: Receiver>(skb: &Skb, missed: Code) -> Result<Code, DropReason> {
     let source = locate::<F>(&packet.source, env.generation);
     let destination = locate::<F>(&packet.destination, env.generation);
     check_arrival(skb, source.slot)?;
-    let opener = if source.slot == NO_SLOT { seat_of_arrival(skb, &env) } else { source.slot };
-    let slots = [opener, slot];
-    let judged = opening::judge(&env, packet, slots, [source.class, destination.class], true);
+    let (sender, class) = sender::<F>(skb, &env, &source);
+    let slots = [sender, slot];
+    let judged = opening::judge(&env, packet, slots, [class, destination.class], true);
     let opening = match judged {
         Ok(opening) => opening,
         Err(denied) if source.slot == NO_SLOT => return Err(denied.reason.on_arrival()),

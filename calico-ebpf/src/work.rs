@@ -33,6 +33,8 @@ pub(crate) const ANSWERED: Code = STEP + 5;
 pub(crate) const LEAVES: Code = STEP + 6;
 /// It may go to the workload that is its destination in [`Work::slots`].
 pub(crate) const DELIVER: Code = STEP + 7;
+/// Policy denies it by the address that it was sent to, and it is left to the stack, which may translate that.
+pub(crate) const UNDECIDED: Code = STEP + 8;
 const DROPPED: Code = 1 << 17;
 
 /// The packet is dropped and counted.

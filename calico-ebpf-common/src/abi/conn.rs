@@ -89,6 +89,9 @@ pub enum OpenerKind {
     Host = 2,
     /// Anybody else.
     Outside = 3,
+    /// A workload of this host, by an address that the stack translates and policy denies: it is asked about the translated one
+    /// alone, by the entry that the connection has there.
+    Translated = 4,
 }
 
 /// Flags of [`Conn::flags`].
@@ -141,7 +144,7 @@ pub struct ConnEnd {
     pub rule: u32,
 }
 
-/// Value of the connection maps. Only allowed connections have an entry.
+/// Value of the connection maps. Only allowed connections have an entry, and the other side of translated ones.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Conn {

@@ -20,13 +20,19 @@ pub const MARK_SETTLED: u32 = 0x0040_0000;
 /// asked by, and may have no entry by that. Set by a table of ours.
 pub const MARK_REPLY: u32 = 0x0080_0000;
 
+/// The stack has translated the destination of what a workload sends: its egress policy is asked about the new one where the packet
+/// leaves, also where that has another source by then. Set by a table of ours.
+pub const MARK_TRANSLATED: u32 = 0x0100_0000;
+
+/// Likewise, and by the address that it was sent to policy denies it: it must not leave where nobody asks.
+pub const MARK_LEFT: u32 = 0x0200_0000;
+
 /// What the control block (`skb->cb`) of a packet begins with that has been judged and goes past the stack: the program where it
 /// leaves takes it away and lets it pass unseen. Neither rules of the host's nor sockets can write there, and the IP layer clears
 /// it when a packet comes in (`ip_rcv_core`, `ip6_rcv_core`): what took the stack does not have it, whoever sent it.
 pub const PASSED: [u32; 3] = [0xca11_ca11, 0xca11_0e11, 0xca11_ca57];
 
-/// `skb->priority` of what policy of a host endpoint denies by the address it was sent to, which the stack may still
-/// translate. A class of a queueing discipline that nobody has.
+/// `skb->priority` of what policy denies by the address it was sent to, which the stack may still translate. A class of a queueing discipline that nobody has.
 pub const PRIORITY_DENIED: u32 = 0xca11_0001;
 
 /// Likewise, where the sender is to be told.

@@ -18,6 +18,7 @@ pub mod names;
 mod neighbour;
 mod nets;
 mod root;
+mod service;
 mod text;
 mod untracked;
 mod workload;
@@ -38,11 +39,13 @@ pub use flow::{FlowKey, FlowRecord};
 pub use fragment::FragmentKey;
 pub use log::{Allowance, LogRecord};
 pub use mark::{
-    MARK_ANSWER, MARK_ASKED, MARK_REPLY, MARK_SETTLED, MARK_UNTRANSLATED, PASSED, PRIORITY_DENIED, PRIORITY_REJECTED,
+    MARK_ANSWER, MARK_ASKED, MARK_LEFT, MARK_REPLY, MARK_SETTLED, MARK_TRANSLATED, MARK_UNTRANSLATED, PASSED,
+    PRIORITY_DENIED, PRIORITY_REJECTED,
 };
 pub use neighbour::{Neighbour, NeighbourKey};
 pub use nets::{FILTER_CHILDREN, INDEX_CHILDREN, LEAF_CLASSES, LEAF_CLASSES_HIGH, LEAF_INTERVALS, NetRef};
 pub use root::{Interface, MAX_UPLINKS, Root, Settings, Timeouts, host_action, role, settings_flags, uplink_flags};
+pub use service::ServiceKey;
 pub use text::{INFO_BYTES, InfoText, LOAD_BYTES, LoadText, RULE_BYTES, RuleText, WORKLOAD_BYTES, WorkloadText};
 pub use untracked::{INTERFACE_NAME, MAX_UNTRACKED, Untracked, judged};
 pub use workload::{PolicyRef, Workload, workload_flags};

@@ -41,6 +41,9 @@ pub const SPOOF4: &str = "cali_spoof4";
 pub const SPOOF6: &str = "cali_spoof6";
 /// `HashMap<NeighbourKey, Neighbour>`: addresses of local workloads that uplinks answer for.
 pub const NEIGHBOURS: &str = "cali_neigh";
+/// `LruHashMap<ServiceKey, u32>`: addresses and ports that the stack translates for local workloads, with the jiffies of the first
+/// packet of a connection that came back from there.
+pub const SERVICES: &str = "cali_service";
 /// `HashMap<ConnKey4, Conn>`.
 pub const CONNS4: &str = "cali_ct4";
 /// `HashMap<ConnKey6, Conn>`.

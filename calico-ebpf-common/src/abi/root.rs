@@ -45,7 +45,7 @@ pub mod role {
     pub const UPLINK: u32 = 2;
     /// Another interface of the host that is a host endpoint.
     pub const HOST: u32 = 3;
-    /// None of these: what leaves there is judged only where it came in by a host endpoint, and translated.
+    /// None of these: what leaves there is judged only where it came in by a host endpoint or from a workload, and translated.
     pub const WAY_OUT: u32 = 4;
 }
 
@@ -154,9 +154,13 @@ pub struct Interface {
     /// One more than the slot of what judges what the host forwards there: as whoever is outside, so that its egress table is
     /// asked about what comes in and its ingress table about what leaves; 0: nobody judges.
     pub forward: u32,
+    /// For workloads, the first one of its IPv4 addresses; zero where it has none.
+    pub address4: [u8; 4],
+    /// Likewise of IPv6.
+    pub address6: [u8; 16],
 }
 
 const _: () = {
     assert!(size_of::<Root>() == 528);
-    assert!(size_of::<Interface>() == 44);
+    assert!(size_of::<Interface>() == 64);
 };

@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
+use calico_ebpf_common::abi::host_action;
+
 use super::engine::Accepted;
 use crate::{
     dataplane::{Desired, DesiredHostEndpoint, DesiredWorkload, Uplinks, XdpWish},
@@ -63,6 +65,7 @@ pub(super) fn desired(
         xdp: xdp(&accepted.felix),
         answered,
         nat_outgoing: accepted.nat_outgoing.clone(),
+        host_welcomes: accepted.compiled.host_action != host_action::DROP,
         node: node.to_owned(),
     }
 }

@@ -39,6 +39,8 @@ pub struct Desired {
     pub answered: Vec<IpAddr>,
     /// Who is translated on the way out of all pools, if anybody is.
     pub nat_outgoing: Option<NatOutgoing>,
+    /// Whether workloads may reach their host: `defaultEndpointToHostAction` is not `Drop`.
+    pub host_welcomes: bool,
     /// `--node`, kept with the pins for commands that look at a stopped data path.
     pub node: String,
 }

@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
+    net::IpAddr,
 };
 
 use calico_ebpf_common::abi::{Interface, NO_SLOT, names, role, workload_flags};
@@ -114,7 +115,7 @@ pub(crate) struct Wanted<'a> {
     pub(crate) host_endpoints: &'a [DesiredHostEndpoint],
     /// What judges at interfaces of the host, by index.
     pub(crate) seats: &'a BTreeMap<u32, Seats>,
-    /// Those of them behind which the stack may translate destinations, and where else that leads.
+    /// Interfaces behind which the stack may translate destinations, and where else that leads.
     pub(crate) translated: &'a Translated,
     pub(crate) prefixes: Option<&'a [String]>,
     pub(crate) attachment: Attachment,
@@ -145,6 +146,15 @@ pub(crate) fn reconcile(wanted: &Wanted<'_>, found: &Found) -> Vec<LinkAction> {
             mtu: link.mtu,
             mac: link.mac,
             name: interface_name(&link.name),
+            translates: wanted.translated.arrivals.contains(&link.index).into(),
+            address4: first(&workload.addresses, |address| match address {
+                IpAddr::V4(address) => Some(address.octets()),
+                IpAddr::V6(_) => None,
+            }),
+            address6: first(&workload.addresses, |address| match address {
+                IpAddr::V4(_) => None,
+                IpAddr::V6(address) => Some(address.octets()),
+            }),
             ..Interface::default()
         };
         // First the slot, then who leads to it.
@@ -196,6 +206,11 @@ pub(crate) fn reconcile(wanted: &Wanted<'_>, found: &Found) -> Vec<LinkAction> {
     }
     orphans(&mut actions, wanted, found, &kept);
     actions
+}
+
+/// The first of these addresses that is one of that family; zero where none is.
+fn first<const N: usize>(addresses: &[IpAddr], of_family: impl Fn(&IpAddr) -> Option<[u8; N]>) -> [u8; N] {
+    addresses.iter().find_map(of_family).unwrap_or([0; N])
 }
 
 /// Interfaces that were ours, or that `interfacePrefix` claims, and have no workload.

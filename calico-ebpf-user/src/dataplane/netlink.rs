@@ -90,6 +90,9 @@ pub(crate) enum Hook {
     Egress,
 }
 
+const MAIN: u8 = RouteHeader::RT_TABLE_MAIN;
+// include/uapi/linux/rtnetlink.h.
+const LOCAL: u8 = 255;
 /// `ETH_P_ALL` in network order, as `tcm_info` wants it.
 const ETH_P_ALL: u32 = (0x0003_u16).to_be() as u32;
 
@@ -173,8 +176,22 @@ impl Netlink {
             }
             addresses.extend(also_received(&network));
         }
+        let routes = self.local_routes()?;
+        addresses.extend(routes.iter().filter(|route| route.prefix_len() == route.max_prefix_len()).map(IpNet::addr));
         addresses.retain(|address| !address.is_loopback());
         Ok(addresses)
+    }
+
+    /// What this host receives by routes of table `local`: its addresses, and what somebody gave it as a whole network.
+    pub(crate) fn local_routes(&mut self) -> io::Result<Vec<IpNet>> {
+        let mut networks = Vec::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            for message in self.dump_routes(family, LOCAL, RouteProtocol::Unspec, &|_| true)? {
+                let route = parse_route(&message).filter(|_| message.header.kind == RouteType::Local);
+                networks.extend(route.and_then(|route| IpNet::new(route.address, route.prefix_len).ok()));
+            }
+        }
+        Ok(networks)
     }
 
     /// The networks of all interfaces: index, own address and prefix length.
@@ -227,7 +244,7 @@ impl Netlink {
         let mut routes = Vec::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             for protocol in protocols {
-                routes.extend(self.dump_routes(family, RouteProtocol::from(*protocol), &|_| true)?);
+                routes.extend(self.dump_routes(family, MAIN, RouteProtocol::from(*protocol), &|_| true)?);
             }
         }
         Ok(routes.iter().filter_map(parse_route).collect())
@@ -272,7 +289,7 @@ impl Netlink {
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             // The kernel has no such filter, and to parse a hundred thousand routes would take long.
             for message in
-                self.dump_routes(family, RouteProtocol::Unspec, &|bytes| route_prefix_len(bytes) == Some(0))?
+                self.dump_routes(family, MAIN, RouteProtocol::Unspec, &|bytes| route_prefix_len(bytes) == Some(0))?
             {
                 if message.header.kind != RouteType::Unicast {
                     continue;
@@ -388,32 +405,32 @@ impl Netlink {
     fn dump_routes(
         &mut self,
         family: AddressFamily,
+        table: u8,
         protocol: RouteProtocol,
         wanted: &dyn Fn(&[u8]) -> bool,
     ) -> io::Result<Vec<RouteMessage>> {
         let mut message = RouteMessage::default();
         message.header.address_family = family;
-        message.header.table = RouteHeader::RT_TABLE_MAIN;
+        message.header.table = table;
         message.header.protocol = protocol;
         let answers = match self.dump_wanted(&RouteNetlinkMessage::GetRoute(message), wanted) {
             // A table that was never used, or a family that is switched off.
             Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EOPNOTSUPP)) => Vec::new(),
             answers => answers?,
         };
-        let main = u32::from(RouteHeader::RT_TABLE_MAIN);
-        let in_main = |route: &RouteMessage| {
+        let in_table = |route: &RouteMessage| {
             let mut tables = route.attributes.iter().filter_map(|attribute| match attribute {
                 RouteAttribute::Table(table) => Some(*table),
                 _ => None,
             });
-            tables.next().unwrap_or(u32::from(route.header.table)) == main
+            tables.next().unwrap_or(u32::from(route.header.table)) == u32::from(table)
         };
         let routes = answers.into_iter().filter_map(|answer| match answer {
             RouteNetlinkMessage::NewRoute(route) => Some(route),
             _ => None,
         });
         Ok(routes
-            .filter(in_main)
+            .filter(in_table)
             .filter(|route| protocol == RouteProtocol::Unspec || route.header.protocol == protocol)
             .collect())
     }

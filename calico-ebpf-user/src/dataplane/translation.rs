@@ -1,24 +1,27 @@
 //! The host's own translation of destinations: published ports of containers, node ports, addresses of services.
 //!
-//! Policy of host endpoints is about what becomes of a packet behind it, which the programs at the interfaces cannot know. Where
-//! anybody on this host translates, they leave what they would deny to the stack, marked by its priority and as a frame for
+//! Policy is about what becomes of a packet behind it, which the programs at the interfaces of workloads and host endpoints cannot know.
+//! Where anybody on this host translates, they leave what they would deny to the stack, marked by its priority and as a frame for
 //! another host, which the stack drops. Two tables of ours see to the rest, made and removed together: one takes such frames in,
 //! the other drops behind the translation what was not translated. Without them it stays denied.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt::Write as _,
     fs, io,
 };
 
-use calico_ebpf_common::abi::{MARK_ASKED, MARK_REPLY, MARK_SETTLED, PRIORITY_DENIED, PRIORITY_REJECTED};
+use ipnet::IpNet;
+
+use calico_ebpf_common::abi::{
+    MARK_ASKED, MARK_LEFT, MARK_REPLY, MARK_SETTLED, MARK_TRANSLATED, PRIORITY_DENIED, PRIORITY_REJECTED,
+};
 
 use super::{error::Result, nft};
 
 /// Name of the default instance's tables.
 pub(crate) const TABLE: &str = "calico_host";
 /// What they are for.
-const PURPOSE: &str = "policy of host endpoints behind the translation of destinations";
+const PURPOSE: &str = "policy behind the translation of destinations";
 /// Their families.
 pub(crate) const FAMILIES: &[&str] = &["netdev", "inet"];
 
@@ -33,8 +36,14 @@ const LEGACY_TABLES: [&str; 2] = ["/proc/net/ip_tables_names", "/proc/net/ip6_ta
 /// The interfaces that matter, by index.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Interfaces<'a> {
-    /// Those of host endpoints whose packets may be left to the stack.
-    pub(crate) hosts: BTreeMap<u32, &'a str>,
+    /// Those of workloads and host endpoints whose packets may be left to the stack.
+    pub(crate) arrivals: BTreeMap<u32, &'a str>,
+    /// Those of them that are of workloads.
+    pub(crate) workloads: BTreeSet<u32>,
+    /// Whether workloads may reach their host.
+    pub(crate) host_welcomes: bool,
+    /// Networks that are the host's as a whole, whose addresses the programs do not know.
+    pub(crate) host_networks: Vec<IpNet>,
     /// Those of host endpoints where something judges what is forwarded.
     pub(crate) judging: BTreeSet<u32>,
     /// Where programs of ours judge what leaves.
@@ -46,7 +55,7 @@ pub(crate) struct Interfaces<'a> {
 pub(crate) struct Translated {
     /// The interfaces where what policy denies is left to the stack.
     pub(crate) arrivals: BTreeSet<u32>,
-    /// Interfaces that are none of host endpoints, where programs have to judge what was translated and leaves.
+    /// Interfaces that are none of workloads or host endpoints, where programs have to judge what was translated and leaves.
     pub(crate) ways_out: BTreeSet<u32>,
 }
 
@@ -56,7 +65,7 @@ pub(crate) struct Translation {
     tables: nft::Table,
     /// The kernel's number for all tables when it was last looked whether anybody translates, and what was seen.
     seen: Option<(u32, bool)>,
-    /// Whether anybody translated when the tables were last seen to; nothing where no host endpoint asks for them.
+    /// Whether anybody translated when the tables were last seen to; nothing where no interface asks for them.
     went_by: Option<bool>,
     /// What was seen to when they were.
     pub(crate) seen_to: Translated,
@@ -77,15 +86,15 @@ impl Translation {
         self.tables.name()
     }
 
-    /// Whether the tables have to be there, where there are host endpoints or none.
-    pub(crate) fn is_wanted(&mut self, has_host_endpoints: bool) -> Result<bool> {
-        if !has_host_endpoints {
+    /// Whether the tables have to be there for these interfaces.
+    pub(crate) fn is_wanted(&mut self, interfaces: &Interfaces<'_>) -> Result<bool> {
+        if interfaces.arrivals.is_empty() {
             self.went_by = None;
             return Ok(false);
         }
-        let wanted = self.is_translating();
-        self.went_by = Some(*wanted.as_ref().unwrap_or(&false));
-        wanted
+        let translating = self.is_translating();
+        self.went_by = Some(*translating.as_ref().unwrap_or(&false));
+        Ok(translating? || !interfaces.host_welcomes && !interfaces.host_networks.is_empty())
     }
 
     /// Puts the tables in place. False if they were so already.
@@ -127,57 +136,102 @@ fn is_translating_by_legacy_tables() -> bool {
     LEGACY_TABLES.into_iter().any(|path| has_nat(path).unwrap_or(false))
 }
 
-/// The tables for these interfaces of host endpoints. `programmed`: the interfaces where programs of ours judge what leaves;
-/// `judging`: those of host endpoints where something judges what is forwarded.
+/// The tables for these interfaces.
 ///
 /// Between the interface and the end of the translation a frame is one for all hosts: without the second table sockets of TCP do not
 /// take it, and nothing is forwarded. Of old versions of nft the words are: one chain for each device, `icmpx type`.
 fn ruleset(table: &str, wanted: &Interfaces<'_>) -> String {
-    let left = format!("meta priority {{ {PRIORITY_DENIED:#x}, {PRIORITY_REJECTED:#x} }}");
-    let mut ingress = String::new();
-    for (index, name) in &wanted.hosts {
-        // By index, too: an interface that is made anew has lost its chain.
-        let _ = writeln!(
-            ingress,
-            "  chain ingress{index} {{
+    let left = left();
+    let ingress: String = wanted
+        .arrivals
+        .iter()
+        .map(|(index, name)| {
+            // By index, too: an interface that is made anew has lost its chain.
+            format!(
+                "  chain ingress{index} {{
     type filter hook ingress device \"{name}\" priority 0; policy accept;
     {left} meta pkttype set broadcast
-  }}"
-        );
-    }
-    let take_in = "meta pkttype set host meta priority set 0";
-    let of = |indices: &BTreeSet<u32>| indices.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
-    let unjudged = if wanted.judging.is_empty() {
-        String::new()
-    } else {
-        format!(
-            "    iif {{ {} }} oif != {{ {} }} ct direction original ct status dnat meta mark & {MARK_SETTLED:#010x} == 0 \
-             counter drop comment \"nobody would ask policy of what is forwarded\"\n",
-            of(&wanted.judging),
-            of(&wanted.programmed)
-        )
-    };
+  }}
+"
+            )
+        })
+        .collect();
     let behind = format!(
         "  chain behind_dnat {{
     type filter hook prerouting priority {PRIORITY}; policy accept;
-    ct direction original ct status dnat meta mark set meta mark & {:#010x} comment \"not asked about this destination yet\"
+{}  }}
+  chain to_host {{
+    type filter hook input priority {FIRST}; policy accept;
+{}  }}
+  chain unjudged {{
+    type filter hook forward priority {FIRST}; policy accept;
+{}  }}
+",
+        behind_dnat(),
+        to_host(wanted),
+        unjudged(wanted)
+    );
+    format!("{}{}", nft::whole(FAMILIES[0], table, &ingress), nft::whole(FAMILIES[1], table, &behind))
+}
+
+/// What was left to the stack, by its priority.
+fn left() -> String {
+    format!("meta priority {{ {PRIORITY_DENIED:#x}, {PRIORITY_REJECTED:#x} }}")
+}
+
+/// What somebody opens whose destination was translated.
+const TRANSLATED: &str = "ct direction original ct status dnat";
+
+fn behind_dnat() -> String {
+    let left = left();
+    let take_in = "meta pkttype set host meta priority set 0";
+    format!(
+        "    {TRANSLATED} meta mark set meta mark & {:#010x} | {MARK_TRANSLATED:#010x} comment \"not asked about this destination yet\"
     ct direction reply ct status dnat meta mark set meta mark | {MARK_REPLY:#010x}
-    {left} ct direction original ct status dnat fib daddr type != local {take_in} counter accept
+    {left} {TRANSLATED} fib daddr type != local {take_in} meta mark set meta mark | {MARK_LEFT:#010x} counter accept
     meta priority {PRIORITY_REJECTED:#x} meta l4proto tcp {take_in} counter reject with tcp reset
     meta priority {PRIORITY_REJECTED:#x} {take_in} counter reject with icmpx type admin-prohibited
     meta priority {PRIORITY_DENIED:#x} counter drop
-  }}
-  chain not_taken_in {{
-    type filter hook input priority {FIRST}; policy accept;
-    {left} counter drop comment \"a bridge has passed by the chain above\"
-  }}
-  chain unjudged {{
-    type filter hook forward priority {FIRST}; policy accept;
-{unjudged}  }}
 ",
         !MARK_ASKED
-    );
-    format!("{}{}", nft::whole(FAMILIES[0], table, &ingress), nft::whole(FAMILIES[1], table, &behind))
+    )
+}
+
+fn to_host(wanted: &Interfaces<'_>) -> String {
+    let mut rules = format!("    {} counter drop comment \"a bridge has passed by the chain above\"\n", left());
+    if !wanted.host_welcomes && !wanted.workloads.is_empty() {
+        let workloads = set(&wanted.workloads);
+        let mut drop = |what: &str| {
+            rules += &format!("    iif {workloads} {what} counter drop comment \"defaultEndpointToHostAction\"\n");
+        };
+        drop(TRANSLATED);
+        for network in &wanted.host_networks {
+            let family = if network.addr().is_ipv4() { "ip" } else { "ip6" };
+            drop(&format!("{family} daddr {network} ct direction original"));
+        }
+    }
+    rules
+}
+
+fn unjudged(wanted: &Interfaces<'_>) -> String {
+    let programmed = set(&wanted.programmed);
+    let mut rules = String::new();
+    let mut rule = |from: &BTreeSet<u32>, mark: String| {
+        if !from.is_empty() {
+            let from = set(from);
+            rules += &format!(
+                "    iif {from} oif != {programmed} {TRANSLATED} meta mark & {mark} counter drop comment \"nobody would ask policy of what is \
+                 forwarded\"\n"
+            );
+        }
+    };
+    rule(&wanted.judging, format!("{MARK_SETTLED:#010x} == 0"));
+    rule(&wanted.workloads, format!("{MARK_LEFT:#010x} != 0"));
+    rules
+}
+
+fn set(indices: &BTreeSet<u32>) -> String {
+    format!("{{ {} }}", indices.iter().map(u32::to_string).collect::<Vec<_>>().join(", "))
 }
 
 #[cfg(test)]
@@ -187,21 +241,28 @@ mod tests {
     #[test]
     fn one_text_makes_both_tables() {
         let wanted = Interfaces {
-            hosts: BTreeMap::from([(3, "eth0"), (4, "eth1")]),
+            arrivals: BTreeMap::from([(3, "eth0"), (4, "eth1"), (5, "cali1")]),
+            workloads: BTreeSet::from([5]),
+            host_welcomes: false,
+            host_networks: vec!["192.0.2.0/25".parse().expect("a network")],
             judging: BTreeSet::from([3]),
             programmed: BTreeSet::from([3, 4, 9]),
         };
         let text = ruleset("t", &wanted);
-        for (index, name) in &wanted.hosts {
+        for (index, name) in &wanted.arrivals {
             assert!(text.contains(&format!("chain ingress{index} {{")), "{text}");
             assert!(text.contains(&format!("device \"{name}\"")), "{text}");
         }
         for family in FAMILIES {
             assert!(text.contains(&format!("table {family} t {{}}\ndelete table {family} t\n")), "{text}");
         }
-        assert!(text.contains("meta mark & 0xffdfffff "), "{text}");
+        assert!(text.contains("meta mark & 0xffdfffff | 0x01000000 "), "{text}");
         assert!(text.contains("iif { 3 } oif != { 3, 4, 9 } "), "{text}");
-        let text = ruleset("t", &Interfaces { judging: BTreeSet::new(), ..wanted });
-        assert!(!text.contains("oif"), "{text}");
+        assert!(text.contains("iif { 5 } oif != { 3, 4, 9 } "), "{text}");
+        assert!(text.contains("iif { 5 } ct direction original ct status dnat counter drop"), "{text}");
+        assert!(text.contains("iif { 5 } ip daddr 192.0.2.0/25 ct direction original counter drop"), "{text}");
+        let nobody = Interfaces { judging: BTreeSet::new(), workloads: BTreeSet::new(), ..wanted };
+        let text = ruleset("t", &nobody);
+        assert!(!text.contains("oif") && !text.contains("defaultEndpointToHostAction"), "{text}");
     }
 }

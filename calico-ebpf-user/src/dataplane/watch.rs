@@ -21,6 +21,8 @@ const RTNLGRP_IPV4_ROUTE: u32 = 7;
 const RTNLGRP_IPV6_IFADDR: u32 = 9;
 const RTNLGRP_IPV6_ROUTE: u32 = 11;
 const RT_TABLE_MAIN: u8 = 254;
+const RT_TABLE_LOCAL: u8 = 255;
+const RTN_LOCAL: u8 = 2;
 const RTA_DST: u16 = 1;
 
 /// Room for notifications that wait: a full table of a routing daemon may come at once.
@@ -136,15 +138,16 @@ fn matters(mut datagram: &[u8], own: &HashSet<IpAddr>) -> bool {
     false
 }
 
-/// Default routes (they say which interfaces are uplinks) and routes to `own` addresses, in the main table.
+/// Default routes (they say which interfaces are uplinks) and routes to `own` addresses, in the main table; what becomes the host's
+/// own.
 fn route_matters(message: &[u8], own: &HashSet<IpAddr>) -> bool {
-    // struct rtmsg: family, dst_len, src_len, tos, table, ...
-    message.get(4) == Some(&RT_TABLE_MAIN)
-        && match message.get(1) {
-            Some(0) => true,
-            Some(32 | 128) => destination(message).is_some_and(|address| own.contains(&address)),
-            _ => false,
-        }
+    // struct rtmsg: family, dst_len, src_len, tos, table, protocol, scope, type, ...
+    match (message.get(4), message.get(1)) {
+        (Some(&RT_TABLE_MAIN), Some(0)) => true,
+        (Some(&RT_TABLE_MAIN), Some(32 | 128)) => destination(message).is_some_and(|address| own.contains(&address)),
+        (Some(&RT_TABLE_LOCAL), _) => message.get(7) == Some(&RTN_LOCAL),
+        _ => false,
+    }
 }
 
 /// Of a route to a single address.
@@ -177,7 +180,11 @@ mod tests {
     }
 
     fn route(dst_len: u8, table: u8, attributes: &[u8]) -> Vec<u8> {
-        message(RTM_NEWROUTE, &[&[2, dst_len, 0, 0, table, 0, 0, 0, 0, 0, 0, 0], attributes].concat())
+        route_of(dst_len, table, 1, attributes)
+    }
+
+    fn route_of(dst_len: u8, table: u8, kind: u8, attributes: &[u8]) -> Vec<u8> {
+        message(RTM_NEWROUTE, &[&[2, dst_len, 0, 0, table, 0, 0, kind, 0, 0, 0, 0], attributes].concat())
     }
 
     /// An attribute before it, and the destination.
@@ -200,6 +207,7 @@ mod tests {
         assert!(!matters(&route(32, 254, &[])), "broken");
         assert!(!matters(&route(24, 254, &to(&[10, 65, 0, 1]))));
         assert!(!matters(&route(32, 255, &to(&[10, 65, 0, 1]))));
+        assert!(matters(&route_of(24, 255, RTN_LOCAL, &to(&[10, 66, 0, 0]))));
         assert!(matters(&[route(24, 254, &[]), message(RTM_DELLINK, &[0; 16])].concat()));
         assert!(!matters(&[]));
     }

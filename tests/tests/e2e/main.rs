@@ -31,6 +31,7 @@ mod reload;
 mod restart;
 mod routers;
 mod routes;
+mod services;
 mod shapes;
 mod spoofing;
 mod uplink;

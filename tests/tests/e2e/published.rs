@@ -19,7 +19,7 @@ use crate::host_endpoints::{host_endpoint, policy, uplink, world};
 /// The port of the host.
 const PUBLISHED: u16 = 32010;
 /// The port of the workload that it is.
-const TARGET: u16 = 8055;
+pub(crate) const TARGET: u16 = 8055;
 const TABLES: [&str; 2] = ["netdev", "inet"];
 
 /// Port 32010 of the host is port 8055 of `a`.
@@ -157,16 +157,16 @@ fn policy_before_dnat_decides_for_good() {
 }
 
 /// What is no workload of ours.
-struct Container {
+pub(crate) struct Container {
     namespace: Namespace,
     _server: Server,
 }
 
 impl Container {
-    const ADDRESSES: [&str; 2] = ["172.17.0.2", "fd00:17::2"];
+    pub(crate) const ADDRESSES: [&str; 2] = ["172.17.0.2", "fd00:17::2"];
 
-    /// With a port that the host publishes in place of that of `a`.
-    fn publish(world: &World) -> Self {
+    /// With a server on [`TARGET`].
+    pub(crate) fn start(world: &World) -> Self {
         let host = &world.lab.host;
         let namespace = Namespace::create(lab::unique_name().expect("a name")).expect("a namespace");
         host.ip(&format!("link add dock0 type veth peer name eth0 netns {}", namespace.name())).expect("a pair");
@@ -177,9 +177,15 @@ impl Container {
         }
         namespace.ip("route add default via 172.17.0.1").expect("a route");
         namespace.ip("-6 route add default via fd00:17::1").expect("a route");
+        let server = Server::start(&namespace, TARGET).expect("a server");
+        Self { namespace, _server: server }
+    }
+
+    /// With a port that the host publishes in place of that of `a`.
+    fn publish(world: &World) -> Self {
         let [v4, v6] = Self::ADDRESSES;
         nft(
-            host,
+            &world.lab.host,
             &format!(
                 "flush chain ip hostport4 pre
                 add rule ip hostport4 pre ip daddr {HOST4} tcp dport {PUBLISHED} dnat to {v4}:{TARGET}
@@ -187,8 +193,7 @@ impl Container {
                 add rule ip6 hostport6 pre ip6 daddr {HOST6} tcp dport {PUBLISHED} dnat to [{v6}]:{TARGET}"
             ),
         );
-        let server = Server::start(&namespace, TARGET).expect("a server");
-        Self { namespace, _server: server }
+        Self::start(world)
     }
 }
 

@@ -64,10 +64,11 @@ impl Dataplane {
 
     /// Which interfaces are host endpoints.
     pub(super) fn host_interfaces(&mut self, desired: &Desired, found: &Found) -> Result<Resolved> {
-        if desired.host_endpoints.is_empty() {
-            return Ok(Resolved::default());
-        }
-        let networks = self.netlink.networks().map_err(DataplaneError::io("list the addresses of this host"))?;
+        let networks = if desired.host_endpoints.is_empty() {
+            Vec::new()
+        } else {
+            self.netlink.networks().map_err(DataplaneError::io("list the addresses of this host"))?
+        };
         let addresses = networks.into_iter().map(|(index, network)| (index, network.addr())).collect();
         let is_workload = |link: &Link| {
             let prefixes = desired.interface_prefixes.iter().flatten();

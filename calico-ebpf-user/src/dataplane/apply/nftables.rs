@@ -5,6 +5,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ipnet::IpNet;
+
 use super::Dataplane;
 use crate::dataplane::{
     desired::{Applied, Desired, NatTable},
@@ -12,7 +14,9 @@ use crate::dataplane::{
     guard,
     host_endpoints::Resolved,
     links::Found,
-    nat_outgoing, nft, reassembly, translated,
+    nat_outgoing,
+    netlink::Link,
+    nft, reassembly, translated,
     translation::{Interfaces, Translated},
 };
 
@@ -27,7 +31,7 @@ impl Dataplane {
     }
 
     /// Whether somebody on this host has begun to translate the destinations of what comes in, or has ended it, where that
-    /// matters to host endpoints. As cheap.
+    /// matters to any interface. As cheap.
     #[must_use]
     pub fn translation_changed(&mut self) -> bool {
         self.translation.is_news()
@@ -63,8 +67,8 @@ impl Dataplane {
         }
     }
 
-    /// Sees to what host endpoints deny where the host may translate its destination. Where that is not seen to, it is dropped
-    /// as it comes in. `failed`: the interfaces where programs could not be attached.
+    /// Sees to what policy denies where the host may translate its destination. Where that is not seen to, it is dropped as it comes
+    /// in. `failed`: the interfaces where programs could not be attached.
     pub(super) fn behind_translation(
         &mut self,
         desired: &Desired,
@@ -75,17 +79,23 @@ impl Dataplane {
     ) -> Translated {
         // What is a part of another interface goes ways where the priority may not last.
         let links = hosts.seats.keys().filter_map(|index| found.links.by_index(*index));
-        let arrivals = links.filter(|link| !link.has_master && nft::is_plain(&link.name));
-        let of_workloads = desired.workloads.iter().filter_map(|workload| found.links.by_name(&workload.interface));
+        let of_workloads: Vec<&Link> =
+            desired.workloads.iter().filter_map(|workload| found.links.by_name(&workload.interface)).collect();
+        let arrivals = links.chain(of_workloads.iter().copied());
+        let arrivals = arrivals.filter(|link| !link.has_master && nft::is_plain(&link.name));
         let judging = hosts.seats.iter().filter(|(_, seats)| seats.forward.is_some());
+        let workloads: BTreeSet<u32> = of_workloads.iter().map(|link| link.index).collect();
         let mut interfaces = Interfaces {
-            hosts: arrivals.map(|link| (link.index, link.name.as_str())).collect(),
+            arrivals: arrivals.map(|link| (link.index, link.name.as_str())).collect(),
+            host_welcomes: desired.host_welcomes,
+            host_networks: self.host_networks(),
             judging: judging.map(|(index, _)| *index).collect(),
-            programmed: of_workloads.map(|link| link.index).chain(uplinks.iter().copied()).collect(),
+            programmed: workloads.iter().chain(uplinks).copied().collect(),
+            workloads,
         };
         interfaces.programmed.extend(hosts.seats.keys());
         let mut ways_out = BTreeSet::new();
-        if !interfaces.judging.is_empty() {
+        if !interfaces.judging.is_empty() || !interfaces.workloads.is_empty() {
             ways_out.extend(hosts.others.difference(&interfaces.programmed));
             interfaces.programmed.extend(&ways_out);
         }
@@ -93,15 +103,15 @@ impl Dataplane {
         match self.try_behind_translation(&interfaces) {
             Ok((in_place, changed)) => {
                 applied.changes += usize::from(changed);
-                let arrivals = interfaces.hosts.into_keys().collect();
+                let arrivals = interfaces.arrivals.into_keys().collect();
                 let seen_to = if in_place { Translated { arrivals, ways_out } } else { Translated::default() };
                 self.translation.seen_to = seen_to.clone();
                 seen_to
             }
             Err(error) => {
                 applied.faults.push(format!(
-                    "{error}: where that was not so before, what policy of host endpoints denies by the address it was sent \
-                     to is dropped, even if the host would translate that"
+                    "{error}: where that was not so before, what policy denies by the address it was sent to is dropped, even \
+                     if the host would translate that"
                 ));
                 // What was in place is so still: one interface that has vanished meanwhile does not change that.
                 self.translation.seen_to.clone()
@@ -109,9 +119,21 @@ impl Dataplane {
         }
     }
 
+    /// Networks that are this host's as a whole.
+    fn host_networks(&mut self) -> Vec<IpNet> {
+        let routes = self.netlink.local_routes().unwrap_or_else(|error| {
+            tracing::warn!(
+                "list what is this host's by table local: {error}: workloads may reach what is only by that"
+            );
+            Vec::new()
+        });
+        let is_wanted = |route: &IpNet| route.prefix_len() < route.max_prefix_len() && !route.addr().is_loopback();
+        routes.into_iter().filter(is_wanted).collect()
+    }
+
     /// Whether the tables are in place, and whether that is new.
     pub(super) fn try_behind_translation(&mut self, interfaces: &Interfaces<'_>) -> Result<(bool, bool)> {
-        let wanted = self.translation.is_wanted(!interfaces.hosts.is_empty())?;
+        let wanted = self.translation.is_wanted(interfaces)?;
         if !wanted && self.info.host_table.is_none() {
             return Ok((false, false));
         }
