@@ -55,7 +55,7 @@ impl Hit {
             // Not `self.source`: the verifier does not know that that is the same.
             // SAFETY: the entry stays readable as long as the program runs.
             let opener = active(unsafe { (*self.conn).ends[0].slot });
-            if opener.is_some_and(|seat| seat.flags & workload_flags::OUTSIDE != 0) {
+            if opener.is_some_and(Workload::is_outside) {
                 skb.mark(MARK_ASKED);
             }
         }
@@ -132,8 +132,7 @@ pub(crate) fn find<F: Tables>(
             }
         }
         Hook::FromUplink => {
-            let is_inside = |source: &Workload| source.flags & workload_flags::OUTSIDE == 0;
-            if source.is_some_and(is_inside) || from_opener && opener == OpenerKind::Host as u8 {
+            if source.is_some_and(|source| !source.is_outside()) || from_opener && opener == OpenerKind::Host as u8 {
                 return Err(NoHit::Drop(DropReason::SpoofedLocal));
             }
         }
@@ -304,8 +303,10 @@ pub(crate) fn settle<F: Tables>() -> Code {
     unsafe {
         let flags = (*conn).flags;
         let from_opener = work.source_is_a == (flags & conn_flags::OPENER_IS_A != 0);
-        let is_outside = |seat: &Workload| seat.flags & workload_flags::OUTSIDE != 0;
-        if from_opener && flags & conn_flags::BEHIND_DNAT != 0 && active((*conn).ends[0].slot).is_some_and(is_outside) {
+        if from_opener
+            && flags & conn_flags::BEHIND_DNAT != 0
+            && active((*conn).ends[0].slot).is_some_and(Workload::is_outside)
+        {
             (*conn).ends[0].slot = NO_SLOT;
             (*conn).flags = flags | conn_flags::SETTLED;
         }

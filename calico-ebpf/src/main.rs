@@ -259,10 +259,10 @@ pub fn cali_to_wl(ctx: TcContext) -> i32 {
 #[inline(always)]
 fn to_workload_ip(skb: &Skb, known: Step, again: extern "C" fn() -> Code, answered: Step, first: FirstStep) -> Code {
     let code = look(skb, known, again);
+    if translation::may_answer(skb, code) && answered(skb.raw_context()) == TO_STACK {
+        return TO_STACK;
+    }
     if code == MISS || code == FOREIGN {
-        if skb.is_marked(MARK_REPLY) && !to_workload::is_own(skb) && answered(skb.raw_context()) == TO_STACK {
-            return TO_STACK;
-        }
         first(skb.raw_context(), code)
     } else if reason(code).is_some() && to_workload::is_own(skb) {
         // Policy has cut the connection; it has no say over the host's own packets.

@@ -1,7 +1,7 @@
 //! What the host's stack delivers to a workload.
 
 use calico_ebpf_common::{
-    abi::{DropReason, NO_SLOT, OpenerKind, conn_flags},
+    abi::{DropReason, NO_SLOT, OpenerKind, Workload, conn_flags},
     packet::{Kind, Packet, V4, V6, nd, protocol},
     track,
 };
@@ -118,7 +118,7 @@ fn try_first<F: Receiver>(skb: &Skb, missed: Code) -> Result<Code, DropReason> {
     let judged = opening::judge(&env, packet, slots, [class, destination.class], true);
     let opening = match judged {
         Ok(opening) => opening,
-        Err(denied) if source.slot == NO_SLOT => return Err(denied.reason.on_arrival()),
+        Err(denied) if active(sender).is_some_and(Workload::is_outside) => return Err(denied.reason.on_arrival()),
         Err(denied) => return Err(denied.reason),
     };
     if has_entry {

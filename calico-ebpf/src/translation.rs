@@ -3,7 +3,9 @@
 //! packet leaves judges.
 
 use calico_ebpf_common::{
-    abi::{DropReason, Event, NO_SLOT, OpenerKind, PRIORITY_DENIED, PRIORITY_REJECTED, ServiceKey, conn_flags},
+    abi::{
+        DropReason, Event, MARK_REPLY, NO_SLOT, OpenerKind, PRIORITY_DENIED, PRIORITY_REJECTED, ServiceKey, conn_flags,
+    },
     packet::{Kind, Packet},
 };
 
@@ -14,7 +16,8 @@ use crate::{
     opening::{self, Opening},
     skb::Skb,
     tables::{Tables, locate, of_interface, translates},
-    work::{Code, Env, MISS, UNDECIDED, code, reason, work},
+    to_workload::is_own,
+    work::{Code, Env, FOREIGN, MISS, UNDECIDED, code, reason, work},
 };
 
 /// What becomes of a packet that is to be dropped where it comes in by a host endpoint, given by its code.
@@ -103,6 +106,15 @@ fn service<F: Tables>(packet: &Packet<F>, address: &F::Addr, port: u16) -> Servi
     // Of ICMP it is the identifier of one connection.
     let port = if packet.protocol == F::ICMP { 0 } else { port };
     ServiceKey { address: F::wide(address), port: port.to_be_bytes(), protocol: packet.protocol, reserved: [0; 5] }
+}
+
+/// Whether what a workload receives may belong to a connection whose destination the stack has translated, and which no entry lets
+/// pass by the address that it was opened to.
+#[inline(always)]
+pub(crate) fn may_answer(skb: &Skb, code: Code) -> bool {
+    const DENIED: u64 = set(&[DropReason::PolicyEgress, DropReason::RejectedEgress]);
+    let is_denied = reason(code).is_some_and(|reason| 1_u64 << (reason & 63) & DENIED != 0);
+    (code == MISS || code == FOREIGN || is_denied) && skb.is_marked(MARK_REPLY) && !is_own(skb)
 }
 
 /// What a workload receives in a connection whose destination the stack has translated, and which has no entry by the address that

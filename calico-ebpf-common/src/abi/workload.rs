@@ -65,6 +65,13 @@ impl Workload {
         &self.policy[generation as usize & 1]
     }
 
+    /// Whether it is none of this host's: see [`workload_flags::OUTSIDE`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_outside(&self) -> bool {
+        self.flags & workload_flags::OUTSIDE != 0
+    }
+
     /// The addresses of a frame to the workload: the beginning of its Ethernet header.
     #[inline(always)]
     #[must_use]

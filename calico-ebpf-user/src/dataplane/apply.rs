@@ -65,6 +65,8 @@ pub struct Dataplane {
     /// When connections were last seen that `nat` is still there for.
     translated: Option<Instant>,
     translation: Translation,
+    /// Somebody was told that nobody can look whether the host translates.
+    translation_missed: bool,
     reassembly: nft::Table,
     /// Somebody was told that there is none.
     reassembly_missed: bool,
@@ -128,6 +130,7 @@ impl Dataplane {
             nat: table(nat_outgoing::TABLE, nat_outgoing::PURPOSE),
             translated: None,
             translation: Translation::new(nft::table_name(translation::TABLE, &options.instance)),
+            translation_missed: false,
             reassembly: table(reassembly::TABLE, reassembly::PURPOSE),
             reassembly_missed: false,
             settled: BTreeSet::new(),

@@ -145,10 +145,7 @@ fn nft(purpose: &str, arguments: &[&str], input: &str) -> Result<String> {
         Command::new("nft").args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
     let mut child = match spawned {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Err(DataplaneError::Load {
-                what: purpose.to_owned(),
-                message: "the nft command is missing; install the package nftables".to_owned(),
-            });
+            return Err(DataplaneError::NoNft { purpose: purpose.to_owned() });
         }
         spawned => spawned.map_err(DataplaneError::io(what()))?,
     };
@@ -162,6 +159,9 @@ fn nft(purpose: &str, arguments: &[&str], input: &str) -> Result<String> {
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
+
+/// That number as long as nobody has made any table.
+pub(crate) const UNTOUCHED: u32 = 1;
 
 /// The number that the kernel raises with every change of any table of this network namespace.
 pub(crate) fn generation() -> io::Result<u32> {

@@ -123,6 +123,7 @@ impl Translation {
         let known = self.seen.filter(|(at, _)| Some(*at) == generation).map(|(_, translating)| translating);
         let translating = match known {
             Some(known) => known,
+            None if generation == Some(nft::UNTOUCHED) => false,
             None => nft::chains(PURPOSE)?.lines().any(|line| line.trim().starts_with("type nat hook prerouting")),
         };
         self.seen = generation.map(|generation| (generation, translating));

@@ -136,6 +136,13 @@ fn egress_policy_is_about_what_a_service_stands_for() {
         reach(&world, "a", SERVICE, Tcp(OF_B));
         world.start();
         all_go_on(&world);
+        // Also one that was opened when its name was allowed, too.
+        world.enforce(&[]);
+        let others = SERVICE.map(|address| Talk::start(world.namespace("a"), SocketAddr::new(address, OF_B)));
+        world.enforce(&[egress(&TO_B)]);
+        for talk in &others {
+            assert!(talk.goes_on(ARRIVES), "{}", world.describe());
+        }
         // What it is called by says nothing.
         world.enforce(&[egress(&BY_NAME)]);
         miss(&world, "a", SERVICE, Tcp(OF_B));

@@ -212,15 +212,15 @@ impl World {
             });
             let interface =
                 Interface { role: role::WORKLOAD, slot: name.slot, mtu: 1500, mac: HOST_MAC, ..Interface::default() };
-            self.insert::<4, 44>(names::INTERFACES, &ifindex, &interface);
+            self.insert::<4, 64>(names::INTERFACES, &ifindex, &interface);
             self.insert::<4, 24>(names::ADDRESSES4, &name.v4, &owned(name.slot, 0));
             self.insert::<16, 24>(names::ADDRESSES6, &name.v6, &owned(name.slot, 1));
         }
         let (ifindex, name) = (self.ifindex(UPLINK), interface_name(UPLINK));
         let uplink =
             Interface { role: role::UPLINK, slot: NO_SLOT, mtu: 1500, mac: HOST_MAC, name, ..Interface::default() };
-        self.insert::<4, 44>(names::INTERFACES, &ifindex, &uplink);
-        self.insert::<4, 44>(names::INTERFACES, &LOOPBACK, &uplink);
+        self.insert::<4, 64>(names::INTERFACES, &ifindex, &uplink);
+        self.insert::<4, 64>(names::INTERFACES, &LOOPBACK, &uplink);
         let host = AddressEntry { flags: calico_ebpf_common::abi::HOST, ..owned(NO_SLOT, 0) };
         self.insert::<4, 24>(names::ADDRESSES4, &HOST4, &host);
     }
@@ -256,7 +256,7 @@ impl World {
             translates: self.translates.into(),
             ..Interface::default()
         };
-        self.insert::<4, 44>(names::INTERFACES, &ifindex, &interface);
+        self.insert::<4, 64>(names::INTERFACES, &ifindex, &interface);
         self.set_root(|root| {
             root.settings.iter_mut().for_each(|settings| settings.flags |= settings_flags::HOST_ENDPOINTS);
         });
@@ -265,6 +265,22 @@ impl World {
     /// The stack may translate what comes in by the uplink, from when it is made a host endpoint.
     pub(crate) fn set_translates(&mut self) {
         self.translates = true;
+    }
+
+    /// The stack may translate what this workload sends.
+    pub(crate) fn set_translates_for(&mut self, name: Name) {
+        let interface = Interface {
+            role: role::WORKLOAD,
+            slot: name.slot,
+            mtu: 1500,
+            mac: HOST_MAC,
+            translates: 1,
+            address4: name.v4,
+            address6: name.v6,
+            ..Interface::default()
+        };
+        let ifindex = self.ifindex(name.interface);
+        self.insert::<4, 64>(names::INTERFACES, &ifindex, &interface);
     }
 
     pub(crate) fn ifindex(&self, interface: &str) -> u32 {

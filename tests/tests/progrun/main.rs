@@ -15,6 +15,7 @@ mod parse;
 mod policy;
 mod refusal;
 mod room;
+mod services;
 mod shapes;
 mod spoofing;
 mod uplink;

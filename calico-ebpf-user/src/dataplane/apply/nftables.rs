@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use super::Dataplane;
 use crate::dataplane::{
     desired::{Applied, Desired, NatTable},
-    error::Result,
+    error::{DataplaneError, Result},
     guard,
     host_endpoints::Resolved,
     links::Found,
@@ -107,6 +107,16 @@ impl Dataplane {
                 let seen_to = if in_place { Translated { arrivals, ways_out } } else { Translated::default() };
                 self.translation.seen_to = seen_to.clone();
                 seen_to
+            }
+            // Nobody may translate at all: that is no fault.
+            Err(error @ DataplaneError::NoNft { .. }) if hosts.seats.is_empty() => {
+                if !self.translation_missed {
+                    tracing::warn!(
+                        "what policy denies by the address it was sent to is dropped, also where the host would translate that: {error}"
+                    );
+                    self.translation_missed = true;
+                }
+                self.translation.seen_to.clone()
             }
             Err(error) => {
                 applied.faults.push(format!(

@@ -1,0 +1,125 @@
+//! What a workload may not send to by the address that it sends to, where the host translates destinations.
+
+use calico_ebpf_common::abi::{
+    DropReason, Event, MARK_REPLY, MARK_TRANSLATED, NO_SLOT, OpenerKind, PRIORITY_DENIED, PRIORITY_REJECTED, conn_flags,
+};
+
+use crate::{
+    frames::{ACK, SYN, SYN_ACK, Tcp, tcp4, udp4, unreachable4},
+    harness::{A, ALLOW, B, DENY, DROP, HOST4, OUTSIDE4, REDIRECT, REJECT, STACK, UPLINK, World},
+};
+
+const RST: Tcp = Tcp { flags: "R", sequence: 101, acknowledgement: 0 };
+const SERVICE: [u8; 4] = [10, 96, 0, 1];
+
+/// A world where `a` may send to nobody by the address that it sends to, and the host translates.
+fn world() -> World {
+    let mut world = World::new();
+    world.set_translates_for(A);
+    world.set_policy(A, DENY, DENY);
+    world
+}
+
+#[test]
+fn what_is_denied_may_still_be_translated() {
+    let mut world = world();
+    let outcome = world.from_a(&tcp4(A.v4, 1000, SERVICE, 80, SYN));
+    assert_eq!((outcome.action, outcome.priority), (STACK, PRIORITY_DENIED));
+    assert_eq!((world.drops(DropReason::PolicyEgress), world.events(Event::LeftToTranslation)), (1, 1));
+    assert!(world.conns4().is_empty(), "of what is denied there is no entry");
+    // Also what belongs to a connection by the translated addresses alone, and what is for the host.
+    for frame in [
+        tcp4(A.v4, 1000, SERVICE, 80, RST),
+        unreachable4(A.v4, SERVICE, &tcp4(SERVICE, 80, A.v4, 1000, ACK)),
+        tcp4(A.v4, 1000, HOST4, 80, SYN),
+    ] {
+        assert_eq!(world.from_a(&frame).priority, PRIORITY_DENIED);
+    }
+    assert_eq!(world.from_a(&tcp4(A.v4, 1000, B.v4, 80, SYN)).action, DROP, "nobody translates workloads");
+    assert_eq!(world.from_a(&tcp4(B.v4, 1000, SERVICE, 80, SYN)).action, DROP, "nor what is forged");
+    world.set_policy(A, ALLOW, ALLOW);
+    assert_eq!(
+        world.from_a(&tcp4(A.v4, 1000, HOST4, 80, SYN)).priority,
+        PRIORITY_DENIED,
+        "defaultEndpointToHostAction"
+    );
+    assert_eq!(world.from_a(&tcp4(A.v4, 1000, SERVICE, 80, SYN)).priority, 0);
+    world.set_policy(A, REJECT, ALLOW);
+    assert_eq!(world.from_a(&tcp4(A.v4, 1001, SERVICE, 80, SYN)).priority, PRIORITY_REJECTED);
+}
+
+#[test]
+fn an_answer_shows_what_is_translated() {
+    let mut world = world();
+    let (syn, answer) = (tcp4(A.v4, 1000, SERVICE, 80, SYN), tcp4(SERVICE, 80, A.v4, 1000, SYN_ACK));
+    assert_eq!(world.from_a(&syn).priority, PRIORITY_DENIED);
+    assert_eq!(world.leave(A.interface, UPLINK, 0, &answer).action, DROP, "so anybody could come");
+    assert_eq!(world.leave(A.interface, UPLINK, MARK_REPLY, &answer).action, STACK);
+    let conn = world.conn4();
+    assert_eq!((conn.opener, conn.ends[0].slot), (OpenerKind::Translated as u8, A.slot));
+    assert_eq!(conn.ends[1].slot, NO_SLOT);
+    let dropped = world.drops(DropReason::PolicyEgress);
+    // The stack is asked each time, but nobody judges.
+    for _ in 0..2 {
+        let outcome = world.from_a(&tcp4(A.v4, 1000, SERVICE, 80, ACK));
+        assert_eq!((outcome.action, outcome.priority), (STACK, PRIORITY_DENIED));
+        assert_eq!(world.leave(A.interface, UPLINK, 0, &tcp4(SERVICE, 80, A.v4, 1000, ACK)).action, STACK);
+        world.set_policy(A, DENY, DENY);
+    }
+    // What is known to be a service counts as dropped no more.
+    assert_eq!(world.from_a(&tcp4(A.v4, 1001, SERVICE, 80, SYN)).priority, PRIORITY_DENIED);
+    assert_eq!(world.drops(DropReason::PolicyEgress), dropped);
+    assert_eq!(world.from_a(&tcp4(A.v4, 1001, SERVICE, 81, SYN)).priority, PRIORITY_DENIED);
+    assert_eq!(world.drops(DropReason::PolicyEgress), dropped + 1);
+    // The address goes to another workload.
+    assert_eq!(world.from_b(&tcp4(A.v4, 1000, SERVICE, 80, ACK)).action, DROP);
+}
+
+#[test]
+fn a_connection_whose_name_is_denied_later_goes_on() {
+    let mut world = world();
+    world.set_policy(A, ALLOW, DENY);
+    let request = udp4(A.v4, 1000, SERVICE, 53);
+    let answer = udp4(SERVICE, 53, A.v4, 1000);
+    assert_eq!(world.from_a(&request).priority, 0);
+    assert_eq!(world.leave(A.interface, UPLINK, MARK_REPLY, &answer).action, STACK);
+    assert_eq!(world.conn4().opener, OpenerKind::Workload as u8);
+    world.set_policy(A, DENY, DENY);
+    assert_eq!(world.leave(A.interface, UPLINK, 0, &answer).action, DROP);
+    assert_eq!(world.leave(A.interface, UPLINK, MARK_REPLY, &answer).action, STACK);
+    assert_eq!(world.conn4().opener, OpenerKind::Translated as u8);
+    assert_eq!(world.from_a(&request).priority, PRIORITY_DENIED);
+}
+
+#[test]
+fn what_is_masqueraded_is_its_workloads_still() {
+    let mut world = world();
+    let syn = tcp4(HOST4, 1000, B.v4, 80, SYN);
+    assert_eq!(world.leave(B.interface, A.interface, MARK_TRANSLATED, &syn).action, DROP);
+    assert_eq!(world.drops(DropReason::PolicyEgress), 1);
+    let outside = tcp4(HOST4, 1000, OUTSIDE4, 80, SYN);
+    assert_eq!(world.leave(UPLINK, A.interface, MARK_TRANSLATED, &outside).action, DROP);
+    assert_eq!(world.leave(UPLINK, A.interface, 0, &outside).action, STACK, "it was judged where it came in");
+    world.set_policy(A, ALLOW, DENY);
+    assert_eq!(world.leave(B.interface, A.interface, MARK_TRANSLATED, &syn).action, STACK);
+    let conn = world.conn4();
+    assert_eq!([conn.ends[0].slot, conn.ends[1].slot], [A.slot, B.slot]);
+    assert_ne!(conn.flags & conn_flags::BEHIND_DNAT, 0);
+    // Judged again from the other side.
+    world.set_policy(A, ALLOW, DENY);
+    assert_eq!(world.from_b(&tcp4(B.v4, 80, HOST4, 1000, SYN_ACK)).action, STACK);
+    assert_eq!(world.conns4().len(), 1);
+    world.set_policy(A, DENY, DENY);
+    assert_eq!(world.from_b(&tcp4(B.v4, 80, HOST4, 1000, ACK)).action, DROP);
+}
+
+#[test]
+fn where_nobody_translates_nothing_is_left() {
+    let mut world = World::new();
+    world.set_policy(A, DENY, ALLOW);
+    assert_eq!(world.from_a(&tcp4(A.v4, 1000, SERVICE, 80, SYN)).action, DROP);
+    assert_eq!(world.events(Event::LeftToTranslation), 0);
+    world.set_policy(A, ALLOW, DENY);
+    assert_eq!(world.leave(A.interface, UPLINK, MARK_REPLY, &tcp4(SERVICE, 80, A.v4, 1000, SYN_ACK)).action, DROP);
+    assert_eq!(world.from_a(&tcp4(A.v4, 1000, B.v4, 80, SYN)).action, REDIRECT);
+}
