@@ -15,7 +15,7 @@ use crate::{
     conns,
     policy::{Allowed, judge_ends},
     skb::Skb,
-    tables::{Located, Tables, active, locate, seat_of_arrival},
+    tables::{Located, Tables, active, locate, own_class, seat_of_arrival},
     work::{AGAIN, Code, Env, FOREIGN, MISS, Related, code, work},
 };
 
@@ -139,7 +139,13 @@ pub(crate) fn find<F: Tables>(
         Hook::ToUplink => {}
     }
     if ingress != 0 && source.is_some_and(|source| is_forged(source, ingress)) {
-        return Err(NoHit::Drop(DropReason::SpoofedLocal));
+        // The stack gives an address of the host's to one and then to another.
+        let is_masqueraded = from_opener && flags & conn_flags::BEHIND_DNAT != 0;
+        return Err(if is_masqueraded { NoHit::Next(FOREIGN) } else { NoHit::Drop(DropReason::SpoofedLocal) });
+    }
+    if opener == OpenerKind::Translated as u8 && from_opener && matches!(hook, Hook::ToWorkload | Hook::ToUplink) {
+        // It leaves untranslated.
+        return Err(NoHit::Drop(DropReason::PolicyEgress));
     }
 
     let seen = if from_opener { conn.seen[0] } else { conn.seen[1] };
@@ -248,14 +254,6 @@ fn try_again<F: Tables>() -> Result<Code, DropReason> {
         conns::close_early::<F>(&work.key, conn.account, conn.flags, env.now);
         return Ok(MISS);
     }
-    if conn.opener == OpenerKind::Translated as u8 {
-        // It is judged by its other entry.
-        if let Some(workload) = opener_workload {
-            // SAFETY: the entry stays writable as long as the program runs.
-            unsafe { (*conn_ptr).ends[0].epoch = workload.policy(env.generation).egress_epoch };
-        }
-        return Ok(AGAIN);
-    }
     let mut ports = packet.transport.rule_ports(packet.protocol);
     if packet.protocol == F::ICMP {
         ports = [0, u16::from(conn.icmp_type) << 8 | u16::from(conn.icmp_code)];
@@ -263,13 +261,21 @@ fn try_again<F: Tables>() -> Result<Code, DropReason> {
         ports = [ports[1], ports[0]];
     }
     let workloads = [opener_workload, responder_workload];
-    let classes = [opener_at.class, responder_at.class];
+    let opener_class = match opener_workload {
+        Some(workload) if is_masqueraded => own_class::<F>(workload.ifindex, opener_at.class, env.generation),
+        _ => opener_at.class,
+    };
+    let classes = [opener_class, responder_at.class];
     let behind_dnat = conn.flags & conn_flags::BEHIND_DNAT != 0;
     match judge_ends::<F>(env.generation, workloads, classes, packet.protocol, ports, behind_dnat) {
         Ok(Allowed { rules, before_dnat }) => {
             let settled = if before_dnat { conn_flags::SETTLED } else { 0 };
             // SAFETY: the entry stays writable as long as the program runs.
             unsafe {
+                if conn.opener == OpenerKind::Translated as u8 {
+                    // The address that it was opened to is allowed now.
+                    (*conn_ptr).opener = OpenerKind::Workload as u8;
+                }
                 if !behind_dnat {
                     (*conn_ptr).flags = (*conn_ptr).flags & !conn_flags::SETTLED | settled;
                 }
@@ -281,6 +287,14 @@ fn try_again<F: Tables>() -> Result<Code, DropReason> {
                     (*conn_ptr).ends[1].rule = rules[1];
                     (*conn_ptr).ends[1].epoch = workload.policy(env.generation).ingress_epoch;
                 }
+            }
+            Ok(AGAIN)
+        }
+        // It is judged by its other entry, but for policy before DNAT.
+        Err(denied) if conn.opener == OpenerKind::Translated as u8 && !denied.before_dnat => {
+            if let Some(workload) = opener_workload {
+                // SAFETY: the entry stays writable as long as the program runs.
+                unsafe { (*conn_ptr).ends[0].epoch = workload.policy(env.generation).egress_epoch };
             }
             Ok(AGAIN)
         }

@@ -8,7 +8,8 @@ use calico_ebpf_common::{
 use crate::{
     established::{Hook, NoHit, find, related},
     forward::{TO_STACK, to_workload},
-    opening, reverse_path,
+    opening::{self, Stage},
+    reverse_path,
     skb::Skb,
     tables::{HostSeats, Tables, active, has_host_endpoints, host_seats, locate},
     to_workload::Receiver,
@@ -134,7 +135,7 @@ fn try_first<F: Receiver>(skb: &Skb, untracked: Code) -> Result<Code, DropReason
     if slots[0] == NO_SLOT && slots[1] == NO_SLOT {
         return Ok(TO_STACK);
     }
-    let opening = match opening::judge(&env, packet, slots, [source.class, destination.class], false) {
+    let opening = match opening::judge(&env, packet, slots, [source.class, destination.class], Stage::Arriving) {
         Ok(opening) => opening,
         Err(denied) => {
             work.denied_for_good = denied.before_dnat;

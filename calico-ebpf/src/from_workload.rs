@@ -1,7 +1,7 @@
 //! What a workload sends.
 
 use calico_ebpf_common::{
-    abi::{DropReason, NO_SLOT, OpenerKind, PRIORITY_DENIED, Workload, conn_flags, host_action, workload_flags},
+    abi::{DropReason, MARK_BACK, NO_SLOT, OpenerKind, Workload, conn_flags, host_action, workload_flags},
     packet::{
         Cursor as _, EthernetHeader, Ip as _, Kind, Packet, V4, V6,
         arp::{ARP_AT, ArpPacket, Form},
@@ -14,10 +14,11 @@ use crate::{
     forward::{DROP, TO_STACK, answer, elsewhere, to_workload},
     fragments,
     maps::WORKLOADS,
-    opening,
+    opening::{self, Stage},
     policy::judge_ends,
     skb::Skb,
     tables::{Located, Tables, active, locate, of_interface},
+    translation,
     work::{Code, DELIVER, Env, FOREIGN, MISS, code, take, work},
 };
 
@@ -65,11 +66,10 @@ fn try_established<F: Tables>(skb: &Skb) -> Result<Code, DropReason> {
     }
     fragments::first_passed(&env, packet);
     if hit.opener == OpenerKind::Translated as u8 {
-        if !skb.is_for_host_mac() {
-            return Err(DropReason::PolicyEgress);
-        }
         // Whether it is translated still, the stack knows.
-        skb.leave_to_translation(PRIORITY_DENIED);
+        translation::leave_again(skb)?;
+    } else if !hit.from_opener && hit.flags & conn_flags::BEHIND_DNAT != 0 && hit.opener == OpenerKind::Workload as u8 {
+        skb.mark(MARK_BACK);
     }
     if via_stack {
         Ok(TO_STACK)
@@ -162,7 +162,7 @@ fn try_first<F: Sender>(skb: &Skb, missed: Code) -> Result<Code, DropReason> {
         return Err(DropReason::NoInterface);
     }
     let slots = [slot, destination.slot];
-    let opening = match opening::judge(&env, packet, slots, [source.class, destination.class], false) {
+    let opening = match opening::judge(&env, packet, slots, [source.class, destination.class], Stage::Arriving) {
         Ok(opening) => opening,
         Err(denied) => {
             work.denied_for_good = denied.before_dnat;

@@ -41,7 +41,9 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::debug;
 use calico_ebpf_common::{
-    abi::{DropReason, MARK_ASKED, MARK_REPLY, MARK_SETTLED, judged, uplink_flags},
+    abi::{
+        DropReason, MARK_ASKED, MARK_BACK, MARK_LEFT, MARK_REPLY, MARK_SETTLED, MARK_TRANSLATED, judged, uplink_flags,
+    },
     packet::{V4, V6, ether_type},
 };
 
@@ -112,6 +114,8 @@ steps! {
     cali_fw_denied6(code) = translation::at_workload::<V6>;
     cali_tw_answer4() = translation::answered::<V4>;
     cali_tw_answer6() = translation::answered::<V6>;
+    cali_learn4() = translation::learn::<V4>;
+    cali_learn6() = translation::learn::<V6>;
     cali_fu_untag() = from_uplink::untag;
     cali_fu_arp() = neighbour::arp;
     cali_fu_nd6() = neighbour::solicitation;
@@ -246,8 +250,14 @@ pub fn cali_to_wl(ctx: TcContext) -> i32 {
         return finish(&ctx, Hook::ToWorkload, dropped(DropReason::PolicyIngress));
     }
     let code = match skb.ether_type() {
-        ether_type::IPV4 => to_workload_ip(&skb, cali_tw_known4, cali_again4, cali_tw_answer4, cali_tw_first4),
-        ether_type::IPV6 => to_workload_ip(&skb, cali_tw_known6, cali_again6, cali_tw_answer6, cali_tw_first6),
+        ether_type::IPV4 => {
+            let code = to_workload_ip(&skb, cali_tw_known4, cali_again4, cali_tw_answer4, cali_tw_first4);
+            leaves(&skb, code, cali_learn4)
+        }
+        ether_type::IPV6 => {
+            let code = to_workload_ip(&skb, cali_tw_known6, cali_again6, cali_tw_answer6, cali_tw_first6);
+            leaves(&skb, code, cali_learn6)
+        }
         // The host asks, or our own answer goes out.
         ether_type::ARP => TO_STACK,
         _ if to_workload::is_own(&skb) => TO_STACK,
@@ -272,6 +282,15 @@ fn to_workload_ip(skb: &Skb, known: Step, again: extern "C" fn() -> Code, answer
     }
 }
 
+/// What may leave that was left to the stack shows that this translates it: see [`translation::learn`].
+#[inline(always)]
+fn leaves(skb: &Skb, code: Code, learn: Step) -> Code {
+    if code == TO_STACK && skb.is_marked(MARK_LEFT) {
+        let _ = learn(skb.raw_context());
+    }
+    code
+}
+
 #[classifier]
 pub fn cali_from_up(ctx: TcContext) -> i32 {
     let skb = Skb::new(&ctx);
@@ -285,7 +304,7 @@ pub fn cali_from_up(ctx: TcContext) -> i32 {
         }
     }
     // Only what this program says of a packet counts.
-    skb.unmark(MARK_ASKED | MARK_SETTLED | MARK_REPLY);
+    skb.unmark(MARK_ASKED | MARK_SETTLED | MARK_REPLY | MARK_TRANSLATED | MARK_LEFT | MARK_BACK);
     let flags = uplink_flags();
     let mut untracked = LEFT;
     if flags != 0 {
@@ -414,10 +433,12 @@ pub fn cali_to_up(ctx: TcContext) -> i32 {
     let code = match skb.ether_type() {
         ether_type::IPV4 => {
             let code = to_uplink_ip(&skb, cali_tu_known4, cali_again4, cali_tu_leaves4, cali_tu_first4);
+            let code = leaves(&skb, code, cali_learn4);
             denied(&skb, code, cali_tu_denied4)
         }
         ether_type::IPV6 => {
             let code = to_uplink_ip(&skb, cali_tu_known6, cali_again6, cali_tu_leaves6, cali_tu_first6);
+            let code = leaves(&skb, code, cali_learn6);
             denied(&skb, code, cali_tu_denied6)
         }
         _ => TO_STACK,

@@ -8,9 +8,9 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use calico_ebpf_common::abi::{
-    AddressEntry, Block, Conn, ConnKey4, ConnKey6, FlowKey, FlowRecord, FragmentKey, InfoText, Interface, LoadText,
-    LogRecord, Neighbour, NeighbourKey, Quota, Root, RuleText, ServiceKey, SpoofKey4, SpoofKey6, VICTIMS, Workload,
-    WorkloadText,
+    AddressEntry, Allowance, Block, Conn, ConnKey4, ConnKey6, FlowKey, FlowRecord, FragmentKey, InfoText, Interface,
+    LoadText, LogRecord, Neighbour, NeighbourKey, Quota, Root, RuleText, ServiceKey, SpoofKey4, SpoofKey6, VICTIMS,
+    Workload, WorkloadText,
 };
 
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
@@ -65,7 +65,9 @@ pub(crate) static VICTIM_KEYS: Array<ConnKey6, { ACCOUNTS * VICTIMS as usize }> 
 pub(crate) static FRAGMENTS: LruHashMap<FragmentKey, u32, 8192> = LruHashMap::new();
 
 #[btf_map(pin_by_name, name = "cali_service")]
-pub(crate) static SERVICES: LruHashMap<ServiceKey, u32, 8192> = LruHashMap::new();
+pub(crate) static SERVICES: LruHashMap<ServiceKey, u32, 16384> = LruHashMap::new();
+#[btf_map(pin_by_name, name = "cali_leaves")]
+pub(crate) static LEAVES: Array<Allowance, SLOTS> = Array::new();
 
 #[btf_map(pin_by_name, name = "cali_hits")]
 pub(crate) static RULE_HITS: PerCpuArray<u64, COUNTERS> = PerCpuArray::new();

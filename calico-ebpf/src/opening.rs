@@ -4,8 +4,8 @@ use core::ptr;
 
 use calico_ebpf_common::{
     abi::{
-        ACCOUNT_HOST, CONN_VERSION, Conn, ConnEnd, DropReason, Event, MARK_SETTLED, NO_RULE, NO_SLOT, OpenerKind,
-        account_opened_by, account_opened_to, conn_flags, settings_flags, tcp_state, workload_flags,
+        ACCOUNT_HOST, CONN_VERSION, Conn, ConnEnd, DropReason, Event, MARK_SETTLED, MARK_TRANSLATED, NO_RULE, NO_SLOT,
+        OpenerKind, account_opened_by, account_opened_to, conn_flags, settings_flags, tcp_state, workload_flags,
     },
     packet::{Kind, Packet, protocol},
     track::{self, State},
@@ -36,7 +36,10 @@ impl Opening {
     pub(crate) const BY_HOST: Self =
         Self { from_opener: true, allowed: Allowed { rules: [NO_RULE; 2], before_dnat: false } };
 
-    /// The opener's packets were left to the stack: the answer shows that it translates them.
+    /// Policy is asked about what it is translated to alone, elsewhere. The packet at hand is the opener's.
+    pub(crate) const TRANSLATED: Self = Self::BY_HOST;
+
+    /// Likewise; it is an answer.
     pub(crate) const ANSWERED: Self =
         Self { from_opener: false, allowed: Allowed { rules: [NO_RULE; 2], before_dnat: false } };
 
@@ -52,17 +55,40 @@ impl Opening {
     }
 }
 
+/// What the stack has made of a packet.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// Nothing yet: it has just come in.
+    Arriving,
+    /// All that it does.
+    Leaving,
+    /// Likewise: another destination, by a connection that it tracks.
+    Translated,
+}
+
+impl Stage {
+    /// Of a packet that leaves.
+    #[inline(always)]
+    pub(crate) fn of_leaving(skb: &Skb) -> Self {
+        if skb.is_marked(MARK_TRANSLATED) { Self::Translated } else { Self::Leaving }
+    }
+}
+
 /// Judges a packet without a connection at both ends, or as many of them as there are: `slots` and `classes` are the
-/// source's and the destination's. `behind_dnat`: the stack has done its translating.
+/// source's and the destination's.
 #[inline(always)]
 pub(crate) fn judge<F: Tables>(
     env: &Env,
     packet: &Packet<F>,
     slots: [u32; 2],
     classes: [u32; 2],
-    behind_dnat: bool,
+    stage: Stage,
 ) -> Result<Opening, Denied> {
-    check_opens(env, packet, slots)?;
+    // What the stack has translated belongs to a connection that it knows.
+    if packet.protocol != protocol::TCP || stage != Stage::Translated {
+        check_opens(env, packet, slots)?;
+    }
+    let behind_dnat = stage != Stage::Arriving;
     let [from, to] = packet.transport.rule_ports(packet.protocol);
     let workloads = [active(slots[0]), active(slots[1])];
     let judged = judge_ends::<F>(env.generation, workloads, classes, packet.protocol, [from, to], behind_dnat);

@@ -329,15 +329,22 @@ pub(crate) fn sender<F: Tables>(skb: &Skb, env: &Env, source: &Located) -> (u32,
     }
     let slot = seat_of_arrival(skb, env);
     let is_masqueraded = source.host && skb.is_marked(MARK_TRANSLATED);
-    (
-        slot,
-        if is_masqueraded { own_class::<F>(skb.ingress_ifindex(), source.class, env.generation) } else { source.class },
-    )
+    let class = source.class;
+    (slot, if is_masqueraded { own_class::<F>(skb.ingress_ifindex(), class, env.generation) } else { class })
+}
+
+/// Slot of the workload that sent what the stack has translated and forwards now.
+#[inline(always)]
+pub(crate) fn translated_of(skb: &Skb) -> Option<u32> {
+    if !skb.is_marked(MARK_TRANSLATED) {
+        return None;
+    }
+    of_interface(skb.ingress_ifindex()).ok().map(|(slot, _)| slot)
 }
 
 /// Class of the address of the workload whose interface this is; `other` if it is none's.
 #[inline(never)]
-fn own_class<F: Tables>(ifindex: u32, other: u32, generation: u32) -> u32 {
+pub(crate) fn own_class<F: Tables>(ifindex: u32, other: u32, generation: u32) -> u32 {
     match interface(ifindex) {
         Some(interface) if interface.role == role::WORKLOAD => locate::<F>(&F::own(interface), generation).class,
         _ => other,
@@ -348,9 +355,7 @@ fn own_class<F: Tables>(ifindex: u32, other: u32, generation: u32) -> u32 {
 /// been asked about the packet as it is, or has no say about it.
 #[inline(always)]
 pub(crate) fn seat_of_arrival(skb: &Skb, env: &Env) -> u32 {
-    if skb.is_marked(MARK_TRANSLATED)
-        && let Ok((slot, _)) = of_interface(skb.ingress_ifindex())
-    {
+    if let Some(slot) = translated_of(skb) {
         return slot;
     }
     if !has_host_endpoints() || skb.is_marked(MARK_ASKED | MARK_SETTLED) {

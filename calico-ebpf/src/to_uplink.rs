@@ -2,21 +2,22 @@
 
 use calico_ebpf_common::{
     abi::{
-        DropReason, MARK_ASKED, MARK_LEFT, MARK_REPLY, MARK_SETTLED, MARK_TRANSLATED, MARK_UNTRANSLATED, NO_SLOT,
-        OpenerKind, conn_flags, workload_flags,
+        DropReason, MARK_ASKED, MARK_BACK, MARK_LEFT, MARK_REPLY, MARK_SETTLED, MARK_TRANSLATED, MARK_UNTRANSLATED,
+        NO_SLOT, OpenerKind, conn_flags, workload_flags,
     },
     packet::{Kind, protocol, tcp_flags},
 };
 
 use crate::{
-    established::{Hook, NoHit, find},
+    established::{Hook, NoHit, find, related},
     forward::TO_STACK,
-    fragments, opening,
+    fragments,
+    opening::{self, Stage},
     policy::judge_ends,
     skb::Skb,
     tables::{
         HostSeats, Tables, active, has_host_endpoints, host_seats, is_way_out, locate, seat_of_arrival, sender,
-        translates,
+        translated_of, translates,
     },
     to_workload::{Receiver, check_arrival, is_own},
     work::{AGAIN, Code, Env, LEAVES, MISS, code, take, work},
@@ -39,13 +40,13 @@ fn try_established<F: Tables>(skb: &Skb) -> Result<Code, DropReason> {
     };
     let packet = &work.packet;
     if matches!(packet.kind, Kind::LaterFragment) {
-        if locate::<F>(&packet.source, env.generation).slot != NO_SLOT {
+        if locate::<F>(&packet.source, env.generation).slot != NO_SLOT || translated_of(skb).is_some() {
             fragments::follow(&leaving(env), packet)?;
         }
         return Ok(TO_STACK);
     }
     if !matches!(packet.kind, Kind::Flow) {
-        if has_host_endpoints() {
+        if has_host_endpoints() || translated_of(skb).is_some() {
             return Ok(MISS);
         }
         // Judged where it came from, and it has no entry.
@@ -78,7 +79,8 @@ fn try_established<F: Tables>(skb: &Skb) -> Result<Code, DropReason> {
 /// routing may ask for.
 #[inline(always)]
 fn goes_past(env: &Env, skb: &Skb) -> bool {
-    const OURS: u32 = MARK_UNTRANSLATED | MARK_ASKED | MARK_SETTLED | MARK_REPLY | MARK_TRANSLATED | MARK_LEFT;
+    const OURS: u32 =
+        MARK_UNTRANSLATED | MARK_ASKED | MARK_SETTLED | MARK_REPLY | MARK_TRANSLATED | MARK_LEFT | MARK_BACK;
     env.is_uplink(env.ifindex) && !skb.is_marked(!OURS)
 }
 
@@ -146,9 +148,11 @@ fn try_first<F: Receiver>(skb: &Skb) -> Result<Code, DropReason> {
     let work = work::<F>().ok_or(DropReason::NoTable)?;
     let env = Env::resume(skb, work)?;
     let packet = &work.packet;
-    // Errors are about what was judged. Later fragments are nothing without the first one.
+    // Errors are about what was judged, but for those that were not when they came in. Later fragments are nothing without the first
+    // one.
     if matches!(packet.kind, Kind::IcmpError | Kind::LaterFragment) {
-        return Ok(TO_STACK);
+        let was_judged = !matches!(packet.kind, Kind::IcmpError) || !skb.is_marked(MARK_LEFT);
+        return if was_judged || related::<F>(skb) != 0 { Ok(TO_STACK) } else { Err(DropReason::IcmpUnrelated) };
     }
     if !is_own(skb) && skb.is_marked(MARK_REPLY) {
         fragments::first_passed(&leaving(env), packet);
@@ -172,7 +176,7 @@ fn try_first<F: Receiver>(skb: &Skb) -> Result<Code, DropReason> {
         return Ok(TO_STACK);
     }
     let destination = locate::<F>(&packet.destination, env.generation);
-    let opening = opening::judge(&env, packet, slots, [class, destination.class], true)?;
+    let opening = opening::judge(&env, packet, slots, [class, destination.class], Stage::of_leaving(skb))?;
     if matches!(packet.kind, Kind::Flow) && !F::is_multicast(&packet.destination) {
         let flags = conn_flags::VIA_STACK | conn_flags::BEHIND_DNAT | opening::settled(skb);
         opening::enter(&env, work, &opening, slots, OpenerKind::Outside, flags)?;

@@ -10,7 +10,7 @@ use crate::{
     established::{Hook, NoHit, find, is_forged, related},
     forward::TO_STACK,
     fragments,
-    opening::{self, Opening},
+    opening::{self, Opening, Stage},
     skb::Skb,
     tables::{Tables, active, locate, of_interface, sender},
     work::{AGAIN, Code, Env, FOREIGN, MISS, code, take, work},
@@ -115,7 +115,7 @@ fn try_first<F: Receiver>(skb: &Skb, missed: Code) -> Result<Code, DropReason> {
     check_arrival(skb, source.slot)?;
     let (sender, class) = sender::<F>(skb, &env, &source);
     let slots = [sender, slot];
-    let judged = opening::judge(&env, packet, slots, [class, destination.class], true);
+    let judged = opening::judge(&env, packet, slots, [class, destination.class], Stage::of_leaving(skb));
     let opening = match judged {
         Ok(opening) => opening,
         Err(denied) if active(sender).is_some_and(Workload::is_outside) => return Err(denied.reason.on_arrival()),

@@ -2,6 +2,9 @@
 //! behind that, as in Calico. So the stack is asked first, drops what it does not translate, and what it does the program where the
 //! packet leaves judges.
 
+use core::ptr;
+
+use aya_ebpf::{btf_maps::PerCpuArray, macros::btf_map};
 use calico_ebpf_common::{
     abi::{
         DropReason, Event, MARK_REPLY, NO_SLOT, OpenerKind, PRIORITY_DENIED, PRIORITY_REJECTED, ServiceKey, conn_flags,
@@ -12,64 +15,124 @@ use calico_ebpf_common::{
 use crate::{
     count,
     forward::TO_STACK,
-    maps::{EVENTS, SERVICES},
+    maps::{EVENTS, LEAVES, SERVICES},
     opening::{self, Opening},
     skb::Skb,
     tables::{Tables, locate, of_interface, translates},
     to_workload::is_own,
-    work::{Code, Env, FOREIGN, MISS, UNDECIDED, code, reason, work},
+    work::{Code, Env, MISS, UNDECIDED, Work, code, reason, work},
 };
+
+/// What a workload may leave to the stack in a second, and at once, that is not known to be translated: the stack's connection tracking
+/// has room for so many, and a flood of what is denied is to cost no more.
+const RATE: u32 = 100;
+const BURST: u32 = 100;
+
+/// The last packet that was left on this processor, until it leaves.
+#[repr(C)]
+struct Left {
+    /// Of its connection, by the address that it was sent to.
+    key: [u64; 5],
+    service: ServiceKey,
+    /// Where it came in; 0: there is none.
+    ifindex: u32,
+    family: u8,
+    source_is_a: bool,
+    reserved: [u8; 2],
+}
+
+#[btf_map(name = "cali_left")]
+static LEFT: PerCpuArray<Left, 1> = PerCpuArray::new();
 
 /// What becomes of a packet that is to be dropped where it comes in by a host endpoint, given by its code.
 #[inline(always)]
 pub(crate) fn at_host_endpoint<F: Tables>(skb: &Skb, code: Code) -> Code {
-    if leave::<F>(skb, code) { TO_STACK } else { code }
+    match priority::<F>(skb, code) {
+        Some(priority) => {
+            leave(skb, priority);
+            TO_STACK
+        }
+        None => code,
+    }
 }
 
-/// The same of what a workload sends: [`UNDECIDED`] where nothing is known to be translated that is sent there. Then it counts as
+/// The same of what a workload sends: [`UNDECIDED`] where nothing is known to be translated that it sends there. Then it counts as
 /// dropped, as which it most likely ends.
 #[inline(always)]
 pub(crate) fn at_workload<F: Tables>(skb: &Skb, code: Code) -> Code {
-    if !leave::<F>(skb, code) {
+    let Some(priority) = priority::<F>(skb, code) else { return code };
+    let Some(work) = work::<F>() else { return code };
+    let Ok(env) = Env::resume(skb, work) else { return code };
+    let Ok((slot, _)) = of_interface(env.ifindex) else { return code };
+    let key = service(&work.packet, slot);
+    // SAFETY: only whether there is one matters.
+    let is_known = unsafe { SERVICES.get(&key) }.is_some();
+    if !is_known && !is_granted(&env, slot) {
         return code;
     }
-    match work::<F>() {
-        Some(work) if is_service(&work.packet) => TO_STACK,
-        _ => UNDECIDED,
-    }
-}
-
-/// Leaves the packet to the stack if that may translate it, and only policy by the address that it was sent to is against it.
-#[inline(always)]
-fn leave<F: Tables>(skb: &Skb, code: Code) -> bool {
-    match priority(reason(code)) {
-        Some(priority) if may_be_translated::<F>(skb) => {
-            count(EVENTS.get_ptr_mut(Event::LeftToTranslation as u32));
-            skb.leave_to_translation(priority);
-            true
+    leave(skb, priority);
+    if let Some(left) = LEFT.get_ptr_mut(0) {
+        // SAFETY: a value of a per-processor map, which only this processor writes, and programs do not interrupt each other; it has
+        // room for the keys of both IP versions.
+        unsafe {
+            const { assert!(size_of::<F::Key>() <= 40 && align_of::<F::Key>() <= 8) };
+            ptr::write((&raw mut (*left).key).cast(), work.key);
+            (*left).service = key;
+            (*left).family = F::AF;
+            (*left).source_is_a = work.source_is_a;
+            (*left).ifindex = env.ifindex;
         }
-        _ => false,
     }
+    if is_known { TO_STACK } else { UNDECIDED }
 }
 
-/// How the stack is told of what policy denies, and of what belongs to no connection by the addresses that it came with.
+/// What belongs to a connection that is known to be translated, of a workload that policy denies the address that it opened it to.
 #[inline(always)]
-fn priority(reason: Option<u32>) -> Option<u32> {
-    const DENIED: [DropReason; 5] = [
+pub(crate) fn leave_again(skb: &Skb) -> Result<(), DropReason> {
+    if !skb.is_for_host_mac() {
+        return Err(DropReason::PolicyEgress);
+    }
+    if let Some(left) = LEFT.get_ptr_mut(0) {
+        // SAFETY: as above.
+        unsafe { (*left).ifindex = 0 };
+    }
+    skb.leave_to_translation(PRIORITY_DENIED);
+    Ok(())
+}
+
+/// Whether the workload may leave one more.
+#[inline(always)]
+fn is_granted(env: &Env, slot: u32) -> bool {
+    let Some(allowance) = LEAVES.get_ptr_mut(slot) else { return false };
+    // SAFETY: a valid value. Processors may take the same token: it is a rough limit.
+    unsafe { (*allowance).take(env.now, env.root.hz, RATE, BURST) }
+}
+
+#[inline(always)]
+fn leave(skb: &Skb, priority: u32) {
+    count(EVENTS.get_ptr_mut(Event::LeftToTranslation as u32));
+    skb.leave_to_translation(priority);
+}
+
+/// How the stack is told of what policy denies, and of what belongs to no connection, by the addresses that it came with; nothing where
+/// the stack makes no difference to that.
+#[inline(always)]
+fn priority<F: Tables>(skb: &Skb, code: Code) -> Option<u32> {
+    const DENIED: u64 = set(&[
         DropReason::PolicyIngress,
         DropReason::PolicyEgress,
         DropReason::EndpointToHost,
         DropReason::TcpInvalid,
         DropReason::IcmpUnrelated,
-    ];
-    const REJECTED: [DropReason; 2] = [DropReason::RejectedIngress, DropReason::RejectedEgress];
-    let reason = 1_u64 << (reason? & 63);
-    if reason & set(&DENIED) != 0 {
-        Some(PRIORITY_DENIED)
-    } else if reason & set(&REJECTED) != 0 {
-        Some(PRIORITY_REJECTED)
-    } else {
+    ]);
+    const REJECTED: u64 = set(&[DropReason::RejectedIngress, DropReason::RejectedEgress]);
+    let reason = 1_u64 << (reason(code)? & 63);
+    if reason & (DENIED | REJECTED) == 0 || !may_be_translated::<F>(skb) {
         None
+    } else if reason & DENIED != 0 {
+        Some(PRIORITY_DENIED)
+    } else {
+        Some(PRIORITY_REJECTED)
     }
 }
 
@@ -94,31 +157,66 @@ fn may_be_translated<F: Tables>(skb: &Skb) -> bool {
         && locate::<F>(&work.packet.destination, env.generation).slot == NO_SLOT
 }
 
+/// Where the packet is sent to.
 #[inline(always)]
-fn is_service<F: Tables>(packet: &Packet<F>) -> bool {
-    let key = service(packet, &packet.destination, packet.transport.destination_port);
-    // SAFETY: only whether there is one matters.
-    unsafe { SERVICES.get(&key) }.is_some()
-}
-
-#[inline(always)]
-fn service<F: Tables>(packet: &Packet<F>, address: &F::Addr, port: u16) -> ServiceKey {
+fn service<F: Tables>(packet: &Packet<F>, slot: u32) -> ServiceKey {
     // Of ICMP it is the identifier of one connection.
-    let port = if packet.protocol == F::ICMP { 0 } else { port };
-    ServiceKey { address: F::wide(address), port: port.to_be_bytes(), protocol: packet.protocol, reserved: [0; 5] }
+    let port = if packet.protocol == F::ICMP { 0 } else { packet.transport.destination_port };
+    let address = F::wide(&packet.destination);
+    ServiceKey { address, slot, port: port.to_be_bytes(), protocol: packet.protocol, reserved: 0 }
 }
 
-/// Whether what a workload receives may belong to a connection whose destination the stack has translated, and which no entry lets
-/// pass by the address that it was opened to.
+/// A packet that was left to the stack leaves translated, and policy lets it: from now on what is sent to where it was sent to is known
+/// to be translated, and the connection has an entry by that address, which says so and lets its answers pass.
+#[inline(always)]
+pub(crate) fn learn<F: Tables>(skb: &Skb) -> Code {
+    code(try_learn::<F>(skb))
+}
+
+#[inline(always)]
+fn try_learn<F: Tables>(skb: &Skb) -> Result<Code, DropReason> {
+    let work = work::<F>().ok_or(DropReason::NoTable)?;
+    let env = Env::resume(skb, work)?;
+    let (slot, _) = of_interface(skb.ingress_ifindex())?;
+    let left = LEFT.get_ptr_mut(0).ok_or(DropReason::NoTable)?;
+    // SAFETY: as above. It is this very packet unless that has changed the processor on its way, and then one of the same workload: what
+    // is learned lets pass nothing but what the stack itself takes for answers.
+    unsafe {
+        let service = &(*left).service;
+        let is_it = (*left).ifindex == skb.ingress_ifindex()
+            && (*left).family == F::AF
+            && service.protocol == work.packet.protocol;
+        if !is_it {
+            return Ok(MISS);
+        }
+        (*left).ifindex = 0;
+        // Only counters and the limit depend on it.
+        let _ = SERVICES.insert(service, &env.now, 0);
+        work.key = ptr::read((&raw const (*left).key).cast());
+        work.source_is_a = (*left).source_is_a;
+    }
+    if matches!(work.packet.kind, Kind::Flow) {
+        enter(&env, work, &Opening::TRANSLATED, [slot, NO_SLOT]);
+    }
+    Ok(MISS)
+}
+
+#[inline(always)]
+fn enter<F: Tables>(env: &Env, work: &mut Work<F>, opening: &Opening, slots: [u32; 2]) {
+    opening::forget(env, work);
+    // Without an entry the connection's packets are judged one by one, and its answers are dropped.
+    let _ = opening::enter(env, work, opening, slots, OpenerKind::Translated, conn_flags::VIA_STACK);
+}
+
+/// Whether what a workload receives may be an answer in a connection whose destination the stack has translated, of which policy has come
+/// to deny the address that it was opened to.
 #[inline(always)]
 pub(crate) fn may_answer(skb: &Skb, code: Code) -> bool {
     const DENIED: u64 = set(&[DropReason::PolicyEgress, DropReason::RejectedEgress]);
-    let is_denied = reason(code).is_some_and(|reason| 1_u64 << (reason & 63) & DENIED != 0);
-    (code == MISS || code == FOREIGN || is_denied) && skb.is_marked(MARK_REPLY) && !is_own(skb)
+    reason(code).is_some_and(|reason| 1_u64 << (reason & 63) & DENIED != 0) && skb.is_marked(MARK_REPLY) && !is_own(skb)
 }
 
-/// What a workload receives in a connection whose destination the stack has translated, and which has no entry by the address that
-/// it was opened to: with one, what it sends need not be judged by that each time. [`MISS`] if it is to be judged as any other.
+/// Such an answer: from now on the connection is judged by its other entry alone. [`MISS`] if it is none.
 #[inline(always)]
 pub(crate) fn answered<F: Tables>(skb: &Skb) -> Code {
     code(try_answered::<F>(skb))
@@ -129,18 +227,12 @@ fn try_answered<F: Tables>(skb: &Skb) -> Result<Code, DropReason> {
     let work = work::<F>().ok_or(DropReason::NoTable)?;
     let env = Env::resume(skb, work)?;
     let (slot, _) = of_interface(env.ifindex)?;
-    if !translates(&env) {
+    let Some(conn) = F::conn(&work.key) else { return Ok(MISS) };
+    // SAFETY: the entry stays readable as long as the program runs.
+    let is_opener = unsafe { (*conn).ends[0].slot } == slot;
+    if !is_opener || work.denied_for_good || !translates(&env) || !matches!(work.packet.kind, Kind::Flow) {
         return Ok(MISS);
     }
-    let packet = &work.packet;
-    if matches!(packet.kind, Kind::Flow) {
-        let key = service(packet, &packet.source, packet.transport.source_port);
-        // Nothing but counters depends on it.
-        let _ = SERVICES.insert(&key, &env.now, 0);
-        opening::forget(&env, work);
-        // Without an entry its packets are judged one by one.
-        let slots = [NO_SLOT, slot];
-        let _ = opening::enter(&env, work, &Opening::ANSWERED, slots, OpenerKind::Translated, conn_flags::VIA_STACK);
-    }
+    enter(&env, work, &Opening::ANSWERED, [NO_SLOT, slot]);
     Ok(TO_STACK)
 }

@@ -26,11 +26,11 @@ pub struct LogRecord {
     pub reserved: [u8; 2],
 }
 
-/// What is left of a processor's share of records.
+/// What is left of somebody's share of what may be done so many times a second.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Allowance {
-    /// Records that may be made now.
+    /// How many times it may be done now.
     pub tokens: u32,
     /// Jiffies at which tokens were last added.
     pub since: u32,

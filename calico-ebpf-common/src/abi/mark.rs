@@ -24,8 +24,13 @@ pub const MARK_REPLY: u32 = 0x0080_0000;
 /// leaves, also where that has another source by then. Set by a table of ours.
 pub const MARK_TRANSLATED: u32 = 0x0100_0000;
 
-/// Likewise, and by the address that it was sent to policy denies it: it must not leave where nobody asks.
+/// Likewise, and by the address that it was sent to policy denies it: it must not leave where nobody asks, and where it is allowed to
+/// leave, it is known that that address is translated.
 pub const MARK_LEFT: u32 = 0x0200_0000;
+
+/// An answer of a workload in a connection that somebody opened to it by a translated address: it is for whoever opened it, and never
+/// for the host itself, even where the stack has forgotten the connection.
+pub const MARK_BACK: u32 = 0x0400_0000;
 
 /// What the control block (`skb->cb`) of a packet begins with that has been judged and goes past the stack: the program where it
 /// leaves takes it away and lets it pass unseen. Neither rules of the host's nor sockets can write there, and the IP layer clears

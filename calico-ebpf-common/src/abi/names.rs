@@ -42,8 +42,10 @@ pub const SPOOF6: &str = "cali_spoof6";
 /// `HashMap<NeighbourKey, Neighbour>`: addresses of local workloads that uplinks answer for.
 pub const NEIGHBOURS: &str = "cali_neigh";
 /// `LruHashMap<ServiceKey, u32>`: addresses and ports that the stack translates for local workloads, with the jiffies of the first
-/// packet of a connection that came back from there.
+/// packet of the connection that was opened there last.
 pub const SERVICES: &str = "cali_service";
+/// `Array<Allowance>` by slot: what a workload may leave to the stack that is not known to be translated.
+pub const LEAVES: &str = "cali_leaves";
 /// `HashMap<ConnKey4, Conn>`.
 pub const CONNS4: &str = "cali_ct4";
 /// `HashMap<ConnKey6, Conn>`.

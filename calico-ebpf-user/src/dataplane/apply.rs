@@ -28,7 +28,7 @@ use super::{
     links::Found,
     load::{self, Programs},
     nat_outgoing,
-    netlink::Netlink,
+    netlink::{Hook, Netlink},
     netns, nft, reassembly, sys,
     tables::{ConnLimits, Owner, Snapshot, Tables, timeouts},
     tc::{Expected, Hooks},
@@ -219,8 +219,9 @@ impl Dataplane {
         let found = self.find(desired)?;
         let uplinks = self.uplinks(desired, &found.links, &mut applied)?;
         let hosts = self.host_interfaces(desired, &found)?;
-        let none = BTreeSet::new();
-        let translated = self.behind_translation(desired, (&uplinks, &hosts), &found, &none, &mut applied);
+        let is_bare = |index: &u32| !found.hanging.contains_key(&(*index, Hook::Egress));
+        let mut bare: BTreeSet<u32> = hosts.others.iter().copied().filter(is_bare).collect();
+        let translated = self.behind_translation(desired, (&uplinks, &hosts), &found, &bare, &mut applied);
         let links = self.plan_links(desired, &uplinks, &hosts, &translated, &found);
         self.note(desired, &uplinks, &found)?;
         // Forwarding first: an uplink that learns by router advertisement has to know before.
@@ -229,7 +230,8 @@ impl Dataplane {
         self.tables.set_uplinks(&uplinks)?;
         self.owners(desired)?;
         let failed = self.execute_links(&links, &mut applied);
-        if !failed.is_empty() {
+        bare.retain(|index| translated.ways_out.contains(index));
+        if !failed.is_empty() || !bare.is_empty() {
             self.behind_translation(desired, (&uplinks, &hosts), &found, &failed, &mut applied);
         }
         self.peer_macs = found.peer_macs.iter().map(|(index, peer)| (*index, peer.mac)).collect();

@@ -8,12 +8,13 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
+    net::IpAddr,
 };
 
 use ipnet::IpNet;
 
 use calico_ebpf_common::abi::{
-    MARK_ASKED, MARK_LEFT, MARK_REPLY, MARK_SETTLED, MARK_TRANSLATED, PRIORITY_DENIED, PRIORITY_REJECTED,
+    MARK_ASKED, MARK_BACK, MARK_LEFT, MARK_REPLY, MARK_SETTLED, MARK_TRANSLATED, PRIORITY_DENIED, PRIORITY_REJECTED,
 };
 
 use super::{error::Result, nft};
@@ -40,6 +41,8 @@ pub(crate) struct Interfaces<'a> {
     pub(crate) arrivals: BTreeMap<u32, &'a str>,
     /// Those of them that are of workloads.
     pub(crate) workloads: BTreeSet<u32>,
+    /// The workloads' addresses.
+    pub(crate) addresses: BTreeSet<IpAddr>,
     /// Whether workloads may reach their host.
     pub(crate) host_welcomes: bool,
     /// Networks that are the host's as a whole, whose addresses the programs do not know.
@@ -168,7 +171,7 @@ fn ruleset(table: &str, wanted: &Interfaces<'_>) -> String {
     type filter hook forward priority {FIRST}; policy accept;
 {}  }}
 ",
-        behind_dnat(),
+        behind_dnat(wanted),
         to_host(wanted),
         unjudged(wanted)
     );
@@ -182,26 +185,50 @@ fn left() -> String {
 
 /// What somebody opens whose destination was translated.
 const TRANSLATED: &str = "ct direction original ct status dnat";
+/// What comes back to it.
+const ANSWERS: &str = "ct direction reply ct status dnat";
 
-fn behind_dnat() -> String {
+/// Marks of what others translate for others are none of ours.
+fn behind_dnat(wanted: &Interfaces<'_>) -> String {
     let left = left();
     let take_in = "meta pkttype set host meta priority set 0";
+    let own = set(&wanted.arrivals.keys().copied().collect());
+    let of_workloads = |family: &str, addresses: Vec<String>| {
+        if addresses.is_empty() {
+            return String::new();
+        }
+        let addresses = addresses.join(", ");
+        format!(
+            "    ct original {family} saddr {{ {addresses} }} {ANSWERS} meta mark set meta mark | {MARK_REPLY:#010x}\n"
+        )
+    };
+    let answers = if wanted.arrivals.len() > wanted.workloads.len() {
+        format!("    {ANSWERS} meta mark set meta mark | {MARK_REPLY:#010x}\n")
+    } else {
+        let of = |v4: bool| wanted.addresses.iter().filter(|a| a.is_ipv4() == v4).map(ToString::to_string).collect();
+        of_workloads("ip", of(true)) + &of_workloads("ip6", of(false))
+    };
     format!(
-        "    {TRANSLATED} meta mark set meta mark & {:#010x} | {MARK_TRANSLATED:#010x} comment \"not asked about this destination yet\"
-    ct direction reply ct status dnat meta mark set meta mark | {MARK_REPLY:#010x}
-    {left} {TRANSLATED} fib daddr type != local {take_in} meta mark set meta mark | {MARK_LEFT:#010x} counter accept
+        "    iif {own} {TRANSLATED} meta mark set meta mark & {:#010x} | {MARK_TRANSLATED:#010x} comment \"not asked about this destination yet\"
+{answers}    {left} {TRANSLATED} fib daddr type != local {take_in} meta mark set meta mark | {MARK_LEFT:#010x} counter accept
     meta priority {PRIORITY_REJECTED:#x} meta l4proto tcp {take_in} counter reject with tcp reset
     meta priority {PRIORITY_REJECTED:#x} {take_in} counter reject with icmpx type admin-prohibited
     meta priority {PRIORITY_DENIED:#x} counter drop
 ",
-        !MARK_ASKED
+        !(MARK_ASKED | MARK_REPLY)
     )
 }
 
 fn to_host(wanted: &Interfaces<'_>) -> String {
     let mut rules = format!("    {} counter drop comment \"a bridge has passed by the chain above\"\n", left());
-    if !wanted.host_welcomes && !wanted.workloads.is_empty() {
-        let workloads = set(&wanted.workloads);
+    if wanted.workloads.is_empty() {
+        return rules;
+    }
+    let workloads = set(&wanted.workloads);
+    rules += &format!(
+        "    iif {workloads} meta mark & {MARK_BACK:#010x} != 0 counter drop comment \"an answer whose connection is forgotten\"\n"
+    );
+    if !wanted.host_welcomes {
         let mut drop = |what: &str| {
             rules += &format!("    iif {workloads} {what} counter drop comment \"defaultEndpointToHostAction\"\n");
         };
@@ -244,6 +271,7 @@ mod tests {
         let wanted = Interfaces {
             arrivals: BTreeMap::from([(3, "eth0"), (4, "eth1"), (5, "cali1")]),
             workloads: BTreeSet::from([5]),
+            addresses: BTreeSet::from(["10.65.0.1".parse().expect("an address")]),
             host_welcomes: false,
             host_networks: vec!["192.0.2.0/25".parse().expect("a network")],
             judging: BTreeSet::from([3]),
@@ -257,11 +285,15 @@ mod tests {
         for family in FAMILIES {
             assert!(text.contains(&format!("table {family} t {{}}\ndelete table {family} t\n")), "{text}");
         }
-        assert!(text.contains("meta mark & 0xffdfffff | 0x01000000 "), "{text}");
+        assert!(text.contains("iif { 3, 4, 5 } ct direction original ct status dnat meta mark set meta mark & 0xff5fffff | 0x01000000 "), "{text}");
         assert!(text.contains("iif { 3 } oif != { 3, 4, 9 } "), "{text}");
         assert!(text.contains("iif { 5 } oif != { 3, 4, 9 } "), "{text}");
         assert!(text.contains("iif { 5 } ct direction original ct status dnat counter drop"), "{text}");
         assert!(text.contains("iif { 5 } ip daddr 192.0.2.0/25 ct direction original counter drop"), "{text}");
+        assert!(!text.contains("ct original"), "{text}");
+        let only = Interfaces { arrivals: BTreeMap::from([(5, "cali1")]), ..wanted.clone() };
+        let text = ruleset("t", &only);
+        assert!(text.contains("ct original ip saddr { 10.65.0.1 } ct direction reply ct status dnat"), "{text}");
         let nobody = Interfaces { judging: BTreeSet::new(), workloads: BTreeSet::new(), ..wanted };
         let text = ruleset("t", &nobody);
         assert!(!text.contains("oif") && !text.contains("defaultEndpointToHostAction"), "{text}");

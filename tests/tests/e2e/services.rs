@@ -166,6 +166,21 @@ fn ingress_policy_knows_who_asks_by_a_service() {
         }
         reach(&world, "a", world.addresses("host"), Tcp(NODE_PORT));
         miss(&world, "c", world.addresses("host"), Tcp(NODE_PORT));
+        // Also when connections are judged again.
+        let talks = SERVICE.map(|address| Talk::start(world.namespace("a"), SocketAddr::new(address, OF_B)));
+        let more = policy(
+            "more",
+            "app == 'b'",
+            "  order: 1\n  types: [Ingress]\n  ingress: [{action: Deny, protocol: SCTP}]\n",
+        );
+        world.enforce(&[policy("ingress", "app == 'b'", from_a), more]);
+        for talk in &talks {
+            assert!(talk.goes_on(ARRIVES), "{}", world.describe());
+        }
+        world.enforce(&[policy("ingress", "app == 'b'", &from_a.replace("'a'", "'c'"))]);
+        for talk in &talks {
+            assert!(!talk.goes_on(SILENCE), "{}", world.describe());
+        }
     }
 }
 

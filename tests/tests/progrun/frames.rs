@@ -71,6 +71,14 @@ pub(crate) fn solicitation(from: [u8; 16], target: [u8; 16]) -> Vec<u8> {
     icmpv6(from, to, 255, 135, &body)
 }
 
+/// Any ICMP message, without a body.
+pub(crate) fn icmp4(from: [u8; 4], to: [u8; 4], kind: u8, code: u8) -> Vec<u8> {
+    let mut frame = Vec::new();
+    let step = PacketBuilder::ethernet2(mac_of(from), HOST_MAC).ipv4(from, to, 64);
+    step.icmpv4_raw(kind, code, [0; 4]).write(&mut frame, &[]).expect("a packet");
+    frame
+}
+
 /// An ICMP "destination unreachable" that quotes a frame.
 pub(crate) fn unreachable4(from: [u8; 4], to: [u8; 4], quoted: &[u8]) -> Vec<u8> {
     let mut frame = Vec::new();

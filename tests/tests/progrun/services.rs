@@ -1,15 +1,18 @@
 //! What a workload may not send to by the address that it sends to, where the host translates destinations.
 
 use calico_ebpf_common::abi::{
-    DropReason, Event, MARK_REPLY, MARK_TRANSLATED, NO_SLOT, OpenerKind, PRIORITY_DENIED, PRIORITY_REJECTED, conn_flags,
+    DropReason, Event, MARK_LEFT, MARK_REPLY, MARK_TRANSLATED, NO_SLOT, OpenerKind, PRIORITY_DENIED, PRIORITY_REJECTED,
+    conn_flags,
 };
 
 use crate::{
-    frames::{ACK, SYN, SYN_ACK, Tcp, tcp4, udp4, unreachable4},
-    harness::{A, ALLOW, B, DENY, DROP, HOST4, OUTSIDE4, REDIRECT, REJECT, STACK, UPLINK, World},
+    frames::{ACK, SYN, SYN_ACK, Tcp, icmp4, tcp4, udp4, unreachable4},
+    harness::{A, ALLOW, B, BEHIND_DNAT, DENY, DROP, HOST4, OUTSIDE4, REDIRECT, REJECT, STACK, UPLINK, World},
 };
 
 const RST: Tcp = Tcp { flags: "R", sequence: 101, acknowledgement: 0 };
+/// What a table of ours writes on what was left to the stack, and translated.
+const LEFT: u32 = MARK_LEFT | MARK_TRANSLATED;
 const SERVICE: [u8; 4] = [10, 96, 0, 1];
 
 /// A world where `a` may send to nobody by the address that it sends to, and the host translates.
@@ -49,17 +52,25 @@ fn what_is_denied_may_still_be_translated() {
 }
 
 #[test]
-fn an_answer_shows_what_is_translated() {
+fn what_leaves_translated_is_known_to_be() {
     let mut world = world();
     let (syn, answer) = (tcp4(A.v4, 1000, SERVICE, 80, SYN), tcp4(SERVICE, 80, A.v4, 1000, SYN_ACK));
+    let translated = tcp4(A.v4, 1000, B.v4, 8080, SYN);
     assert_eq!(world.from_a(&syn).priority, PRIORITY_DENIED);
-    assert_eq!(world.leave(A.interface, UPLINK, 0, &answer).action, DROP, "so anybody could come");
-    assert_eq!(world.leave(A.interface, UPLINK, MARK_REPLY, &answer).action, STACK);
-    let conn = world.conn4();
-    assert_eq!((conn.opener, conn.ends[0].slot), (OpenerKind::Translated as u8, A.slot));
-    assert_eq!(conn.ends[1].slot, NO_SLOT);
+    assert_eq!(world.leave(B.interface, A.interface, LEFT, &translated).action, DROP);
+    assert!(world.conns4().is_empty(), "what policy denies there is denied");
+    assert_eq!(world.leave(A.interface, UPLINK, MARK_REPLY, &answer).action, DROP, "so the stack may say what it will");
+    world.set_policy(A, ALLOW, DENY);
+    assert_eq!(world.leave(B.interface, A.interface, LEFT, &translated).action, STACK);
+    assert_eq!(world.leave(B.interface, A.interface, LEFT, &translated).action, STACK, "once");
+    let conns = world.conns4();
+    assert_eq!(conns.len(), 2);
+    let named: Vec<_> = conns.iter().filter(|(_, conn)| conn.opener == OpenerKind::Translated as u8).collect();
+    assert_eq!((named.len(), named[0].1.ends[0].slot, named[0].1.ends[1].slot), (1, A.slot, NO_SLOT));
+
+    // Policy denies its name, and the stack is asked each time, but nobody judges.
+    world.set_policy(A, DENY, DENY);
     let dropped = world.drops(DropReason::PolicyEgress);
-    // The stack is asked each time, but nobody judges.
     for _ in 0..2 {
         let outcome = world.from_a(&tcp4(A.v4, 1000, SERVICE, 80, ACK));
         assert_eq!((outcome.action, outcome.priority), (STACK, PRIORITY_DENIED));
@@ -71,8 +82,40 @@ fn an_answer_shows_what_is_translated() {
     assert_eq!(world.drops(DropReason::PolicyEgress), dropped);
     assert_eq!(world.from_a(&tcp4(A.v4, 1001, SERVICE, 81, SYN)).priority, PRIORITY_DENIED);
     assert_eq!(world.drops(DropReason::PolicyEgress), dropped + 1);
-    // The address goes to another workload.
+    // It does not leave by its name, nor is it another's.
+    assert_eq!(world.leave(UPLINK, A.interface, 0, &tcp4(A.v4, 1000, SERVICE, 80, ACK)).action, DROP);
     assert_eq!(world.from_b(&tcp4(A.v4, 1000, SERVICE, 80, ACK)).action, DROP);
+    // Where its name is allowed, it is a connection like any other.
+    world.set_policy(A, ALLOW, DENY);
+    assert_eq!(world.from_a(&tcp4(A.v4, 1000, SERVICE, 80, ACK)).priority, 0);
+    // Policy before DNAT is about the name.
+    world.set_policy(A, DENY, DENY);
+    assert_eq!(world.leave(A.interface, UPLINK, MARK_REPLY, &tcp4(SERVICE, 80, A.v4, 1000, ACK)).action, STACK);
+    world.set_policy(A, BEHIND_DNAT, DENY);
+    assert_eq!(world.from_a(&tcp4(A.v4, 1000, SERVICE, 80, ACK)).action, DROP);
+    assert_eq!(world.leave(A.interface, UPLINK, MARK_REPLY, &tcp4(SERVICE, 80, A.v4, 1000, ACK)).action, DROP);
+}
+
+#[test]
+fn what_is_not_known_to_be_translated_is_limited() {
+    let mut world = world();
+    let left = (0..300).filter(|port| world.from_a(&udp4(A.v4, 1000 + port, SERVICE, 53)).action == STACK).count();
+    assert!((100..200).contains(&left), "{left}");
+    assert_eq!(world.from_a(&udp4(A.v4, 999, SERVICE, 53)).action, DROP);
+}
+
+#[test]
+fn what_makes_no_connection_is_judged_where_it_leaves() {
+    let mut world = world();
+    let error = unreachable4(A.v4, OUTSIDE4, &udp4(OUTSIDE4, 53, A.v4, 1000));
+    assert_eq!(world.leave(UPLINK, A.interface, LEFT, &error).action, DROP);
+    assert_eq!(world.drops(DropReason::IcmpUnrelated), 1);
+    assert_eq!(world.leave(UPLINK, A.interface, 0, &error).action, STACK, "it was judged where it came in");
+    let timestamp = icmp4(A.v4, OUTSIDE4, 13, 0);
+    assert_eq!(world.leave(UPLINK, A.interface, LEFT, &timestamp).action, DROP);
+    world.set_policy(A, ALLOW, DENY);
+    assert_eq!(world.leave(UPLINK, A.interface, LEFT, &timestamp).action, STACK);
+    assert_eq!(world.leave(UPLINK, A.interface, LEFT, &tcp4(A.v4, 1000, OUTSIDE4, 80, RST)).action, STACK);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use super::Dataplane;
 use crate::dataplane::{
     desired::{Applied, Desired, NatTable},
-    error::{DataplaneError, Result},
+    error::Result,
     guard,
     host_endpoints::Resolved,
     links::Found,
@@ -68,13 +68,13 @@ impl Dataplane {
     }
 
     /// Sees to what policy denies where the host may translate its destination. Where that is not seen to, it is dropped as it comes
-    /// in. `failed`: the interfaces where programs could not be attached.
+    /// in. `bare`: the interfaces where programs should hang and do not.
     pub(super) fn behind_translation(
         &mut self,
         desired: &Desired,
         (uplinks, hosts): (&[u32], &Resolved),
         found: &Found,
-        failed: &BTreeSet<u32>,
+        bare: &BTreeSet<u32>,
         applied: &mut Applied,
     ) -> Translated {
         // What is a part of another interface goes ways where the priority may not last.
@@ -90,6 +90,7 @@ impl Dataplane {
             host_welcomes: desired.host_welcomes,
             host_networks: self.host_networks(),
             judging: judging.map(|(index, _)| *index).collect(),
+            addresses: desired.workloads.iter().flat_map(|workload| &workload.addresses).copied().collect(),
             programmed: workloads.iter().chain(uplinks).copied().collect(),
             workloads,
         };
@@ -99,8 +100,16 @@ impl Dataplane {
             ways_out.extend(hosts.others.difference(&interfaces.programmed));
             interfaces.programmed.extend(&ways_out);
         }
-        interfaces.programmed.retain(|index| !failed.contains(index));
-        match self.try_behind_translation(&interfaces) {
+        interfaces.programmed.retain(|index| !bare.contains(index));
+        let mut tried = self.try_behind_translation(&interfaces);
+        let all = interfaces.arrivals.len();
+        if tried.is_err() {
+            interfaces.arrivals.retain(|index, _| self.netlink.exists(*index));
+        }
+        if interfaces.arrivals.len() < all {
+            tried = self.try_behind_translation(&interfaces);
+        }
+        match tried {
             Ok((in_place, changed)) => {
                 applied.changes += usize::from(changed);
                 let arrivals = interfaces.arrivals.into_keys().collect();
@@ -108,11 +117,12 @@ impl Dataplane {
                 self.translation.seen_to = seen_to.clone();
                 seen_to
             }
-            // Nobody may translate at all: that is no fault.
-            Err(error @ DataplaneError::NoNft { .. }) if hosts.seats.is_empty() => {
+            // It is not known whether anybody translates at all: that is no fault.
+            Err(error) if hosts.seats.is_empty() && self.info.host_table.is_none() => {
                 if !self.translation_missed {
                     tracing::warn!(
-                        "what policy denies by the address it was sent to is dropped, also where the host would translate that: {error}"
+                        "{error}: should this host translate destinations, what policy denies by the address it was sent to is \
+                         dropped nevertheless, and what workloads send to the host by way of that is not"
                     );
                     self.translation_missed = true;
                 }
