@@ -4,8 +4,8 @@ use core::ptr;
 
 use calico_ebpf_common::{
     abi::{
-        CONN_VERSION, Conn, ConnEnd, DropReason, MARK_ASKED, MARK_SETTLED, NO_SLOT, OpenerKind, Workload, conn_flags,
-        settings_flags, workload_flags,
+        CONN_VERSION, Conn, ConnEnd, DropReason, MARK_ASKED, MARK_REPLY, MARK_SETTLED, NO_SLOT, OpenerKind, Workload,
+        conn_flags, settings_flags, workload_flags,
     },
     packet::{Ip, Packet, protocol},
     track::{self, State},
@@ -15,7 +15,7 @@ use crate::{
     conns,
     policy::{Allowed, judge_ends},
     skb::Skb,
-    tables::{Located, Tables, active, locate, own_class, seat_of_arrival},
+    tables::{Located, Tables, active, locate, own_class, seat_of_arrival, translated_of},
     work::{AGAIN, Code, Env, FOREIGN, MISS, Related, code, work},
 };
 
@@ -59,6 +59,35 @@ impl Hit {
                 skb.mark(MARK_ASKED);
             }
         }
+    }
+
+    /// Whether a packet that leaves only looks as if it were of this connection: the stack gives an address and port of the host's to one
+    /// connection and then to another.
+    #[inline(always)]
+    pub(crate) fn is_of_another<F: Tables>(&self, env: &Env, skb: &Skb, packet: &Packet<F>) -> bool {
+        if !self.from_opener {
+            return false;
+        }
+        if let Some(slot) = translated_of(skb) {
+            // SAFETY: the entry stays readable as long as the program runs.
+            return unsafe { (*self.conn).ends[0].slot } != slot;
+        }
+        skb.ingress_ifindex() == 0
+            && self.opener == OpenerKind::Workload as u8
+            && self.flags & conn_flags::BEHIND_DNAT != 0
+            && locate::<F>(&packet.source, env.generation).host
+    }
+
+    /// Whether it lets an answer pass. By an address that is translated there are none but those that the stack gave it.
+    #[inline(always)]
+    pub(crate) fn lets_answer(&self, skb: &Skb) -> bool {
+        self.from_opener || self.opener != OpenerKind::Translated as u8 || skb.is_marked(MARK_REPLY)
+    }
+
+    /// An answer to what was masqueraded, which must not reach the host itself.
+    #[inline(always)]
+    pub(crate) fn is_back(&self) -> bool {
+        !self.from_opener && self.flags & conn_flags::BEHIND_DNAT != 0 && self.opener == OpenerKind::Workload as u8
     }
 
     /// Where policy before DNAT let the connection in by the address that it was opened to, and does not do so any more, the host
@@ -376,6 +405,7 @@ fn try_related<F: Tables>(skb: &Skb) -> Option<()> {
     let (opener, responder) = (conn.ends[0].slot, conn.ends[1].slot);
     let quoted_opener = source_is_a == (conn.flags & conn_flags::OPENER_IS_A != 0);
     let (to, from) = if quoted_opener { (opener, responder) } else { (responder, opener) };
-    work.related = Related { via_stack: conn.flags & conn_flags::VIA_STACK != 0, to, from };
+    let translated = conn.opener == OpenerKind::Translated as u8;
+    work.related = Related { via_stack: conn.flags & conn_flags::VIA_STACK != 0, translated, to, from };
     Some(())
 }

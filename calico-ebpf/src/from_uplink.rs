@@ -1,7 +1,7 @@
 //! What comes in by an uplink.
 
 use calico_ebpf_common::{
-    abi::{DropReason, MARK_ASKED, MARK_SETTLED, NO_SLOT, OpenerKind, conn_flags, workload_flags},
+    abi::{DropReason, MARK_ASKED, MARK_BACK, MARK_SETTLED, NO_SLOT, OpenerKind, conn_flags, workload_flags},
     packet::Kind,
 };
 
@@ -68,6 +68,9 @@ fn try_established<F: Tables>(skb: &Skb) -> Result<Code, DropReason> {
         Ok(hit) => match hit.destination {
             Some(destination) if hit.flags & conn_flags::VIA_STACK == 0 => to_workload(skb, packet, destination),
             _ => {
+                if hit.is_back() {
+                    skb.mark(MARK_BACK);
+                }
                 hit.tell_the_ways_out(&env, skb);
                 Ok(TO_STACK)
             }

@@ -68,7 +68,7 @@ fn try_established<F: Tables>(skb: &Skb) -> Result<Code, DropReason> {
     if hit.opener == OpenerKind::Translated as u8 {
         // Whether it is translated still, the stack knows.
         translation::leave_again(skb)?;
-    } else if !hit.from_opener && hit.flags & conn_flags::BEHIND_DNAT != 0 && hit.opener == OpenerKind::Workload as u8 {
+    } else if hit.is_back() {
         skb.mark(MARK_BACK);
     }
     if via_stack {
@@ -149,6 +149,9 @@ fn try_first<F: Sender>(skb: &Skb, missed: Code) -> Result<Code, DropReason> {
         return Ok(TO_STACK);
     }
     if matches!(packet.kind, Kind::IcmpError) && related::<F>(skb) != 0 && work.related.from == slot {
+        if work.related.translated {
+            translation::leave_again(skb)?;
+        }
         // From one workload of this host to elsewhere, or by the stack as the connection itself.
         if work.related.via_stack || active(work.related.to).is_none() {
             return Ok(TO_STACK);

@@ -90,8 +90,8 @@ steps! {
     cali_fu_first6(code) = from_uplink::first::<V6>;
     cali_tu_known4() = to_uplink::established::<V4>;
     cali_tu_known6() = to_uplink::established::<V6>;
-    cali_tu_first4() = to_uplink::first::<V4>;
-    cali_tu_first6() = to_uplink::first::<V6>;
+    cali_tu_first4(code) = to_uplink::first::<V4>;
+    cali_tu_first6(code) = to_uplink::first::<V6>;
     cali_tu_role() = to_uplink::role;
     cali_tu_denied4(code) = to_uplink::denied::<V4>;
     cali_tu_denied6(code) = to_uplink::denied::<V6>;
@@ -447,10 +447,10 @@ pub fn cali_to_up(ctx: TcContext) -> i32 {
 }
 
 #[inline(always)]
-fn to_uplink_ip(skb: &Skb, known: Step, again: extern "C" fn() -> Code, leaves: Step, first: Step) -> Code {
+fn to_uplink_ip(skb: &Skb, known: Step, again: extern "C" fn() -> Code, leaves: Step, first: FirstStep) -> Code {
     match look(skb, known, again) {
         LEAVES => leaves(skb.raw_context()),
-        MISS | FOREIGN => first(skb.raw_context()),
+        code if code == MISS || code == FOREIGN => first(skb.raw_context(), code),
         code => code,
     }
 }

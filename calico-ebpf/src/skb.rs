@@ -6,8 +6,8 @@ use aya_ebpf::{
     EbpfContext,
     bindings::{__sk_buff, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC},
     helpers::generated::{
-        bpf_csum_update, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_load_bytes,
-        bpf_skb_pull_data, bpf_skb_store_bytes, bpf_skb_vlan_pop,
+        bpf_csum_update, bpf_set_hash, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_change_type,
+        bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes, bpf_skb_vlan_pop,
     },
     programs::TcContext,
 };
@@ -202,6 +202,18 @@ impl Skb {
         // SAFETY: the context is valid.
         let resized = unsafe { bpf_skb_change_tail(self.0, size_of::<T>() as u32, 0) } == 0;
         resized && self.put(0, frame).is_some()
+    }
+
+    /// The kernel's hash of the flow, or what [`Skb::set_hash`] made of it: it stays with the packet on its way through the stack.
+    #[inline(always)]
+    pub(crate) fn hash(&self) -> u32 {
+        self.raw().hash
+    }
+
+    #[inline(always)]
+    pub(crate) fn set_hash(&self, hash: u32) {
+        // SAFETY: the context is valid.
+        unsafe { bpf_set_hash(self.0, hash) };
     }
 
     /// Whether the mark has any of these bits.

@@ -20,7 +20,7 @@ use crate::{
         translated_of, translates,
     },
     to_workload::{Receiver, check_arrival, is_own},
-    work::{AGAIN, Code, Env, LEAVES, MISS, code, take, work},
+    work::{AGAIN, Code, Env, FOREIGN, LEAVES, MISS, code, take, work},
 };
 
 /// A packet whose connection may have an entry.
@@ -58,6 +58,9 @@ fn try_established<F: Tables>(skb: &Skb) -> Result<Code, DropReason> {
         Err(NoHit::Next(next)) => return Ok(next),
         Err(NoHit::Drop(reason)) => return Err(reason),
     };
+    if hit.is_of_another(&env, skb, packet) {
+        return Ok(FOREIGN);
+    }
     if hit.asks_arrival(&env, skb) {
         return Ok(AGAIN);
     }
@@ -139,19 +142,25 @@ fn try_leaves<F: Tables>(skb: &Skb) -> Result<Code, DropReason> {
 /// A packet without a connection. If it is a local workload's, it looks other than when the workload sent it: the stack
 /// has changed its destination.
 #[inline(always)]
-pub(crate) fn first<F: Receiver>(skb: &Skb) -> Code {
-    code(try_first::<F>(skb).map_err(DropReason::on_leaving))
+pub(crate) fn first<F: Receiver>(skb: &Skb, missed: Code) -> Code {
+    code(try_first::<F>(skb, missed).map_err(DropReason::on_leaving))
 }
 
 #[inline(always)]
-fn try_first<F: Receiver>(skb: &Skb) -> Result<Code, DropReason> {
+fn try_first<F: Receiver>(skb: &Skb, missed: Code) -> Result<Code, DropReason> {
     let work = work::<F>().ok_or(DropReason::NoTable)?;
     let env = Env::resume(skb, work)?;
+    if missed == FOREIGN {
+        opening::forget(&env, work);
+    }
     let packet = &work.packet;
-    // Errors are about what was judged, but for those that were not when they came in. Later fragments are nothing without the first
-    // one.
-    if matches!(packet.kind, Kind::IcmpError | Kind::LaterFragment) {
-        let was_judged = !matches!(packet.kind, Kind::IcmpError) || !skb.is_marked(MARK_LEFT);
+    // Errors are about what was judged, but for those of workloads that were not when they came in. Later fragments are nothing without
+    // the first one.
+    if matches!(packet.kind, Kind::LaterFragment) {
+        return Ok(TO_STACK);
+    }
+    if matches!(packet.kind, Kind::IcmpError) {
+        let was_judged = !skb.is_marked(MARK_LEFT) || translated_of(skb).is_none();
         return if was_judged || related::<F>(skb) != 0 { Ok(TO_STACK) } else { Err(DropReason::IcmpUnrelated) };
     }
     if !is_own(skb) && skb.is_marked(MARK_REPLY) {

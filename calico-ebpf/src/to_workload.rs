@@ -1,7 +1,7 @@
 //! What the host's stack delivers to a workload.
 
 use calico_ebpf_common::{
-    abi::{DropReason, NO_SLOT, OpenerKind, Workload, conn_flags},
+    abi::{DropReason, MARK_REPLY, NO_SLOT, OpenerKind, Workload, conn_flags},
     packet::{Kind, Packet, V4, V6, nd, protocol},
     track,
 };
@@ -38,6 +38,8 @@ fn try_established<F: Receiver>(skb: &Skb) -> Result<Code, DropReason> {
         return Ok(MISS);
     }
     match find::<F>(&env, Hook::ToWorkload, packet, &work.key, work.source_is_a, skb.ingress_ifindex()) {
+        Ok(hit) if hit.is_of_another(&env, skb, packet) => Ok(FOREIGN),
+        Ok(hit) if !hit.lets_answer(skb) => Err(DropReason::PolicyEgress),
         Ok(hit) if hit.asks_arrival(&env, skb) => Ok(AGAIN),
         Ok(hit) => {
             if hit.flags & conn_flags::PROBING != 0 && !hit.from_opener {
@@ -108,7 +110,8 @@ fn try_first<F: Receiver>(skb: &Skb, missed: Code) -> Result<Code, DropReason> {
         return Ok(TO_STACK);
     }
     if matches!(packet.kind, Kind::IcmpError) && related::<F>(skb) != 0 && work.related.to == slot {
-        return Ok(TO_STACK);
+        let is_told = !work.related.translated || skb.is_marked(MARK_REPLY);
+        return if is_told { Ok(TO_STACK) } else { Err(DropReason::IcmpUnrelated) };
     }
     let source = locate::<F>(&packet.source, env.generation);
     let destination = locate::<F>(&packet.destination, env.generation);

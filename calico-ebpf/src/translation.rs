@@ -4,7 +4,7 @@
 
 use core::ptr;
 
-use aya_ebpf::{btf_maps::PerCpuArray, macros::btf_map};
+use aya_ebpf::{btf_maps::PerCpuArray, helpers::generated::bpf_get_prandom_u32, macros::btf_map};
 use calico_ebpf_common::{
     abi::{
         DropReason, Event, MARK_REPLY, NO_SLOT, OpenerKind, PRIORITY_DENIED, PRIORITY_REJECTED, ServiceKey, conn_flags,
@@ -18,7 +18,7 @@ use crate::{
     maps::{EVENTS, LEAVES, SERVICES},
     opening::{self, Opening},
     skb::Skb,
-    tables::{Tables, locate, of_interface, translates},
+    tables::{Tables, active, locate, of_interface, translates},
     to_workload::is_own,
     work::{Code, Env, MISS, UNDECIDED, Work, code, reason, work},
 };
@@ -28,6 +28,9 @@ use crate::{
 const RATE: u32 = 100;
 const BURST: u32 = 100;
 
+/// How long an address is known to be translated behind the last connection that was opened there.
+const KNOWN_SECONDS: u32 = 300;
+
 /// The last packet that was left on this processor, until it leaves.
 #[repr(C)]
 struct Left {
@@ -36,9 +39,10 @@ struct Left {
     service: ServiceKey,
     /// Where it came in; 0: there is none.
     ifindex: u32,
-    family: u8,
+    /// What it is known by: its hash is this, which nobody could foresee.
+    hash: u32,
     source_is_a: bool,
-    reserved: [u8; 2],
+    reserved: [u8; 7],
 }
 
 #[btf_map(name = "cali_left")]
@@ -65,8 +69,9 @@ pub(crate) fn at_workload<F: Tables>(skb: &Skb, code: Code) -> Code {
     let Ok(env) = Env::resume(skb, work) else { return code };
     let Ok((slot, _)) = of_interface(env.ifindex) else { return code };
     let key = service(&work.packet, slot);
-    // SAFETY: only whether there is one matters.
-    let is_known = unsafe { SERVICES.get(&key) }.is_some();
+    // SAFETY: the value is read at once.
+    let since = unsafe { SERVICES.get(&key) }.copied();
+    let is_known = since.is_some_and(|since| env.now.wrapping_sub(since) < KNOWN_SECONDS * env.root.hz);
     if !is_known && !is_granted(&env, slot) {
         return code;
     }
@@ -78,9 +83,10 @@ pub(crate) fn at_workload<F: Tables>(skb: &Skb, code: Code) -> Code {
             const { assert!(size_of::<F::Key>() <= 40 && align_of::<F::Key>() <= 8) };
             ptr::write((&raw mut (*left).key).cast(), work.key);
             (*left).service = key;
-            (*left).family = F::AF;
             (*left).source_is_a = work.source_is_a;
+            (*left).hash = bpf_get_prandom_u32();
             (*left).ifindex = env.ifindex;
+            skb.set_hash((*left).hash);
         }
     }
     if is_known { TO_STACK } else { UNDECIDED }
@@ -179,31 +185,40 @@ fn try_learn<F: Tables>(skb: &Skb) -> Result<Code, DropReason> {
     let env = Env::resume(skb, work)?;
     let (slot, _) = of_interface(skb.ingress_ifindex())?;
     let left = LEFT.get_ptr_mut(0).ok_or(DropReason::NoTable)?;
-    // SAFETY: as above. It is this very packet unless that has changed the processor on its way, and then one of the same workload: what
-    // is learned lets pass nothing but what the stack itself takes for answers.
+    // SAFETY: as above.
     unsafe {
-        let service = &(*left).service;
-        let is_it = (*left).ifindex == skb.ingress_ifindex()
-            && (*left).family == F::AF
-            && service.protocol == work.packet.protocol;
-        if !is_it {
+        if (*left).ifindex != skb.ingress_ifindex() || (*left).hash != skb.hash() {
             return Ok(MISS);
         }
         (*left).ifindex = 0;
+        let service = &(*left).service;
         // Only counters and the limit depend on it.
         let _ = SERVICES.insert(service, &env.now, 0);
         work.key = ptr::read((&raw const (*left).key).cast());
         work.source_is_a = (*left).source_is_a;
     }
     if matches!(work.packet.kind, Kind::Flow) {
-        enter(&env, work, &Opening::TRANSLATED, [slot, NO_SLOT]);
+        enter(&env, work, &Opening::TRANSLATED, slot);
     }
     Ok(MISS)
 }
 
+/// Makes the entry of the workload's connection one by an address that the stack translates.
 #[inline(always)]
-fn enter<F: Tables>(env: &Env, work: &mut Work<F>, opening: &Opening, slots: [u32; 2]) {
+fn enter<F: Tables>(env: &Env, work: &mut Work<F>, opening: &Opening, slot: u32) {
+    if let (Some(conn), Some(workload)) = (F::conn(&work.key), active(slot)) {
+        // SAFETY: the entry stays readable and writable as long as the program runs.
+        unsafe {
+            if (*conn).ends[0].slot == slot && (*conn).ends[1].slot == NO_SLOT {
+                (*conn).flags = (*conn).flags & !conn_flags::PROBING | conn_flags::VIA_STACK;
+                (*conn).ends[0].epoch = workload.policy(env.generation).egress_epoch;
+                (*conn).opener = OpenerKind::Translated as u8;
+                return;
+            }
+        }
+    }
     opening::forget(env, work);
+    let slots = if opening.is_from_opener() { [slot, NO_SLOT] } else { [NO_SLOT, slot] };
     // Without an entry the connection's packets are judged one by one, and its answers are dropped.
     let _ = opening::enter(env, work, opening, slots, OpenerKind::Translated, conn_flags::VIA_STACK);
 }
@@ -233,6 +248,6 @@ fn try_answered<F: Tables>(skb: &Skb) -> Result<Code, DropReason> {
     if !is_opener || work.denied_for_good || !translates(&env) || !matches!(work.packet.kind, Kind::Flow) {
         return Ok(MISS);
     }
-    enter(&env, work, &Opening::ANSWERED, [NO_SLOT, slot]);
+    enter(&env, work, &Opening::ANSWERED, slot);
     Ok(TO_STACK)
 }

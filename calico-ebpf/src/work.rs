@@ -120,6 +120,8 @@ pub(crate) fn jiffies() -> u32 {
 /// The connection of the packet that an ICMP error quotes.
 pub(crate) struct Related {
     pub via_stack: bool,
+    /// It is the entry of a connection by an address that the stack translates.
+    pub translated: bool,
     /// Slot at the end that the error is for: the one that sent what it quotes.
     pub to: u32,
     /// Slot at the other end.

@@ -220,7 +220,9 @@ impl Dataplane {
         let uplinks = self.uplinks(desired, &found.links, &mut applied)?;
         let hosts = self.host_interfaces(desired, &found)?;
         let is_bare = |index: &u32| !found.hanging.contains_key(&(*index, Hook::Egress));
-        let mut bare: BTreeSet<u32> = hosts.others.iter().copied().filter(is_bare).collect();
+        // Not those of workloads: nothing leads there yet.
+        let leading = hosts.others.iter().chain(hosts.seats.keys()).chain(&uplinks).copied();
+        let mut bare: BTreeSet<u32> = leading.filter(is_bare).collect();
         let translated = self.behind_translation(desired, (&uplinks, &hosts), &found, &bare, &mut applied);
         let links = self.plan_links(desired, &uplinks, &hosts, &translated, &found);
         self.note(desired, &uplinks, &found)?;
@@ -230,7 +232,7 @@ impl Dataplane {
         self.tables.set_uplinks(&uplinks)?;
         self.owners(desired)?;
         let failed = self.execute_links(&links, &mut applied);
-        bare.retain(|index| translated.ways_out.contains(index));
+        bare.retain(|index| !hosts.others.contains(index) || translated.ways_out.contains(index));
         if !failed.is_empty() || !bare.is_empty() {
             self.behind_translation(desired, (&uplinks, &hosts), &found, &failed, &mut applied);
         }

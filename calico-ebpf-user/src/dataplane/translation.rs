@@ -202,7 +202,7 @@ fn behind_dnat(wanted: &Interfaces<'_>) -> String {
             "    ct original {family} saddr {{ {addresses} }} {ANSWERS} meta mark set meta mark | {MARK_REPLY:#010x}\n"
         )
     };
-    let answers = if wanted.arrivals.len() > wanted.workloads.len() {
+    let answers = if wanted.arrivals.keys().any(|index| !wanted.workloads.contains(index)) {
         format!("    {ANSWERS} meta mark set meta mark | {MARK_REPLY:#010x}\n")
     } else {
         let of = |v4: bool| wanted.addresses.iter().filter(|a| a.is_ipv4() == v4).map(ToString::to_string).collect();
@@ -226,7 +226,7 @@ fn to_host(wanted: &Interfaces<'_>) -> String {
     }
     let workloads = set(&wanted.workloads);
     rules += &format!(
-        "    iif {workloads} meta mark & {MARK_BACK:#010x} != 0 counter drop comment \"an answer whose connection is forgotten\"\n"
+        "    meta mark & {MARK_BACK:#010x} != 0 counter drop comment \"an answer whose connection is forgotten\"\n"
     );
     if !wanted.host_welcomes {
         let mut drop = |what: &str| {

@@ -10,7 +10,7 @@ const BUDGETS: [(&str, u32); 8] = [
     (names::PROG_FROM_WORKLOAD, 150_000),
     (names::PROG_TO_WORKLOAD, 155_000),
     (names::PROG_FROM_UPLINK, 220_000),
-    (names::PROG_TO_UPLINK, 140_000),
+    (names::PROG_TO_UPLINK, 165_000),
     (names::PROG_SWEEP, 5_000),
     (names::PROG_DROP, 100),
     (names::PROG_CLOCK, 100),

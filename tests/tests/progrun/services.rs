@@ -2,7 +2,7 @@
 
 use calico_ebpf_common::abi::{
     DropReason, Event, MARK_LEFT, MARK_REPLY, MARK_TRANSLATED, NO_SLOT, OpenerKind, PRIORITY_DENIED, PRIORITY_REJECTED,
-    conn_flags,
+    conn_flags, names,
 };
 
 use crate::{
@@ -51,49 +51,94 @@ fn what_is_denied_may_still_be_translated() {
     assert_eq!(world.from_a(&tcp4(A.v4, 1001, SERVICE, 80, SYN)).priority, PRIORITY_REJECTED);
 }
 
-#[test]
-fn what_leaves_translated_is_known_to_be() {
+/// A connection of `a` to the service whose name policy has come to deny.
+fn connected() -> World {
     let mut world = world();
-    let (syn, answer) = (tcp4(A.v4, 1000, SERVICE, 80, SYN), tcp4(SERVICE, 80, A.v4, 1000, SYN_ACK));
-    let translated = tcp4(A.v4, 1000, B.v4, 8080, SYN);
-    assert_eq!(world.from_a(&syn).priority, PRIORITY_DENIED);
-    assert_eq!(world.leave(B.interface, A.interface, LEFT, &translated).action, DROP);
-    assert!(world.conns4().is_empty(), "what policy denies there is denied");
-    assert_eq!(world.leave(A.interface, UPLINK, MARK_REPLY, &answer).action, DROP, "so the stack may say what it will");
     world.set_policy(A, ALLOW, DENY);
-    assert_eq!(world.leave(B.interface, A.interface, LEFT, &translated).action, STACK);
-    assert_eq!(world.leave(B.interface, A.interface, LEFT, &translated).action, STACK, "once");
-    let conns = world.conns4();
-    assert_eq!(conns.len(), 2);
-    let named: Vec<_> = conns.iter().filter(|(_, conn)| conn.opener == OpenerKind::Translated as u8).collect();
-    assert_eq!((named.len(), named[0].1.ends[0].slot, named[0].1.ends[1].slot), (1, A.slot, NO_SLOT));
-
-    // Policy denies its name, and the stack is asked each time, but nobody judges.
+    assert_eq!(world.from_a(&tcp4(A.v4, 1000, SERVICE, 80, SYN)).priority, 0);
+    assert_eq!(world.answer(0, SYN_ACK), STACK);
+    assert_eq!(world.from_a(&tcp4(A.v4, 1000, SERVICE, 80, ACK)).priority, 0);
     world.set_policy(A, DENY, DENY);
+    assert_eq!(world.answer(MARK_REPLY, ACK), STACK);
+    assert_eq!(world.conn4().opener, OpenerKind::Translated as u8);
+    world
+}
+
+impl World {
+    /// What becomes of an answer of the service.
+    fn answer(&mut self, mark: u32, tcp: Tcp) -> i32 {
+        self.leave(A.interface, UPLINK, mark, &tcp4(SERVICE, 80, A.v4, 1000, tcp)).action
+    }
+}
+
+#[test]
+fn a_connection_by_a_name_is_judged_elsewhere() {
+    let mut world = connected();
+    let conn = world.conn4();
+    assert_eq!([conn.ends[0].slot, conn.ends[1].slot], [A.slot, NO_SLOT]);
+    assert_ne!(conn.flags & conn_flags::ASSURED, 0, "it keeps what it has shown");
     let dropped = world.drops(DropReason::PolicyEgress);
+    // The stack is asked each time, but nobody judges.
     for _ in 0..2 {
         let outcome = world.from_a(&tcp4(A.v4, 1000, SERVICE, 80, ACK));
         assert_eq!((outcome.action, outcome.priority), (STACK, PRIORITY_DENIED));
-        assert_eq!(world.leave(A.interface, UPLINK, 0, &tcp4(SERVICE, 80, A.v4, 1000, ACK)).action, STACK);
+        assert_eq!(world.answer(MARK_REPLY, ACK), STACK);
+        assert_eq!(world.drops(DropReason::PolicyEgress), dropped);
         world.set_policy(A, DENY, DENY);
     }
-    // What is known to be a service counts as dropped no more.
-    assert_eq!(world.from_a(&tcp4(A.v4, 1001, SERVICE, 80, SYN)).priority, PRIORITY_DENIED);
-    assert_eq!(world.drops(DropReason::PolicyEgress), dropped);
-    assert_eq!(world.from_a(&tcp4(A.v4, 1001, SERVICE, 81, SYN)).priority, PRIORITY_DENIED);
-    assert_eq!(world.drops(DropReason::PolicyEgress), dropped + 1);
+    let error = unreachable4(A.v4, SERVICE, &tcp4(SERVICE, 80, A.v4, 1000, ACK));
+    let outcome = world.from_a(&error);
+    assert_eq!((outcome.action, outcome.priority), (STACK, PRIORITY_DENIED), "nor errors about it");
+    // The answers are those that the stack gave that address.
+    assert_eq!(world.answer(0, ACK), DROP);
+    let error = unreachable4(SERVICE, A.v4, &tcp4(A.v4, 1000, SERVICE, 80, ACK));
+    assert_eq!(world.leave(A.interface, UPLINK, 0, &error).action, DROP);
+    assert_eq!(world.leave(A.interface, UPLINK, MARK_REPLY, &error).action, STACK);
     // It does not leave by its name, nor is it another's.
     assert_eq!(world.leave(UPLINK, A.interface, 0, &tcp4(A.v4, 1000, SERVICE, 80, ACK)).action, DROP);
     assert_eq!(world.from_b(&tcp4(A.v4, 1000, SERVICE, 80, ACK)).action, DROP);
     // Where its name is allowed, it is a connection like any other.
     world.set_policy(A, ALLOW, DENY);
     assert_eq!(world.from_a(&tcp4(A.v4, 1000, SERVICE, 80, ACK)).priority, 0);
-    // Policy before DNAT is about the name.
-    world.set_policy(A, DENY, DENY);
-    assert_eq!(world.leave(A.interface, UPLINK, MARK_REPLY, &tcp4(SERVICE, 80, A.v4, 1000, ACK)).action, STACK);
+    assert_eq!(world.answer(0, ACK), STACK);
+}
+
+#[test]
+fn policy_before_dnat_is_about_the_name() {
+    let mut world = connected();
     world.set_policy(A, BEHIND_DNAT, DENY);
     assert_eq!(world.from_a(&tcp4(A.v4, 1000, SERVICE, 80, ACK)).action, DROP);
-    assert_eq!(world.leave(A.interface, UPLINK, MARK_REPLY, &tcp4(SERVICE, 80, A.v4, 1000, ACK)).action, DROP);
+    assert_eq!(world.answer(MARK_REPLY, ACK), DROP);
+}
+
+#[test]
+fn nothing_is_learned_from_another_packet() {
+    let mut world = world();
+    assert_eq!(world.from_a(&tcp4(A.v4, 1000, SERVICE, 80, SYN)).priority, PRIORITY_DENIED);
+    let translated = tcp4(A.v4, 1000, B.v4, 8080, SYN);
+    assert_eq!(world.leave(B.interface, A.interface, LEFT, &translated).action, DROP);
+    assert!(world.conns4().is_empty(), "what policy denies there is denied");
+    world.set_policy(A, ALLOW, DENY);
+    assert_eq!(world.leave(B.interface, A.interface, LEFT, &translated).action, STACK);
+    assert_eq!(world.conns4().len(), 1);
+    world.set_policy(A, DENY, DENY);
+    assert_eq!(world.answer(MARK_REPLY, SYN_ACK), DROP, "whatever the stack says");
+}
+
+#[test]
+fn an_address_of_the_hosts_is_one_connections_and_then_anothers() {
+    let mut world = world();
+    world.set_policy(A, ALLOW, DENY);
+    let syn = |port| tcp4(HOST4, port, B.v4, 80, SYN);
+    assert_eq!(world.leave(B.interface, A.interface, MARK_TRANSLATED, &syn(1000)).action, STACK);
+    assert_eq!(world.leave(B.interface, A.interface, MARK_TRANSLATED, &syn(1001)).action, STACK);
+    // The host's own, and what another one's policy denies.
+    assert_eq!(world.run(names::PROG_TO_WORKLOAD, B.interface, None, &syn(1000)).action, STACK);
+    let by_host = world.conns4().iter().filter(|(_, conn)| conn.opener == OpenerKind::Host as u8).count();
+    assert_eq!(by_host, 1);
+    world.set_translates_for(B);
+    world.set_policy(B, DENY, ALLOW);
+    assert_eq!(world.leave(UPLINK, B.interface, MARK_TRANSLATED, &syn(1001)).action, DROP);
 }
 
 #[test]
