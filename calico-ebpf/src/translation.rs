@@ -81,8 +81,8 @@ pub(crate) fn at_workload<F: Tables>(skb: &Skb, code: Code) -> Code {
         // room for the keys of both IP versions.
         unsafe {
             const { assert!(size_of::<F::Key>() <= 40 && align_of::<F::Key>() <= 8) };
-            ptr::write((&raw mut (*left).key).cast(), work.key);
-            (*left).service = key;
+            copy((&raw const work.key).cast(), (&raw mut (*left).key).cast(), size_of::<F::Key>() / 8);
+            copy((&raw const key).cast(), (&raw mut (*left).service).cast(), size_of::<ServiceKey>() / 8);
             (*left).source_is_a = work.source_is_a;
             (*left).hash = bpf_get_prandom_u32();
             (*left).ifindex = env.ifindex;
@@ -90,6 +90,18 @@ pub(crate) fn at_workload<F: Tables>(skb: &Skb, code: Code) -> Code {
         }
     }
     if is_known { TO_STACK } else { UNDECIDED }
+}
+
+/// Copies so many words, one by one: old verifiers do not follow the copies of the compiler's.
+///
+/// # Safety
+/// Both must be aligned and as long.
+#[inline(always)]
+unsafe fn copy(from: *const u64, to: *mut u64, words: usize) {
+    for at in 0..words {
+        // SAFETY: as the caller promises.
+        unsafe { ptr::write_volatile(to.add(at), ptr::read_volatile(from.add(at))) };
+    }
 }
 
 /// What belongs to a connection that is known to be translated, of a workload that policy denies the address that it opened it to.
@@ -194,7 +206,7 @@ fn try_learn<F: Tables>(skb: &Skb) -> Result<Code, DropReason> {
         let service = &(*left).service;
         // Only counters and the limit depend on it.
         let _ = SERVICES.insert(service, &env.now, 0);
-        work.key = ptr::read((&raw const (*left).key).cast());
+        copy((&raw const (*left).key).cast(), (&raw mut work.key).cast(), size_of::<F::Key>() / 8);
         work.source_is_a = (*left).source_is_a;
     }
     if matches!(work.packet.kind, Kind::Flow) {
