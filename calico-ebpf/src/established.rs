@@ -15,7 +15,7 @@ use crate::{
     conns,
     policy::{Allowed, judge_ends},
     skb::Skb,
-    tables::{Located, Tables, active, locate, own_class, seat_of_arrival, translated_of},
+    tables::{Located, Tables, active, class_of_slot, locate, seat_of_arrival, translated_of},
     work::{AGAIN, Code, Env, FOREIGN, MISS, Related, code, work},
 };
 
@@ -290,10 +290,8 @@ fn try_again<F: Tables>() -> Result<Code, DropReason> {
         ports = [ports[1], ports[0]];
     }
     let workloads = [opener_workload, responder_workload];
-    let opener_class = match opener_workload {
-        Some(workload) if is_masqueraded => own_class::<F>(workload.ifindex, opener_at.class, env.generation),
-        _ => opener_at.class,
-    };
+    let opener_class =
+        if is_masqueraded { class_of_slot::<F>(opener_slot, opener_at.class, env.generation) } else { opener_at.class };
     let classes = [opener_class, responder_at.class];
     let behind_dnat = conn.flags & conn_flags::BEHIND_DNAT != 0;
     match judge_ends::<F>(env.generation, workloads, classes, packet.protocol, ports, behind_dnat) {

@@ -342,9 +342,19 @@ pub(crate) fn translated_of(skb: &Skb) -> Option<u32> {
     of_interface(skb.ingress_ifindex()).ok().map(|(slot, _)| slot)
 }
 
+/// Class of the address of the workload in this slot; `other` if none is there. Of numbers alone: what a caller knows of a workload, old
+/// verifiers forget.
+#[inline(never)]
+pub(crate) fn class_of_slot<F: Tables>(slot: u32, other: u32, generation: u32) -> u32 {
+    match active(slot) {
+        Some(workload) => own_class::<F>(workload.ifindex, other, generation),
+        None => other,
+    }
+}
+
 /// Class of the address of the workload whose interface this is; `other` if it is none's.
 #[inline(never)]
-pub(crate) fn own_class<F: Tables>(ifindex: u32, other: u32, generation: u32) -> u32 {
+fn own_class<F: Tables>(ifindex: u32, other: u32, generation: u32) -> u32 {
     match interface(ifindex) {
         Some(interface) if interface.role == role::WORKLOAD => locate::<F>(&F::own(interface), generation).class,
         _ => other,
