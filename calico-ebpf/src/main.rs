@@ -41,9 +41,7 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::debug;
 use calico_ebpf_common::{
-    abi::{
-        DropReason, MARK_ASKED, MARK_BACK, MARK_LEFT, MARK_REPLY, MARK_SETTLED, MARK_TRANSLATED, judged, uplink_flags,
-    },
+    abi::{DropReason, MARK_LEFT, MARK_SETTLED, MARKS_ON_THE_WAY, judged, uplink_flags},
     packet::{V4, V6, ether_type},
 };
 
@@ -304,7 +302,7 @@ pub fn cali_from_up(ctx: TcContext) -> i32 {
         }
     }
     // Only what this program says of a packet counts.
-    skb.unmark(MARK_ASKED | MARK_SETTLED | MARK_REPLY | MARK_TRANSLATED | MARK_LEFT | MARK_BACK);
+    skb.unmark(MARKS_ON_THE_WAY);
     let flags = uplink_flags();
     let mut untracked = LEFT;
     if flags != 0 {

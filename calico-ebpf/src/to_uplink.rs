@@ -2,8 +2,8 @@
 
 use calico_ebpf_common::{
     abi::{
-        DropReason, MARK_ASKED, MARK_BACK, MARK_LEFT, MARK_REPLY, MARK_SETTLED, MARK_TRANSLATED, MARK_UNTRANSLATED,
-        NO_SLOT, OpenerKind, conn_flags, workload_flags,
+        DropReason, MARK_LEFT, MARK_REPLY, MARK_UNTRANSLATED, MARKS_ON_THE_WAY, NO_SLOT, OpenerKind, conn_flags,
+        workload_flags,
     },
     packet::{Kind, protocol, tcp_flags},
 };
@@ -82,8 +82,7 @@ fn try_established<F: Tables>(skb: &Skb) -> Result<Code, DropReason> {
 /// routing may ask for.
 #[inline(always)]
 fn goes_past(env: &Env, skb: &Skb) -> bool {
-    const OURS: u32 =
-        MARK_UNTRANSLATED | MARK_ASKED | MARK_SETTLED | MARK_REPLY | MARK_TRANSLATED | MARK_LEFT | MARK_BACK;
+    const OURS: u32 = MARK_UNTRANSLATED | MARKS_ON_THE_WAY;
     env.is_uplink(env.ifindex) && !skb.is_marked(!OURS)
 }
 

@@ -32,12 +32,16 @@ pub const MARK_LEFT: u32 = 0x0200_0000;
 /// for the host itself, even where the stack has forgotten the connection.
 pub const MARK_BACK: u32 = 0x0400_0000;
 
+/// What says of a packet what became of it between where it came in and where it leaves.
+pub const MARKS_ON_THE_WAY: u32 = MARK_ASKED | MARK_SETTLED | MARK_REPLY | MARK_TRANSLATED | MARK_LEFT | MARK_BACK;
+
 /// What the control block (`skb->cb`) of a packet begins with that has been judged and goes past the stack: the program where it
 /// leaves takes it away and lets it pass unseen. Neither rules of the host's nor sockets can write there, and the IP layer clears
 /// it when a packet comes in (`ip_rcv_core`, `ip6_rcv_core`): what took the stack does not have it, whoever sent it.
 pub const PASSED: [u32; 3] = [0xca11_ca11, 0xca11_0e11, 0xca11_ca57];
 
-/// `skb->priority` of what policy denies by the address it was sent to, which the stack may still translate. A class of a queueing discipline that nobody has.
+/// `skb->priority` of what policy denies by the address it was sent to, which the stack may still translate. A class of a queueing
+/// discipline that nobody has.
 pub const PRIORITY_DENIED: u32 = 0xca11_0001;
 
 /// Likewise, where the sender is to be told.

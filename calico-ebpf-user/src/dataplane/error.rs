@@ -68,12 +68,6 @@ pub enum DataplaneError {
         /// What the kernel said.
         source: io::Error,
     },
-    /// The `nft` command is not there.
-    #[error("{purpose}: the nft command is missing; install the package nftables")]
-    NoNft {
-        /// What it is needed for.
-        purpose: String,
-    },
     /// The verifier refused a program.
     #[error("the kernel refused program {name}: {summary}")]
     Rejected {

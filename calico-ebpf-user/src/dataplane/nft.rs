@@ -145,7 +145,10 @@ fn nft(purpose: &str, arguments: &[&str], input: &str) -> Result<String> {
         Command::new("nft").args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
     let mut child = match spawned {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Err(DataplaneError::NoNft { purpose: purpose.to_owned() });
+            return Err(DataplaneError::Load {
+                what: purpose.to_owned(),
+                message: "the nft command is missing; install the package nftables".to_owned(),
+            });
         }
         spawned => spawned.map_err(DataplaneError::io(what()))?,
     };

@@ -88,7 +88,8 @@ impl Dataplane {
         let mut interfaces = Interfaces {
             arrivals: arrivals.map(|link| (link.index, link.name.as_str())).collect(),
             host_welcomes: desired.host_welcomes,
-            host_networks: self.host_networks(),
+            // Whoever may reach the host may reach these.
+            host_networks: if desired.host_welcomes { Vec::new() } else { self.host_networks() },
             judging: judging.map(|(index, _)| *index).collect(),
             addresses: desired.workloads.iter().flat_map(|workload| &workload.addresses).copied().collect(),
             programmed: workloads.iter().chain(uplinks).copied().collect(),
