@@ -1,8 +1,10 @@
 //! A server that says whom it sees, and connections that ask it.
 
 use std::{
+    cell::Cell,
     io::{BufRead as _, BufReader, Write as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    str::{self, FromStr},
     thread,
     time::Duration,
 };
@@ -13,7 +15,8 @@ use xtask::lab::Namespace;
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Answers every line over TCP and every datagram over UDP, both IP versions, with the address and port that it came
-/// from; a datagram is answered with as many bytes as the number in it says. Lives as long as the namespace's sockets do.
+/// from. A datagram holds two numbers: which question this is, repeated in the answer, and how many bytes the answer
+/// shall have. Lives as long as the namespace's sockets do.
 ///
 /// # Panics
 /// The port is taken.
@@ -35,8 +38,8 @@ pub fn serve(namespace: &Namespace, port: u16) {
         thread::spawn(move || {
             let mut buffer = [0; 65536];
             while let Ok((length, from)) = udp.recv_from(&mut buffer) {
-                let text = plain(from).to_string();
-                let length = String::from_utf8_lossy(&buffer[..length]).trim().parse().unwrap_or(0);
+                let Some((question, length)) = two::<u64, usize>(&buffer[..length]) else { continue };
+                let text = format!("{question} {}", plain(from));
                 let _refused = udp.send_to(format!("{text:<length$}").as_bytes(), from);
             }
         });
@@ -50,6 +53,13 @@ fn answer(mut stream: TcpStream, from: SocketAddr) {
             return;
         }
     }
+}
+
+/// The first two words of a datagram; `None` if they are not such.
+fn two<A: FromStr, B: FromStr>(datagram: &[u8]) -> Option<(A, B)> {
+    let text = str::from_utf8(datagram).ok()?;
+    let mut words = text.split_whitespace();
+    Some((words.next()?.parse().ok()?, words.next()?.parse().ok()?))
 }
 
 /// An IPv4 address as such, also where a socket for IPv6 took it.
@@ -89,6 +99,8 @@ impl TcpGlance {
 #[derive(Debug)]
 pub struct UdpGlance {
     socket: UdpSocket,
+    /// How many questions were asked: an answer that comes late must not pass for one to a later question.
+    questions: Cell<u64>,
 }
 
 impl UdpGlance {
@@ -104,7 +116,7 @@ impl UdpGlance {
             socket.connect(to)?;
             socket.set_read_timeout(Some(PATIENCE / 3)).map(|()| socket)
         });
-        Self { socket: socket.expect("enters").expect("a socket") }
+        Self { socket: socket.expect("enters").expect("a socket"), questions: Cell::new(0) }
     }
 
     /// Whom the mirror sees, asked and answering with so many bytes; `None` if nothing comes back.
@@ -116,13 +128,23 @@ impl UdpGlance {
     /// The same, where question and answer are not of the same length.
     #[must_use]
     pub fn asked(&self, question: usize, answer: usize) -> Option<SocketAddr> {
+        (0..3).find_map(|_| {
+            self.questions.update(|questions| questions + 1);
+            let text = format!("{} {answer}", self.questions.get());
+            let _refused = self.socket.send(format!("{text:<question$}").as_bytes());
+            self.answered(answer)
+        })
+    }
+
+    /// What the mirror answers to the last question, in at least so many bytes.
+    fn answered(&self, length: usize) -> Option<SocketAddr> {
         let mut buffer = [0; 65536];
-        for _ in 0..3 {
-            let _refused = self.socket.send(format!("{answer:<question$}").as_bytes());
-            if let Ok(received) = self.socket.recv(&mut buffer)
-                && received >= answer
+        while let Ok(received) = self.socket.recv(&mut buffer) {
+            if let Some((question, seen)) = two::<u64, SocketAddr>(&buffer[..received])
+                && question == self.questions.get()
+                && received >= length
             {
-                return String::from_utf8_lossy(&buffer[..received]).trim().parse().ok();
+                return Some(seen);
             }
         }
         None

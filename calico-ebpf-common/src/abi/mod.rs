@@ -2,7 +2,8 @@
 //!
 //! Integers are in host byte order unless a field's documentation says otherwise; addresses and ports are byte arrays
 //! in network order. Every type is `Pod`: no padding, any bit pattern valid, so a map written by another version of
-//! the program can be read safely. A change of any layout raises [`LAYOUT_VERSION`], which is part of the pin path.
+//! the program can be read safely. A change of any layout that was released raises [`LAYOUT_VERSION`], which is part of
+//! the pin path.
 
 mod address;
 mod arena;

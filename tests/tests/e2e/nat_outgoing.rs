@@ -221,7 +221,7 @@ fn a_running_connection_keeps_its_address() {
             String::from_utf8_lossy(&output.stdout) == before
         };
         eventually("the table is back", Duration::from_secs(10), back);
-        assert_eq!(glance(&world, &format!("after {vandalism:?}")), first);
+        assert_eq!(glance(&world, &format!("after {vandalism:?}")), first, "{vandalism:?}\n{}", world.describe());
     }
 }
 

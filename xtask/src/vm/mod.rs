@@ -44,6 +44,7 @@ const ON_THE_OLDEST: &[&str] = &[
     "refusal::a_node_that_rejects",
     "refusal::a_connection_that_is_cut",
     "published::what_policy_rejects",
+    "services::what_is_known",
     "xdp::switched_off",
     "xdp::workloads_inside",
 ];
