@@ -174,23 +174,20 @@ pub fn cali_from_wl(ctx: TcContext) -> i32 {
         ether_type::IPV4 => {
             let code =
                 from_workload_ip(&skb, cali_fw_known4, cali_again4, None, cali_fw_first4, cali_fw_host4, cali_deliver4);
-            match left(&skb, code, cali_fw_denied4) {
-                Some(code) => code,
-                None => return TO_STACK as i32,
-            }
+            left(&skb, code, cali_fw_denied4)
         }
         ether_type::IPV6 => {
             let link = Some(cali_fw_link6 as Step);
             let code =
                 from_workload_ip(&skb, cali_fw_known6, cali_again6, link, cali_fw_first6, cali_fw_host6, cali_deliver6);
-            match left(&skb, code, cali_fw_denied6) {
-                Some(code) => code,
-                None => return TO_STACK as i32,
-            }
+            left(&skb, code, cali_fw_denied6)
         }
         ether_type::ARP => cali_fw_arp(skb.raw_context()),
         _ => dropped(DropReason::EtherType),
     };
+    if code == UNDECIDED {
+        return TO_STACK as i32;
+    }
     finish(&ctx, Hook::FromWorkload, code)
 }
 
@@ -221,20 +218,21 @@ fn from_workload_ip(
     }
 }
 
-/// What policy denies, once more: `None` if it is left to the stack, which may translate it.
+/// What policy denies, once more: [`UNDECIDED`] if it is left to the stack, which may translate it.
 #[inline(always)]
-fn left(skb: &Skb, code: Code, step: FirstStep) -> Option<Code> {
+fn left(skb: &Skb, code: Code, step: FirstStep) -> Code {
     if reason(code).is_none() {
-        return Some(code);
+        return code;
     }
     match step(skb.raw_context(), code) {
-        TO_STACK => None,
+        // What is sent there is known to be translated.
+        TO_STACK => UNDECIDED,
         UNDECIDED => {
             flows::settled(skb, Hook::FromWorkload, code);
             cali_tell(skb.raw_context(), code);
-            None
+            UNDECIDED
         }
-        code => Some(code),
+        code => code,
     }
 }
 

@@ -39,10 +39,6 @@ impl Opening {
     /// Policy is asked about what it is translated to alone, elsewhere. The packet at hand is the opener's.
     pub(crate) const TRANSLATED: Self = Self::BY_HOST;
 
-    /// Likewise; it is an answer.
-    pub(crate) const ANSWERED: Self =
-        Self { from_opener: false, allowed: Allowed { rules: [NO_RULE; 2], before_dnat: false } };
-
     #[inline(always)]
     pub(crate) fn is_from_opener(&self) -> bool {
         self.from_opener

@@ -51,22 +51,24 @@ static LEFT: PerCpuArray<Left, 1> = PerCpuArray::new();
 /// What becomes of a packet that is to be dropped where it comes in by a host endpoint, given by its code.
 #[inline(always)]
 pub(crate) fn at_host_endpoint<F: Tables>(skb: &Skb, code: Code) -> Code {
-    match priority::<F>(skb, code) {
-        Some(priority) => {
-            leave(skb, priority);
-            TO_STACK
-        }
-        None => code,
+    let (Some(priority), Some(work)) = (priority(code), work::<F>()) else { return code };
+    let Ok(env) = Env::resume(skb, work) else { return code };
+    if !may_be_translated(skb, &env, work) {
+        return code;
     }
+    leave(skb, priority);
+    TO_STACK
 }
 
 /// The same of what a workload sends: [`UNDECIDED`] where nothing is known to be translated that it sends there. Then it counts as
 /// dropped, as which it most likely ends.
 #[inline(always)]
 pub(crate) fn at_workload<F: Tables>(skb: &Skb, code: Code) -> Code {
-    let Some(priority) = priority::<F>(skb, code) else { return code };
-    let Some(work) = work::<F>() else { return code };
+    let (Some(priority), Some(work)) = (priority(code), work::<F>()) else { return code };
     let Ok(env) = Env::resume(skb, work) else { return code };
+    if !may_be_translated(skb, &env, work) {
+        return code;
+    }
     let Ok((slot, _)) = of_interface(env.ifindex) else { return code };
     let key = service(&work.packet, slot);
     // SAFETY: the value is read at once.
@@ -132,10 +134,10 @@ fn leave(skb: &Skb, priority: u32) {
     skb.leave_to_translation(priority);
 }
 
-/// How the stack is told of what policy denies, and of what belongs to no connection, by the addresses that it came with; nothing where
-/// the stack makes no difference to that.
+/// How the stack is told of what policy denies, and of what belongs to no connection, by the addresses that it came with; nothing of
+/// what is dropped for another reason.
 #[inline(always)]
-fn priority<F: Tables>(skb: &Skb, code: Code) -> Option<u32> {
+fn priority(code: Code) -> Option<u32> {
     const DENIED: u64 = set(&[
         DropReason::PolicyIngress,
         DropReason::PolicyEgress,
@@ -145,12 +147,12 @@ fn priority<F: Tables>(skb: &Skb, code: Code) -> Option<u32> {
     ]);
     const REJECTED: u64 = set(&[DropReason::RejectedIngress, DropReason::RejectedEgress]);
     let reason = 1_u64 << (reason(code)? & 63);
-    if reason & (DENIED | REJECTED) == 0 || !may_be_translated::<F>(skb) {
-        None
-    } else if reason & DENIED != 0 {
+    if reason & DENIED != 0 {
         Some(PRIORITY_DENIED)
-    } else {
+    } else if reason & REJECTED != 0 {
         Some(PRIORITY_REJECTED)
+    } else {
+        None
     }
 }
 
@@ -165,13 +167,12 @@ const fn set(reasons: &[DropReason]) -> u64 {
     bits
 }
 
+/// Whether the stack may make a difference to it.
 #[inline(always)]
-fn may_be_translated<F: Tables>(skb: &Skb) -> bool {
-    let Some(work) = work::<F>() else { return false };
-    let Ok(env) = Env::resume(skb, work) else { return false };
+fn may_be_translated<F: Tables>(skb: &Skb, env: &Env, work: &Work<F>) -> bool {
     !work.denied_for_good
         && skb.is_for_host_mac()
-        && translates(&env)
+        && translates(env)
         && locate::<F>(&work.packet.destination, env.generation).slot == NO_SLOT
 }
 
@@ -209,30 +210,36 @@ fn try_learn<F: Tables>(skb: &Skb) -> Result<Code, DropReason> {
         copy((&raw const (*left).key).cast(), (&raw mut work.key).cast(), size_of::<F::Key>() / 8);
         work.source_is_a = (*left).source_is_a;
     }
-    if matches!(work.packet.kind, Kind::Flow) {
-        enter(&env, work, &Opening::TRANSLATED, slot);
+    if matches!(work.packet.kind, Kind::Flow) && !turn(&env, work, slot) {
+        opening::forget(&env, work);
+        // Without an entry the connection's packets are judged one by one, and its answers are dropped.
+        let _ = opening::enter(
+            &env,
+            work,
+            &Opening::TRANSLATED,
+            [slot, NO_SLOT],
+            OpenerKind::Translated,
+            conn_flags::VIA_STACK,
+        );
     }
     Ok(MISS)
 }
 
-/// Makes the entry of the workload's connection one by an address that the stack translates.
+/// Turns the entry of a connection that the workload has opened to outside into one by an address that the stack translates. `false` if
+/// there is none.
 #[inline(always)]
-fn enter<F: Tables>(env: &Env, work: &mut Work<F>, opening: &Opening, slot: u32) {
-    if let (Some(conn), Some(workload)) = (F::conn(&work.key), active(slot)) {
-        // SAFETY: the entry stays readable and writable as long as the program runs.
-        unsafe {
-            if (*conn).ends[0].slot == slot && (*conn).ends[1].slot == NO_SLOT {
-                (*conn).flags = (*conn).flags & !conn_flags::PROBING | conn_flags::VIA_STACK;
-                (*conn).ends[0].epoch = workload.policy(env.generation).egress_epoch;
-                (*conn).opener = OpenerKind::Translated as u8;
-                return;
-            }
+fn turn<F: Tables>(env: &Env, work: &Work<F>, slot: u32) -> bool {
+    let (Some(conn), Some(workload)) = (F::conn(&work.key), active(slot)) else { return false };
+    // SAFETY: the entry stays readable and writable as long as the program runs.
+    unsafe {
+        if (*conn).ends[0].slot != slot || (*conn).ends[1].slot != NO_SLOT {
+            return false;
         }
+        (*conn).flags = (*conn).flags & !conn_flags::PROBING | conn_flags::VIA_STACK;
+        (*conn).ends[0].epoch = workload.policy(env.generation).egress_epoch;
+        (*conn).opener = OpenerKind::Translated as u8;
     }
-    opening::forget(env, work);
-    let slots = if opening.is_from_opener() { [slot, NO_SLOT] } else { [NO_SLOT, slot] };
-    // Without an entry the connection's packets are judged one by one, and its answers are dropped.
-    let _ = opening::enter(env, work, opening, slots, OpenerKind::Translated, conn_flags::VIA_STACK);
+    true
 }
 
 /// Whether what a workload receives may be an answer in a connection whose destination the stack has translated, of which policy has come
@@ -254,12 +261,6 @@ fn try_answered<F: Tables>(skb: &Skb) -> Result<Code, DropReason> {
     let work = work::<F>().ok_or(DropReason::NoTable)?;
     let env = Env::resume(skb, work)?;
     let (slot, _) = of_interface(env.ifindex)?;
-    let Some(conn) = F::conn(&work.key) else { return Ok(MISS) };
-    // SAFETY: the entry stays readable as long as the program runs.
-    let is_opener = unsafe { (*conn).ends[0].slot } == slot;
-    if !is_opener || work.denied_for_good || !translates(&env) || !matches!(work.packet.kind, Kind::Flow) {
-        return Ok(MISS);
-    }
-    enter(&env, work, &Opening::ANSWERED, slot);
-    Ok(TO_STACK)
+    let may_be = !work.denied_for_good && translates(&env) && matches!(work.packet.kind, Kind::Flow);
+    Ok(if may_be && turn(&env, work, slot) { TO_STACK } else { MISS })
 }
