@@ -15,6 +15,8 @@ use std::{
 use anyhow::{Context as _, bail};
 use rustix::net::sockopt::socket_peercred;
 
+use crate::dataplane::patiently;
+
 /// The name of the socket.
 const NAME: &str = "calico-ebpf";
 
@@ -30,9 +32,10 @@ pub(super) struct Alone {
 /// Another process has it.
 pub(super) fn claim() -> anyhow::Result<Alone> {
     let address = SocketAddr::from_abstract_name(NAME)?;
-    match UnixListener::bind_addr(&address) {
+    let is_taken = |error: &io::Error| error.kind() == ErrorKind::AddrInUse;
+    match patiently(|| UnixListener::bind_addr(&address), is_taken) {
         Ok(socket) => Ok(Alone { _socket: Some(socket) }),
-        Err(error) if error.kind() == ErrorKind::AddrInUse => match holder(&address) {
+        Err(error) if is_taken(&error) => match holder(&address) {
             Ok(holder) if holder.uid.is_root() => bail!(
                 "process {} runs another data path in this network namespace: two of them hang on the same interfaces and \
                  undo each other's routes; end it and `purge` what it installed, or name its --pin-dir",

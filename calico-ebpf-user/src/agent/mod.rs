@@ -90,7 +90,10 @@ async fn start(options: &Options) -> anyhow::Result<()> {
              routes undo each other's work; stop Felix first"
         );
     }
-    let _alone = if instance.is_running() { None } else { Some(alone::claim()?) };
+    if instance.is_running() {
+        return Err(dataplane::DataplaneError::Busy { path: instance.pin_dir().to_owned() }.into());
+    }
+    let _alone = alone::claim()?;
     // Before the first reading, so that no change is missed in between.
     let files = if options.watch && !options.once {
         Some(FileWatch::new(&options.config).context("cannot watch the files (--watch off does without)")?)

@@ -4,6 +4,8 @@ use std::{
     fs, io,
     os::{fd::OwnedFd, unix::fs::MetadataExt as _},
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use calico_ebpf_common::abi::LAYOUT_VERSION;
@@ -75,8 +77,12 @@ impl Instance {
     /// Locks the instance; the pin directory must exist. The lock goes with the process.
     ///
     /// # Errors
-    /// [`DataplaneError::Busy`] if another process has it.
+    /// [`DataplaneError::Busy`] if another process has it and keeps it for a second.
     pub fn lock(&self) -> Result<Lock> {
+        patiently(|| self.try_lock(), |error| matches!(error, DataplaneError::Busy { .. }))
+    }
+
+    fn try_lock(&self) -> Result<Lock> {
         // A purge may remove the directory between opening and locking it.
         for _ in 0..8 {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -99,7 +105,7 @@ impl Instance {
         Err(DataplaneError::Busy { path: self.pin_dir.clone() })
     }
 
-    /// Whether a process holds the lock.
+    /// Whether a process holds the lock, and keeps it for a second.
     #[must_use]
     pub fn is_running(&self) -> bool {
         matches!(self.lock(), Err(DataplaneError::Busy { .. }))
@@ -119,6 +125,23 @@ impl Drop for Lock {
     }
 }
 
+/// Tries again for a second what fails because something is taken. Of a process that was killed, a child that has not executed its
+/// program yet may still hold copies of the descriptors.
+///
+/// # Errors
+/// Those of the last attempt.
+pub(crate) fn patiently<T, E>(attempt: impl Fn() -> Result<T, E>, is_taken: impl Fn(&E) -> bool) -> Result<T, E> {
+    const PATIENCE: Duration = Duration::from_secs(1);
+    const NAP: Duration = Duration::from_millis(10);
+    let start = Instant::now();
+    loop {
+        match attempt() {
+            Err(error) if is_taken(&error) && start.elapsed() < PATIENCE => thread::sleep(NAP),
+            outcome => return outcome,
+        }
+    }
+}
+
 /// FNV-1a, 32 bits: short, and the same in every version.
 fn fnv1a(bytes: &[u8]) -> u32 {
     bytes.iter().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
@@ -127,6 +150,22 @@ fn fnv1a(bytes: &[u8]) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_copy_of_the_lock_that_goes_soon_is_waited_for() {
+        let instance = Instance::new(std::env::temp_dir().join(format!("calico-ebpf-lock-{}", std::process::id())));
+        fs::create_dir(instance.pin_dir()).expect("a directory");
+        let lock = instance.lock().expect("free");
+        assert!(instance.is_running());
+        let child = thread::spawn(move || {
+            thread::sleep(Duration::from_millis(200));
+            drop(lock);
+        });
+        let again = instance.lock();
+        let _ended = child.join();
+        fs::remove_dir(instance.pin_dir()).expect("removed");
+        again.expect("free again");
+    }
 
     #[test]
     fn names_are_distinct_and_fit_for_files() {

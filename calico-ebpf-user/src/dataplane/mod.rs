@@ -51,6 +51,7 @@ pub use desired::{
     Observed, Uplink, Uplinks, WorkloadStatus,
 };
 pub use error::{DataplaneError, Result};
+pub(crate) use instance::patiently;
 pub use instance::{Instance, Lock};
 pub use load::load_program;
 pub use nat_outgoing::NatOutgoing;
