@@ -25,10 +25,23 @@ impl<T> Confirmation<T> {
     /// From now on what comes into force must be confirmed by the deadline, else `before` comes back. While something
     /// waits already, only the deadline moves: the set to come back is the last one that nobody doubted.
     pub(super) fn start(&mut self, before: T, deadline: Instant) {
+        if !self.postpone(deadline) {
+            self.awaiting = Some(Awaiting { before, deadline });
+        }
+    }
+
+    /// What waits for a confirmation waits until then. `false`: nothing does.
+    pub(super) fn postpone(&mut self, deadline: Instant) -> bool {
         match &mut self.awaiting {
             Some(awaiting) => awaiting.deadline = deadline,
-            None => self.awaiting = Some(Awaiting { before, deadline }),
+            None => return false,
         }
+        true
+    }
+
+    /// What comes back if nobody confirms.
+    pub(super) fn before(&self) -> Option<&T> {
+        self.awaiting.as_ref().map(|awaiting| &awaiting.before)
     }
 
     /// What is in force may stay. `false`: nothing waited for that.

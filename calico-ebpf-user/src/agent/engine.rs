@@ -697,6 +697,8 @@ impl Engine {
     }
 
     fn report(&mut self, desired: Desired, applied: Applied) {
+        let applied =
+            if applied.partial { Applied { faults: applied.faults, ..self.applied.clone() } } else { applied };
         for fault in applied.faults.iter().filter(|fault| !self.applied.faults.contains(fault)) {
             tracing::warn!("{fault}");
         }

@@ -18,7 +18,7 @@ use super::{
     Options,
     confirmation::Confirmation,
     control::{Call, Reply, Request, done, refusal},
-    engine::{Before, Engine, Outcome},
+    engine::{Accepted, Before, Engine, Outcome},
     signals::{Asked, Signals},
     site::Shared,
     watch::FileWatch,
@@ -46,11 +46,18 @@ const CHECK: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_secs(5);
 /// Events about links within so long are looked at together: what makes or removes an interface causes several.
 const GATHER: Duration = Duration::from_millis(2);
+/// What a file event brought may be doubted for so long: see [`Live::replaced`].
+const DOUBT: Duration = Duration::from_secs(60);
+/// A roll-back that fails is tried again after so long.
+const ROLL_BACK_RETRY: Duration = Duration::from_secs(1);
 /// A look takes at most this part of the time, one in so many, however often routes or links change.
 const SHARE: u32 = 4;
 
 const ROLLED_BACK: &str =
     "taken back, because nobody confirmed it in time (`confirm`): it stays refused until the files change";
+
+const NOTHING_TO_TAKE_BACK: &str = "in force already, and for more than a minute: there is nothing that could be taken back, \
+                                    and nothing to confirm";
 
 /// The running agent.
 pub(super) struct Live {
@@ -62,6 +69,9 @@ pub(super) struct Live {
     confirmation: Confirmation<Before>,
     /// What waits for that is of a reload, not of the start.
     reloaded: bool,
+    /// The set before those that the watch has put in force within [`DOUBT`], and when the last of them came: `reload --confirm` may
+    /// come a moment later than the watch.
+    replaced: Option<(Arc<Accepted>, Instant)>,
     files: Option<FileWatch>,
     links: Watcher,
     calls: mpsc::Receiver<Call>,
@@ -111,6 +121,7 @@ impl Live {
             engine,
             confirmation,
             reloaded: false,
+            replaced: None,
             files,
             links,
             calls,
@@ -153,7 +164,7 @@ impl Live {
                 Some(call) = self.calls.recv() => self.answer(call),
                 () = changed(&mut self.files) => {
                     tracing::debug!("the files may have changed");
-                    self.load();
+                    self.load_watched();
                 }
                 sign = self.signs.next() => match sign {
                     Sign::Alive(endpoint) => self.engine.alive(&endpoint),
@@ -201,7 +212,7 @@ impl Live {
                 if let Some(files) = &mut self.files {
                     files.refresh();
                 }
-                self.load();
+                self.load_watched();
             }
             self.look = Some(now);
         }
@@ -289,7 +300,32 @@ impl Live {
 
     fn load(&mut self) -> Outcome {
         let confirmation = &mut self.confirmation;
-        self.engine.load(|content| confirmation.refuses(content).then(|| Problem::general(ROLLED_BACK)))
+        let outcome = self.engine.load(|content| confirmation.refuses(content).then(|| Problem::general(ROLLED_BACK)));
+        if outcome == Outcome::InForce {
+            self.replaced = None;
+            let content = self.engine.accepted().content;
+            if matches!(self.confirmation.before(), Some(Before::Accepted(before)) if before.content == content) {
+                self.confirmation.confirm();
+                tracing::info!(
+                    "what was in force before the unconfirmed set is so again: nothing waits for a confirmation"
+                );
+            }
+        }
+        outcome
+    }
+
+    /// The same where nobody has asked for it.
+    fn load_watched(&mut self) {
+        let before = self.doubted().unwrap_or_else(|| self.engine.accepted());
+        if self.load() == Outcome::InForce {
+            self.replaced = Some((before, Instant::now()));
+        }
+    }
+
+    /// What was in force before the watch brought something new, where that was a moment ago.
+    fn doubted(&mut self) -> Option<Arc<Accepted>> {
+        self.replaced.take_if(|(_, since)| since.elapsed() > DOUBT);
+        self.replaced.as_ref().map(|(before, _)| Arc::clone(before))
     }
 
     fn reload_for_systemd(&mut self) {
@@ -304,16 +340,20 @@ impl Live {
     fn roll_back(&mut self) {
         let content = self.engine.accepted().content;
         let Some(before) = self.confirmation.take_back(content) else { return };
-        match self.engine.take_back(before, ROLLED_BACK) {
+        self.replaced = None;
+        match self.engine.take_back(before.clone(), ROLLED_BACK) {
             Ok(()) => {
                 tracing::warn!("nobody confirmed what was put in force: what was before it is in force again");
                 // A start can be tried again: it has its own time to be confirmed.
                 self.engine.note_rejected(self.reloaded.then_some(content));
             }
-            Err(error) => tracing::error!(
-                error = %format!("{error:#}"),
-                "nobody confirmed what was put in force, but what was before it cannot come back: the unconfirmed one stays"
-            ),
+            Err(error) => {
+                tracing::error!(
+                    error = %format!("{error:#}"),
+                    "nobody confirmed what was put in force, but what was before it cannot come back now: tried again"
+                );
+                self.confirmation.start(before, Instant::now() + ROLL_BACK_RETRY);
+            }
         }
     }
 
@@ -333,6 +373,7 @@ impl Live {
             }
             Request::Reload { confirm } => self.reload(confirm),
             Request::Confirm if self.confirmation.confirm() => {
+                self.replaced = None;
                 self.engine.confirmed();
                 tracing::info!("what is in force is confirmed");
                 done("confirmed")
@@ -353,22 +394,26 @@ impl Live {
     }
 
     fn reload(&mut self, confirm: Option<u32>) -> Reply {
-        let before = self.engine.accepted();
-        let outcome = self.load();
-        let message = match outcome {
+        let accepted = self.engine.accepted();
+        let (message, before) = match self.load() {
             Outcome::Refused => {
                 let errors = &self.engine.last_load().errors;
                 let lines: Vec<String> = errors.iter().map(ToString::to_string).collect();
                 return refusal(format!("refused, what was in force stays in force:\n{}", lines.join("\n")));
             }
-            Outcome::InForce => "in force",
-            Outcome::Unchanged => "in force already",
+            Outcome::InForce => ("in force", Some(accepted)),
+            Outcome::Unchanged => ("in force already", self.doubted()),
         };
         let Some(seconds) = confirm else {
             return done(message);
         };
         let within = Duration::from_secs(seconds.into());
-        self.confirmation.start(Before::Accepted(before), Instant::now() + within);
+        let deadline = Instant::now() + within;
+        match before {
+            Some(before) => self.confirmation.start(Before::Accepted(before), deadline),
+            None if self.confirmation.postpone(deadline) => {}
+            None => return refusal(NOTHING_TO_TAKE_BACK),
+        }
         self.reloaded = true;
         let within = clock::short(within);
         tracing::info!(within, "waiting for a confirmation");

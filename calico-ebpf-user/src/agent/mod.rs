@@ -117,6 +117,9 @@ async fn start(options: &Options) -> anyhow::Result<()> {
         serve(options.listen, &shared).await?;
     }
     let signals = hang_up.map(Signals::heed).transpose()?;
+    // What could keep the process from running goes before what it puts in force.
+    let (send, calls) = tokio::sync::mpsc::channel::<Call>(WAITING_CALLS);
+    let server = if options.once { None } else { Some(Server::start(instance, send)?) };
     let engine = Engine::start(Start {
         sources,
         accepted,
@@ -127,10 +130,8 @@ async fn start(options: &Options) -> anyhow::Result<()> {
         unconfirmed: options.confirm.is_some(),
     })?;
     shared.ready();
-    let Some(signals) = signals else { return announce_ready() };
-    let (send, calls) = tokio::sync::mpsc::channel::<Call>(WAITING_CALLS);
-    let server = Server::start(instance, send)?;
-    announce_ready()?;
+    announce_ready();
+    let Some(signals) = signals else { return Ok(()) };
     Live::new(options, engine, files, links, calls, shared).run(signals).await;
     drop(server);
     Ok(())
@@ -154,13 +155,14 @@ async fn serve(listen: Listen, shared: &Arc<Shared>) -> anyhow::Result<()> {
 }
 
 /// Tells whoever waits on standard output, and systemd.
-fn announce_ready() -> anyhow::Result<()> {
+fn announce_ready() {
     let mut out = io::stdout().lock();
     match writeln!(out, "ready").and_then(|()| out.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error).context("standard output"),
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            tracing::warn!("cannot say `ready` on standard output: {error}");
+        }
         _ => {}
     }
     // Without systemd there is nobody to tell, and that is no fault.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-    Ok(())
 }

@@ -125,7 +125,13 @@ impl FileWatch {
 
     fn note(&mut self, event: notify::Result<Event>) {
         match event {
-            Ok(event) => note(&mut self.pending, &self.interest, &event, Instant::now()),
+            Ok(event) => {
+                // A directory takes its watch along, and one that is made anew may have its number.
+                if matches!(event.kind, EventKind::Remove(_)) {
+                    self.watched.retain(|directory, _| !event.paths.contains(directory));
+                }
+                note(&mut self.pending, &self.interest, &event, Instant::now());
+            }
             Err(error) => {
                 tracing::warn!(%error, "an event about the files was lost: reading them all");
                 self.pending.unknown();

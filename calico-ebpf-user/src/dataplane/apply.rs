@@ -182,7 +182,7 @@ impl Dataplane {
     ///
     /// # Errors
     /// If the policy could not be put in force, or what it may let out would not be translated: the generation before
-    /// stays, whole. What fails besides is in [`Applied::faults`].
+    /// stays, whole. What fails besides is in [`Applied::faults`]; without a plan also what fails altogether.
     pub fn apply(&mut self, plan: Option<&Plan>, desired: &Desired) -> Result<Applied> {
         let applied = self.apply_unretired(plan, desired)?;
         if let Some(plan) = plan.filter(|plan| !plan.is_empty()) {
@@ -216,40 +216,55 @@ impl Dataplane {
             self.tables.commit(plan.generation)?;
             self.withdraw(desired, &mut applied);
         }
+        match self.connect(desired, &mut applied) {
+            // Who asked for a policy has it: what is in force and what counts as that must not differ.
+            Err(error) if plan.is_some() => {
+                applied.partial = true;
+                applied
+                    .faults
+                    .push(format!("{error}: the policy is in force, but links and routes may not be as it needs them"));
+            }
+            outcome => outcome?,
+        }
+        Ok(applied)
+    }
+
+    /// Brings links, routes and what belongs to them to what is desired.
+    fn connect(&mut self, desired: &Desired, applied: &mut Applied) -> Result<()> {
         let found = self.find(desired)?;
-        let uplinks = self.uplinks(desired, &found.links, &mut applied)?;
+        let uplinks = self.uplinks(desired, &found.links, applied)?;
         let hosts = self.host_interfaces(desired, &found)?;
         let is_bare = |index: &u32| !found.hanging.contains_key(&(*index, Hook::Egress));
         // Not those of workloads: nothing leads there yet.
         let leading = hosts.others.iter().chain(hosts.seats.keys()).chain(&uplinks).copied();
         let mut bare: BTreeSet<u32> = leading.filter(is_bare).collect();
-        let translated = self.behind_translation(desired, (&uplinks, &hosts), &found, &bare, &mut applied);
+        let translated = self.behind_translation(desired, (&uplinks, &hosts), &found, &bare, applied);
         let links = self.plan_links(desired, &uplinks, &hosts, &translated, &found);
         self.note(desired, &uplinks, &found)?;
         // Forwarding first: an uplink that learns by router advertisement has to know before.
-        self.sysctls(desired, &uplinks, &found, &mut applied);
-        self.restore_sysctls(desired, &mut applied);
+        self.sysctls(desired, &uplinks, &found, applied);
+        self.restore_sysctls(desired, applied);
         self.tables.set_uplinks(&uplinks)?;
         self.owners(desired)?;
-        let failed = self.execute_links(&links, &mut applied);
+        let failed = self.execute_links(&links, applied);
         bare.retain(|index| !hosts.others.contains(index) || translated.ways_out.contains(index));
         if !failed.is_empty() || !bare.is_empty() {
-            self.behind_translation(desired, (&uplinks, &hosts), &found, &failed, &mut applied);
+            self.behind_translation(desired, (&uplinks, &hosts), &found, &failed, applied);
         }
         self.peer_macs = found.peer_macs.iter().map(|(index, peer)| (*index, peer.mac)).collect();
         self.deactivate(desired, &found, &failed)?;
         let limits = ConnLimits::new(self.conn_limit, desired.workloads.len() + desired.host_endpoints.len());
         self.tables.set_root(&limits, &timeouts(self.hz), self.hz, None)?;
         self.remember_expected(desired, (&uplinks, &hosts, &translated), &found, &failed);
-        self.guard(desired, &found, &mut applied);
-        self.translate_no_more(desired, &mut applied);
-        self.reassemble(&mut applied)?;
-        self.routes(desired, &found, &failed, &mut applied);
-        self.xdp(desired, &uplinks, &found, &failed, &mut applied)?;
-        self.answer(desired, &uplinks, &found, &mut applied);
-        self.report(desired, &uplinks, &found, &failed, &mut applied);
-        report::report_host_endpoints(desired, hosts, &found, &failed, &mut applied);
-        Ok(applied)
+        self.guard(desired, &found, applied);
+        self.translate_no_more(desired, applied);
+        self.reassemble(applied)?;
+        self.routes(desired, &found, &failed, applied);
+        self.xdp(desired, &uplinks, &found, &failed, applied)?;
+        self.answer(desired, &uplinks, &found, applied);
+        self.report(desired, &uplinks, &found, &failed, applied);
+        report::report_host_endpoints(desired, hosts, &found, &failed, applied);
+        Ok(())
     }
 
     /// Forgets what only the generation before needs.

@@ -117,6 +117,9 @@ pub struct Applied {
     pub faults: Vec<String>,
     /// How many things were changed in the kernel besides policy.
     pub changes: usize,
+    /// Links and routes were not looked at to the end: all but the faults is unknown.
+    #[serde(skip)]
+    pub partial: bool,
 }
 
 /// The nftables table of `natOutgoing`.

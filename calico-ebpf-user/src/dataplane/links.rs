@@ -121,6 +121,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) attachment: Attachment,
     /// Ids of our programs by name.
     pub(crate) programs: &'a BTreeMap<&'static str, u32>,
+    /// Ticks: a host endpoint that judges from now on takes over connections that nobody has seen open.
+    pub(crate) now: u32,
 }
 
 const HOOKS: [Hook; 2] = [Hook::Ingress, Hook::Egress];
@@ -168,7 +170,9 @@ pub(crate) fn reconcile(wanted: &Wanted<'_>, found: &Found) -> Vec<LinkAction> {
         for (slot, flags) in of_host.into_iter().chain([(endpoint.forward, flags | workload_flags::OUTSIDE)]) {
             let Some(slot) = slot else { continue };
             slots.insert(slot);
-            set_runtime(&mut actions, found, slot, Runtime { flags, ..Runtime::default() });
+            let before = found.runtimes.get(&slot).filter(|before| before.flags & workload_flags::ACTIVE != 0);
+            let takeover = before.map_or(wanted.now.max(1), |before| before.takeover);
+            set_runtime(&mut actions, found, slot, Runtime { flags, takeover, ..Runtime::default() });
         }
     }
     let uplinks = wanted.uplinks.iter().map(|index| (*index, role::UPLINK));
@@ -383,6 +387,7 @@ mod tests {
             prefixes,
             attachment: Attachment::Tcx,
             programs: &programs,
+            now: 7,
         };
         let actions = reconcile(&wanted, found);
         execute(found, &programs, &actions);
@@ -406,6 +411,7 @@ mod tests {
             prefixes: None,
             attachment: Attachment::Tcx,
             programs: &programs,
+            now: 7,
         };
         let actions = reconcile(&wanted, &found);
         let active = workload_flags::ACTIVE | workload_flags::PEER;

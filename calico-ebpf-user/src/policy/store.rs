@@ -141,6 +141,7 @@ impl Store {
                 _ => {}
             }
         }
+        store.spent = spent(state);
         let counters = Arc::make_mut(&mut store.counters);
         for (&counter, name) in state.rule_names {
             let name = Arc::new(name.clone());
@@ -248,6 +249,15 @@ impl Store {
         planner.settings(compiled, &built)?;
         Ok(planner.finish(built))
     }
+}
+
+/// How many generations behind the one in force must not come again, since connections may have been judged by them: one that a
+/// process took back and then ended. Even, so that the next one goes to the same side.
+fn spent(state: &KernelState<'_>) -> u32 {
+    let epochs = state.workloads.iter().flat_map(|workload| workload.policy);
+    let ahead = epochs.flat_map(|policy| [policy.egress_epoch, policy.ingress_epoch]);
+    let ahead = ahead.map(|epoch| epoch.wrapping_sub(state.root.generation).cast_signed()).max().unwrap_or(0);
+    ahead.max(0).cast_unsigned().next_multiple_of(2)
 }
 
 /// What a class stands for.

@@ -133,6 +133,56 @@ fn an_unconfirmed_reload_is_rolled_back() {
 }
 
 #[test]
+fn what_the_watch_was_quicker_to_load_may_be_doubted_still() {
+    let mut world = World::new(&["a", "b"]);
+    world.serve(80);
+    let good = policy("b-in", "app == 'b'", ALLOW);
+    world.write("policy.yaml", &good);
+    world.start();
+    let brings = |world: &World, policy: &str| {
+        let generation = world.generation();
+        world.write("policy.yaml", policy);
+        eventually("the watch has read it", Duration::from_secs(5), || world.generation() != generation);
+    };
+    brings(&world, &policy("b-in", "app == 'b'", DENY_A));
+    world.denied("a", "b", Tcp(80));
+    let answer = world.command(&["reload", "--confirm", "2"]);
+    assert_eq!(answer.code, 0, "{answer:?}");
+    let to = world.addresses("b")[0];
+    eventually("a roll back", Duration::from_secs(20), || world.reaches("a", to, Tcp(80), Duration::from_millis(300)));
+    assert_eq!(world.command(&["reload"]).code, 1, "it stays refused");
+
+    // Who sees his mistake himself has nothing to confirm any more, and nothing is held against the good files.
+    brings(&world, &policy("b-in2", "app == 'b'", DENY_A));
+    assert_eq!(world.command(&["reload", "--confirm", "600"]).code, 0);
+    brings(&world, &good);
+    assert!(world.status()["confirmWithin"].is_null(), "{}", world.status());
+    assert_eq!(world.command(&["confirm"]).code, 1);
+    world.terminate();
+    world.start();
+    world.allowed("a", "b", Tcp(80));
+    // What has been in force since the start nothing comes before.
+    let answer = world.command(&["reload", "--confirm", "2"]);
+    assert!(answer.code == 1 && answer.stderr.contains("nothing that could be taken back"), "{answer:?}");
+}
+
+#[test]
+fn a_directory_made_anew_is_watched_again() {
+    let mut world = World::new(&["a", "b"]);
+    world.serve(80);
+    world.start();
+    let workloads = std::fs::read(world.config().join("workloads.yaml")).expect("reads");
+    std::fs::remove_dir_all(world.config()).expect("removes");
+    std::fs::create_dir(world.config()).expect("a directory");
+    std::fs::write(world.config().join("workloads.yaml"), workloads).expect("writes");
+    thread::sleep(Duration::from_millis(500));
+    let generation = world.generation();
+    world.write("policy.yaml", &policy("b-in", "app == 'b'", DENY_A));
+    eventually("it is read", Duration::from_secs(5), || world.generation() != generation);
+    world.denied("a", "b", Tcp(80));
+}
+
+#[test]
 fn a_mounted_config_map_switches_at_once() {
     let mut world = World::new(&["a", "b"]);
     world.serve(80);

@@ -102,6 +102,8 @@ impl Dataplane {
             prefixes: desired.interface_prefixes.as_deref(),
             attachment: self.hooks.attachment,
             programs: &programs,
+            // Without the clock they are judged as what comes later.
+            now: if desired.host_endpoints.is_empty() { 0 } else { self.now().unwrap_or(0) },
         };
         reconcile(&wanted, found)
     }
@@ -109,7 +111,12 @@ impl Dataplane {
     /// Carries out actions; those that fail become faults. The interfaces where a program could not be attached.
     pub(super) fn execute_links(&mut self, actions: &[LinkAction], applied: &mut Applied) -> BTreeSet<u32> {
         let mut failed = BTreeSet::new();
+        // What hangs on an interface without an entry counts as a workload's that is gone.
+        let mut undetached = BTreeSet::new();
         for action in actions {
+            if matches!(action, LinkAction::RemoveInterface { ifindex } if undetached.contains(ifindex)) {
+                continue;
+            }
             tracing::debug!("{action}");
             match self.execute_link(action) {
                 Ok(()) => applied.changes += 1,
@@ -120,6 +127,9 @@ impl Dataplane {
                         if !self.netlink.exists(*ifindex) {
                             continue;
                         }
+                    }
+                    if let LinkAction::Detach { ifindex, .. } = action {
+                        undetached.insert(*ifindex);
                     }
                     applied.faults.push(format!("{action}: {error}"));
                 }

@@ -53,8 +53,8 @@ impl Dataplane {
 
     pub(super) fn guard(&mut self, desired: &Desired, found: &Found, applied: &mut Applied) {
         let result = match &desired.interface_prefixes {
-            None if self.info.nft_table.take().is_none() => return,
-            None => self.guard.remove().and_then(|_| self.info.write(&self.hooks.directory)).map(|()| false),
+            None if self.info.nft_table.is_none() => return,
+            None => self.remove_guard(),
             Some(prefixes) => {
                 // Also those that drop: the guard is for interfaces that nothing hangs on.
                 let attached = self.attached(found);
@@ -65,6 +65,14 @@ impl Dataplane {
             Ok(changed) => applied.changes += usize::from(changed),
             Err(error) => applied.faults.push(error.to_string()),
         }
+    }
+
+    fn remove_guard(&mut self) -> Result<bool> {
+        let removed = self.guard.remove()?;
+        // Not before: what is not noted nobody removes.
+        self.info.nft_table = None;
+        self.info.write(&self.hooks.directory)?;
+        Ok(removed)
     }
 
     /// Sees to what policy denies where the host may translate its destination. Where that is not seen to, it is dropped as it comes

@@ -2,11 +2,13 @@
 
 use std::net::IpAddr;
 
-use super::{NODE, expected, fresh, origin};
+use super::{LIMITS, NODE, compile, expected, fresh, host, origin};
 use crate::{
     policy::{
         compiled::{Reason, RuleName},
         flow::Flow,
+        store::Store,
+        write::KernelState,
     },
     resources::{
         Shared,
@@ -150,6 +152,21 @@ fn all_flows() -> Vec<Flow> {
 fn check(set: &ResourceSet, allowed: impl Fn(&Flow) -> bool, flows: &[Flow]) {
     for flow in flows {
         assert_eq!(takes(set, flow).0, allowed(flow), "{flow:?}");
+    }
+}
+
+#[test]
+fn what_another_process_took_back_counts_no_connection_as_judged() {
+    let (store, maps) = fresh(&set(Vec::new()));
+    let other = compile(&set(vec![policy("p", "default", vec![allow()])]), NODE);
+    let next = store.generation() + 1;
+    assert_eq!(store.plan(&other, &host()).unwrap().generation, next);
+    for (ahead, given) in [(1, next + 2), (2, next + 2), (3, next + 4)] {
+        let mut workloads = maps.state().workloads.to_vec();
+        workloads[0].policy[1].egress_epoch = store.generation() + ahead;
+        let state = KernelState { workloads: &workloads, ..maps.state() };
+        let plan = Store::adopt(LIMITS, &state).plan(&other, &host()).unwrap();
+        assert_eq!(plan.generation, given, "the other side is in force still, and the number is new");
     }
 }
 
