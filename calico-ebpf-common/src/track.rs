@@ -42,10 +42,10 @@ impl State {
         Self { flags, tcp, syn_ack: 0 }
     }
 
-    /// The state after a packet; the same one as before for nearly all of them.
+    /// The state after a packet; the same one as before for nearly all of them. `genuine`: the opener is who it says it is.
     #[inline(always)]
     #[must_use]
-    pub const fn after(self, protocol: u8, transport: &Transport, from_opener: bool) -> Self {
+    pub const fn after(self, protocol: u8, transport: &Transport, from_opener: bool, genuine: bool) -> Self {
         let mut next = self;
         if protocol == protocol::TCP {
             let flags = transport.tcp_flags;
@@ -63,6 +63,9 @@ impl State {
         if next.flags & conn_flags::ASSURED == 0 {
             if !from_opener {
                 next.flags |= conn_flags::ANSWERED;
+                if genuine && protocol != protocol::TCP {
+                    next.flags |= conn_flags::ASSURED;
+                }
             } else if next.flags & conn_flags::ANSWERED != 0 && next.proves(protocol, transport) {
                 next.flags |= conn_flags::ASSURED;
             }
@@ -73,8 +76,12 @@ impl State {
     /// Whether this packet of the opener, which came after an answer, shows that the opener got the answer.
     #[inline(always)]
     const fn proves(&self, protocol: u8, transport: &Transport) -> bool {
-        if protocol != protocol::TCP || self.tcp & tcp_state::MIDSTREAM != 0 {
+        if protocol != protocol::TCP {
             return true;
+        }
+        if self.tcp & tcp_state::MIDSTREAM != 0 {
+            // To a forged segment the answer is a reset.
+            return self.tcp & tcp_state::RST == 0;
         }
         self.tcp & tcp_state::SYN_ACK != 0
             && transport.tcp_flags & tcp_flags::ACK != 0
@@ -172,8 +179,8 @@ mod tests {
 
     fn handshake() -> State {
         let state = State::new(0, protocol::TCP, &tcp(SYN, 1, 0));
-        let state = state.after(protocol::TCP, &tcp(SYN | ACK, 500, 2), false);
-        state.after(protocol::TCP, &tcp(ACK, 2, 501), true)
+        let state = state.after(protocol::TCP, &tcp(SYN | ACK, 500, 2), false, false);
+        state.after(protocol::TCP, &tcp(ACK, 2, 501), true, false)
     }
 
     fn idle_limit(state: State) -> u32 {
@@ -191,13 +198,13 @@ mod tests {
     #[test]
     fn a_forged_acknowledgement_does_not() {
         let state = State::new(0, protocol::TCP, &tcp(SYN, 1, 0));
-        let before_answer = state.after(protocol::TCP, &tcp(ACK, 2, 501), true);
+        let before_answer = state.after(protocol::TCP, &tcp(ACK, 2, 501), true, false);
         assert_eq!(before_answer.flags, 0);
-        let answered = state.after(protocol::TCP, &tcp(SYN | ACK, 500, 2), false);
-        let forged = answered.after(protocol::TCP, &tcp(ACK, 2, 77), true);
+        let answered = state.after(protocol::TCP, &tcp(SYN | ACK, 500, 2), false, false);
+        let forged = answered.after(protocol::TCP, &tcp(ACK, 2, 77), true, false);
         assert_eq!(forged.flags & conn_flags::ASSURED, 0);
         assert_eq!(idle_limit(forged), 20);
-        let again = answered.after(protocol::TCP, &tcp(SYN, 1, 0), true);
+        let again = answered.after(protocol::TCP, &tcp(SYN, 1, 0), true, false);
         assert_eq!(again.flags & conn_flags::ASSURED, 0);
     }
 
@@ -213,11 +220,11 @@ mod tests {
     #[test]
     fn opened_from_both_sides_at_once() {
         let state = State::new(0, protocol::TCP, &tcp(SYN, 1, 0));
-        let state = state.after(protocol::TCP, &tcp(SYN, 500, 0), false);
-        let state = state.after(protocol::TCP, &tcp(SYN | ACK, 1, 501), true);
+        let state = state.after(protocol::TCP, &tcp(SYN, 500, 0), false, false);
+        let state = state.after(protocol::TCP, &tcp(SYN | ACK, 1, 501), true, false);
         assert_eq!(state.flags & conn_flags::ASSURED, 0, "it may have guessed");
-        let state = state.after(protocol::TCP, &tcp(SYN | ACK, 500, 2), false);
-        let state = state.after(protocol::TCP, &tcp(ACK, 2, 501), true);
+        let state = state.after(protocol::TCP, &tcp(SYN | ACK, 500, 2), false, false);
+        let state = state.after(protocol::TCP, &tcp(ACK, 2, 501), true, false);
         assert_ne!(state.flags & conn_flags::ASSURED, 0);
         assert!(!is_over(state.tcp));
     }
@@ -226,21 +233,41 @@ mod tests {
     fn udp_is_assured_when_the_opener_goes_on() {
         let none = Transport::default();
         let state = State::new(0, protocol::UDP, &none);
-        assert_eq!(state.after(protocol::UDP, &none, true).flags, 0);
-        let answered = state.after(protocol::UDP, &none, false);
+        assert_eq!(state.after(protocol::UDP, &none, true, false).flags, 0);
+        let answered = state.after(protocol::UDP, &none, false, false);
         assert_eq!(answered.flags, conn_flags::ANSWERED);
-        assert_eq!(answered.after(protocol::UDP, &none, true).flags, conn_flags::ANSWERED | conn_flags::ASSURED);
+        assert_eq!(answered.after(protocol::UDP, &none, true, false).flags, conn_flags::ANSWERED | conn_flags::ASSURED);
+    }
+
+    #[test]
+    fn what_a_known_opener_asks_is_assured_by_the_answer() {
+        let none = Transport::default();
+        let state = State::new(0, protocol::UDP, &none);
+        assert_eq!(state.after(protocol::UDP, &none, true, true).flags, 0);
+        let answered = state.after(protocol::UDP, &none, false, true);
+        assert_eq!(answered.flags, conn_flags::ANSWERED | conn_flags::ASSURED);
+        let state = State::new(0, protocol::TCP, &tcp(SYN, 1, 0));
+        assert_eq!(state.after(protocol::TCP, &tcp(SYN | ACK, 500, 2), false, true).flags, conn_flags::ANSWERED);
+    }
+
+    #[test]
+    fn a_forged_segment_in_the_middle_assures_nothing() {
+        let state = State::new(0, protocol::TCP, &tcp(ACK, 1, 1));
+        let reset = state.after(protocol::TCP, &tcp(RST, 1, 0), false, false);
+        assert_eq!(reset.after(protocol::TCP, &tcp(ACK, 1, 1), true, false).flags & conn_flags::ASSURED, 0);
+        let answered = state.after(protocol::TCP, &tcp(ACK, 1, 1), false, false);
+        assert_ne!(answered.after(protocol::TCP, &tcp(ACK, 1, 1), true, false).flags & conn_flags::ASSURED, 0);
     }
 
     #[test]
     fn closing() {
-        let one = handshake().after(protocol::TCP, &tcp(FIN | ACK, 2, 501), true);
+        let one = handshake().after(protocol::TCP, &tcp(FIN | ACK, 2, 501), true, false);
         assert!(!is_over(one.tcp));
         assert_eq!(idle_limit(one), 3600);
-        let both = one.after(protocol::TCP, &tcp(FIN | ACK, 501, 3), false);
+        let both = one.after(protocol::TCP, &tcp(FIN | ACK, 501, 3), false, false);
         assert!(is_over(both.tcp));
         assert_eq!(idle_limit(both), 30);
-        let reset = handshake().after(protocol::TCP, &tcp(RST, 0, 0), false);
+        let reset = handshake().after(protocol::TCP, &tcp(RST, 0, 0), false, false);
         assert!(is_over(reset.tcp));
         assert_eq!(idle_limit(reset), 40);
     }

@@ -17,8 +17,10 @@ use crate::{
 /// Keys that the clock hand looks at for each connection that comes when room is short, or goes ahead of its time: more
 /// than one, so that it gains on them.
 const HAND_STEPS: u32 = 3;
+/// Keys that it looks at for an account that has no candidates for eviction left.
+const SEARCH_STEPS: u32 = 16;
 /// Candidates for eviction that are tried before a connection is refused.
-const EVICTION_TRIES: u32 = 8;
+const EVICTION_TRIES: u32 = 16;
 const EEXIST: i32 = -17;
 
 /// Results of [`open`].
@@ -33,23 +35,35 @@ pub(crate) fn open<F: Tables>(key: &F::Key, conn: &Conn, now: u32) -> u32 {
     if is_short(root, conn.account) {
         turn::<F>(now, HAND_STEPS);
     }
-    let Some(place) = make_room(root, conn.account) else { return QUOTA };
+    let mut place = make_room(root, conn.account);
+    if place.is_none() {
+        // All candidates have gone or are assured: others are looked for.
+        turn::<F>(now, SEARCH_STEPS);
+        place = make_room(root, conn.account);
+    }
+    let Some(place) = place else { return QUOTA };
     match F::insert_conn(key, conn) {
         Ok(()) => {}
         Err(EEXIST) => return OPENED,
         Err(_) => return FULL,
     }
-    if !F::ring_push(key, conn.created) {
+    if !F::ring_push(key, conn.stamp) {
         // Without a place in the ring it would never expire.
         F::remove_conn(key);
         return FULL;
     }
     charge(conn.account, 1, 1);
-    if let Some(victim) = VICTIM_KEYS.get_ptr_mut(conn.account * VICTIMS + place) {
+    remember::<F>(key, conn.account, place);
+    OPENED
+}
+
+/// Makes the connection a candidate for eviction.
+#[inline(always)]
+fn remember<F: Tables>(key: &F::Key, account: u32, place: u32) {
+    if let Some(victim) = VICTIM_KEYS.get_ptr_mut(account * VICTIMS + place) {
         // SAFETY: the slot is in the map. Another processor may write it at the same time: a torn key finds nothing.
         unsafe { *victim = F::to_victim(key) };
     }
-    OPENED
 }
 
 /// Whether connections that have expired take room that others may need soon. Before that they harm nobody, and looking
@@ -110,16 +124,20 @@ fn turn_once<F: Tables>(now: u32) -> u32 {
     let Some(conn) = F::conn(key) else { return 0 };
     // SAFETY: the entry stays readable as long as the program runs.
     let conn = unsafe { &*conn };
-    if !popped.is_of(conn.created) {
+    if !popped.is_of(conn.stamp) {
         // Of a later connection between the same ends, which is in the ring itself.
         return 0;
     }
-    if track::is_expired(conn, F::key_protocol(key), now, &root.timeouts) {
-        u32::from(close::<F>(key, conn.account, conn.flags))
-    } else {
-        F::ring_push(key, conn.created);
-        0
+    // Without a place in the ring it would never expire.
+    if track::is_expired(conn, F::key_protocol(key), now, &root.timeouts) || !F::ring_push(key, conn.stamp) {
+        return u32::from(close::<F>(key, conn.account, conn.flags));
     }
+    if conn.flags & conn_flags::ASSURED == 0 {
+        // Those that are remembered were new once, and may be gone or assured.
+        // SAFETY: the helper has no preconditions.
+        remember::<F>(key, conn.account, unsafe { bpf_get_prandom_u32() } % VICTIMS);
+    }
+    0
 }
 
 /// Sees to it that the account may have one more, if need be at the price of one of its own, and says which of its
@@ -142,16 +160,17 @@ fn make_room(root: &Root, account: u32) -> Option<u32> {
     let first = unsafe { bpf_get_prandom_u32() };
     for i in 0..EVICTION_TRIES {
         let place = first.wrapping_add(i) % VICTIMS;
-        if evict(account, account * VICTIMS + place) != 0 {
+        if cali_evict(account, account * VICTIMS + place) != 0 {
             return Some(place);
         }
     }
     None
 }
 
-/// Closes the connection at a place of the map of candidates, if it is the account's and not assured.
+/// Closes the connection at a place of the map of candidates, if it is the account's and not assured. See [`cali_turn4`].
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn evict(account: u32, place: u32) -> u32 {
+extern "C" fn cali_evict(account: u32, place: u32) -> u32 {
     let Some(victim) = VICTIM_KEYS.get(place) else { return 0 };
     if let Some(key) = V4::from_victim(victim) {
         evict_key::<V4>(account, &key)

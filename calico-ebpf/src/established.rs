@@ -15,7 +15,7 @@ use crate::{
     conns,
     policy::{Allowed, judge_ends},
     skb::Skb,
-    tables::{Located, Tables, active, class_of_slot, locate, seat_of_arrival, translated_of},
+    tables::{Located, Tables, active, class_of_slot, judges_forwarded, locate, seat_of_arrival, translated_of},
     work::{AGAIN, Code, Env, FOREIGN, MISS, Related, code, work},
 };
 
@@ -164,6 +164,10 @@ pub(crate) fn find<F: Tables>(
             if source.is_some_and(|source| !source.is_outside()) || from_opener && opener == OpenerKind::Host as u8 {
                 return Err(NoHit::Drop(DropReason::SpoofedLocal));
             }
+            // Nothing answers what host endpoints have not been asked about yet.
+            if !from_opener && flags & conn_flags::PROBING != 0 && judges_forwarded(env) {
+                return Err(NoHit::Next(MISS));
+            }
         }
         Hook::ToUplink => {}
     }
@@ -197,7 +201,8 @@ pub(crate) fn find<F: Tables>(
         }
     }
     let before = State::of(conn);
-    let after = before.after(packet.protocol, &packet.transport, from_opener);
+    let genuine = opener_workload.is_some_and(|workload| workload.flags & workload_flags::HOST_ENDPOINT == 0);
+    let after = before.after(packet.protocol, &packet.transport, from_opener, genuine);
     if after != before {
         if (before.flags ^ after.flags) & conn_flags::ASSURED != 0 {
             conns::assured(conn.account);

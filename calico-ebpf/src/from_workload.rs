@@ -153,7 +153,8 @@ fn try_first<F: Sender>(skb: &Skb, missed: Code) -> Result<Code, DropReason> {
             translation::leave_again(skb)?;
         }
         // From one workload of this host to elsewhere, or by the stack as the connection itself.
-        if work.related.via_stack || active(work.related.to).is_none() {
+        let is_workload = |to: &Workload| to.flags & workload_flags::HOST_ENDPOINT == 0;
+        if work.related.via_stack || !active(work.related.to).is_some_and(is_workload) {
             return Ok(TO_STACK);
         }
         work.slots[1] = work.related.to;

@@ -2,6 +2,7 @@
 
 use core::ptr;
 
+use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 use calico_ebpf_common::{
     abi::{
         ACCOUNT_HOST, CONN_VERSION, Conn, ConnEnd, DropReason, Event, MARK_SETTLED, MARK_TRANSLATED, NO_RULE, NO_SLOT,
@@ -177,13 +178,11 @@ pub(crate) fn enter<F: Tables>(
     let settled = if opening.is_settled() { conn_flags::SETTLED } else { 0 };
     let state = State::new(flags | opener_is_a | settled, packet.protocol, &packet.transport);
     let icmp = if packet.protocol == F::ICMP { packet.transport.icmp } else { 0 };
-    let (kind, account) = if opener != NO_SLOT {
-        let is_translated = matches!(kind, OpenerKind::Translated);
-        (if is_translated { kind } else { OpenerKind::Workload }, account_opened_by(opener))
-    } else if matches!(kind, OpenerKind::Host) {
-        (OpenerKind::Host, ACCOUNT_HOST)
-    } else {
-        (OpenerKind::Outside, if responder == NO_SLOT { ACCOUNT_HOST } else { account_opened_to(responder) })
+    let account = account(work.payer, opener, responder, &kind);
+    let kind = match kind {
+        OpenerKind::Translated | OpenerKind::Host => kind,
+        _ if opener != NO_SLOT => OpenerKind::Workload,
+        _ => OpenerKind::Outside,
     };
     let rules = opening.allowed.rules;
     work.conn = Conn {
@@ -199,12 +198,33 @@ pub(crate) fn enter<F: Tables>(
         seen: [env.now; 2],
         ends: [end(env, opener, rules[0], false), end(env, responder, rules[1], true)],
         syn_ack: 0,
-        reserved2: 0,
+        // SAFETY: the helper has no preconditions.
+        stamp: unsafe { bpf_get_prandom_u32() },
     };
     match conns::open::<F>(&work.key, &work.conn, env.now) {
         conns::OPENED => Ok(()),
         conns::QUOTA => Err(DropReason::Quota),
         _ => Err(DropReason::TableFull),
+    }
+}
+
+/// Who pays: the workload that opens it; the host where that does; else the workload, or who judges in its place, that it is opened to.
+#[inline(always)]
+fn account(payer: u32, opener: u32, responder: u32, kind: &OpenerKind) -> u32 {
+    let flags = active(opener).map_or(0, |opener| opener.flags);
+    let is_outside = opener == NO_SLOT || flags & workload_flags::OUTSIDE != 0;
+    if payer != NO_SLOT {
+        account_opened_by(payer)
+    } else if !is_outside && flags & workload_flags::HOST_ENDPOINT == 0 {
+        account_opened_by(opener)
+    } else if !is_outside || matches!(kind, OpenerKind::Host) {
+        ACCOUNT_HOST
+    } else if responder != NO_SLOT {
+        account_opened_to(responder)
+    } else if opener != NO_SLOT {
+        account_opened_by(opener)
+    } else {
+        ACCOUNT_HOST
     }
 }
 

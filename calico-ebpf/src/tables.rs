@@ -45,10 +45,10 @@ pub(crate) struct Stamped<K> {
 }
 
 impl<K> Stamped<K> {
-    /// Whether it stands for the connection that was made then, and not for an earlier one between the same ends.
+    /// Whether it stands for the connection with this [`Conn::stamp`], and not for an earlier one between the same ends.
     #[inline(always)]
-    pub(crate) fn is_of(&self, created: u32) -> bool {
-        ring_stamp(self.last, created) == self.last
+    pub(crate) fn is_of(&self, stamp: u32) -> bool {
+        ring_stamp(self.last, stamp) == self.last
     }
 }
 
@@ -62,8 +62,8 @@ pub(crate) trait Tables: Ip {
     fn insert_conn(key: &Self::Key, conn: &Conn) -> Result<(), i32>;
     /// Whether there was one, and this call removed it.
     fn remove_conn(key: &Self::Key) -> bool;
-    /// Puts the connection's key, and when it was made, behind all others.
-    fn ring_push(key: &Self::Key, created: u32) -> bool;
+    /// Puts the connection's key, with its [`Conn::stamp`], behind all others.
+    fn ring_push(key: &Self::Key, stamp: u32) -> bool;
     /// Takes the foremost key with its [`ring_stamp`].
     fn ring_pop() -> Option<Stamped<Self::Key>>;
     fn address(address: &Self::Addr) -> Option<&'static AddressEntry>;
@@ -98,9 +98,9 @@ impl Tables for V4 {
         CONNS4.remove(key).is_ok()
     }
     #[inline(always)]
-    fn ring_push(key: &Self::Key, created: u32) -> bool {
+    fn ring_push(key: &Self::Key, stamp: u32) -> bool {
         let mut words: [u64; 2] = bytemuck::must_cast(*key);
-        words[1] = ring_stamp(words[1], created);
+        words[1] = ring_stamp(words[1], stamp);
         RING4.push(&bytemuck::must_cast(words), 0).is_ok()
     }
     #[inline(always)]
@@ -168,9 +168,9 @@ impl Tables for V6 {
         CONNS6.remove(key).is_ok()
     }
     #[inline(always)]
-    fn ring_push(key: &Self::Key, created: u32) -> bool {
+    fn ring_push(key: &Self::Key, stamp: u32) -> bool {
         let mut words: [u64; 5] = bytemuck::must_cast(*key);
-        words[4] = ring_stamp(words[4], created);
+        words[4] = ring_stamp(words[4], stamp);
         RING6.push(&bytemuck::must_cast(words), 0).is_ok()
     }
     #[inline(always)]
@@ -306,6 +306,12 @@ pub(crate) fn host_seats(env: &Env) -> HostSeats {
         },
         None => HostSeats::NOBODY,
     }
+}
+
+/// Whether a host endpoint has a say, in either generation, about what comes in here and is forwarded.
+#[inline(always)]
+pub(crate) fn judges_forwarded(env: &Env) -> bool {
+    interface(env.ifindex).is_some_and(|interface| interface.forward != 0)
 }
 
 /// Whether the stack may translate the destination of what comes in by this interface.

@@ -16,8 +16,8 @@ use crate::{
     policy::judge_ends,
     skb::Skb,
     tables::{
-        HostSeats, Tables, active, has_host_endpoints, host_seats, is_way_out, locate, seat_of_arrival, sender,
-        translated_of, translates,
+        HostSeats, Tables, active, has_host_endpoints, host_seats, is_way_out, locate, of_interface, seat_of_arrival,
+        sender, translated_of, translates,
     },
     to_workload::{Receiver, check_arrival, is_own},
     work::{AGAIN, Code, Env, FOREIGN, LEAVES, MISS, code, take, work},
@@ -129,8 +129,11 @@ fn try_leaves<F: Tables>(skb: &Skb) -> Result<Code, DropReason> {
         let allowed = judge_ends::<F>(env.generation, [None, Some(seat)], classes, packet.protocol, [from, to], false)?;
         opening::join(&env, work, outside, allowed.rules[1]);
     }
-    if let Some(opener) = active(opener) {
-        let goes_past = opener.flags & workload_flags::HOST_ENDPOINT == 0 && goes_past(&env, skb);
+    // What only an answer has shown is not asked yet.
+    if from_opener && let Some(opener) = active(opener) {
+        // An answer through the stack: it translates, or knows the way alone.
+        let is_answered = flags & conn_flags::ANSWERED != 0;
+        let goes_past = !is_answered && opener.flags & workload_flags::HOST_ENDPOINT == 0 && goes_past(&env, skb);
         let past_stack = if goes_past { conn_flags::VIA_STACK } else { 0 };
         // SAFETY: the entry stays writable as long as the program runs.
         unsafe { (*conn).flags = flags & !(conn_flags::PROBING | past_stack) };
@@ -183,10 +186,18 @@ fn try_first<F: Receiver>(skb: &Skb, missed: Code) -> Result<Code, DropReason> {
     if slots[0] == NO_SLOT && slots[1] == NO_SLOT && !is_masqueraded {
         return Ok(TO_STACK);
     }
+    if !is_own(skb)
+        && source.host
+        && let Ok((slot, _)) = of_interface(skb.ingress_ifindex())
+    {
+        work.payer = slot;
+    }
     let destination = locate::<F>(&packet.destination, env.generation);
     let opening = opening::judge(&env, packet, slots, [class, destination.class], Stage::of_leaving(skb))?;
     if matches!(packet.kind, Kind::Flow) && !F::is_multicast(&packet.destination) {
-        let flags = conn_flags::VIA_STACK | conn_flags::BEHIND_DNAT | opening::settled(skb);
+        // An address and port of the host's may be lent to what it masquerades; its own connections keep theirs.
+        let behind_dnat = if is_own(skb) { 0 } else { conn_flags::BEHIND_DNAT };
+        let flags = conn_flags::VIA_STACK | behind_dnat | opening::settled(skb);
         opening::enter(&env, work, &opening, slots, OpenerKind::Outside, flags)?;
     }
     fragments::first_passed(&leaving(env), &work.packet);

@@ -12,7 +12,7 @@ use crate::{
     fragments,
     opening::{self, Opening, Stage},
     skb::Skb,
-    tables::{Tables, active, locate, of_interface, sender},
+    tables::{Tables, active, has_host_endpoints, locate, of_interface, sender},
     work::{AGAIN, Code, Env, FOREIGN, MISS, code, take, work},
 };
 
@@ -42,7 +42,8 @@ fn try_established<F: Receiver>(skb: &Skb) -> Result<Code, DropReason> {
         Ok(hit) if !hit.lets_answer(skb) => Err(DropReason::PolicyEgress),
         Ok(hit) if hit.asks_arrival(&env, skb) => Ok(AGAIN),
         Ok(hit) => {
-            if hit.flags & conn_flags::PROBING != 0 && !hit.from_opener {
+            // Host endpoints have yet to be asked about what it answers.
+            if hit.flags & conn_flags::PROBING != 0 && !hit.from_opener && !has_host_endpoints() {
                 // The answer comes through the stack, too: it translates, or knows the way alone. Whatever leaves
                 // later as it came does so because somebody took the translation away for a moment.
                 // SAFETY: the entry stays writable as long as the program runs.

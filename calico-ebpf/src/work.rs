@@ -7,7 +7,7 @@ use core::{arch::asm, ptr};
 
 use aya_ebpf::{btf_maps::PerCpuArray, helpers::generated::bpf_jiffies64, macros::btf_map};
 use calico_ebpf_common::{
-    abi::{Conn, DropReason, Root},
+    abi::{Conn, DropReason, NO_SLOT, Root},
     packet::{Cursor, Packet},
 };
 
@@ -138,6 +138,8 @@ pub(crate) struct Work<F: Tables> {
     pub generation: u32,
     /// Slots of who is judged as its source and its destination.
     pub slots: [u32; 2],
+    /// Slot of who pays for its connection, where that is neither end.
+    pub payer: u32,
     pub source_is_a: bool,
     /// Policy before DNAT denies the packet: see [`Denied`](crate::policy::Denied).
     pub denied_for_good: bool,
@@ -183,6 +185,7 @@ pub(crate) fn take<F: Tables>(skb: &Skb, env: &Env) -> Result<&'static Work<F>, 
     (work.key, work.source_is_a) = work.packet.key();
     work.generation = env.generation;
     work.denied_for_good = false;
+    work.payer = NO_SLOT;
     forget_origin();
     Ok(work)
 }

@@ -43,12 +43,12 @@ pub struct ConnKey4 {
     pub reserved: [u8; 3],
 }
 
-/// The last eight bytes of a key as they stand in the ring: the reserved ones say when its connection was made, so that
-/// the key is not taken for that of a later one between the same ends, which would have it twice, for ever.
+/// The last eight bytes of a key as they stand in the ring: the reserved ones are of [`Conn::stamp`], so that the key is not taken for
+/// that of another connection between the same ends, which would have it twice, for ever.
 #[inline(always)]
 #[must_use]
-pub const fn ring_stamp(key: u64, created: u32) -> u64 {
-    (u64::from_le(key) & KEY_BITS | (created as u64) << KEY_BITS.count_ones()).to_le()
+pub const fn ring_stamp(key: u64, stamp: u32) -> u64 {
+    (u64::from_le(key) & KEY_BITS | (stamp as u64) << KEY_BITS.count_ones()).to_le()
 }
 
 /// The last eight bytes of the key again, without the stamp.
@@ -102,7 +102,8 @@ pub mod conn_flags {
     pub const VIA_STACK: u8 = 1 << 1;
     /// The responder has answered.
     pub const ANSWERED: u8 = 1 << 2;
-    /// The opener has gone on after the answer: no forged source can do that. Not evictable.
+    /// The opener has gone on after the answer: hardly a forged source can do that. Or it is a local workload, whose address is its own,
+    /// and has an answer to other than TCP. Not evictable.
     pub const ASSURED: u8 = 1 << 3;
     /// With [`VIA_STACK`]: it is not known yet whether the stack translates the connection. A packet that leaves through
     /// an uplink as it came clears both, one that leaves elsewhere or an answer that comes through the stack clears this one.
@@ -173,8 +174,8 @@ pub struct Conn {
     /// TCP: the number that the opener acknowledges if it really got the responder's SYN. See
     /// [`conn_flags::ASSURED`].
     pub syn_ack: u32,
-    /// Zero.
-    pub reserved2: u32,
+    /// At random: tells its key in the ring from those of earlier connections between the same ends.
+    pub stamp: u32,
 }
 
 /// The host's account: never refused.

@@ -131,6 +131,17 @@ fn a_published_port_is_judged_by_what_it_is_translated_to() {
 }
 
 #[test]
+fn what_the_host_opens_itself_is_answered() {
+    let world = publishing(&uplink());
+    world.enforce(&[policy("out", "  types: [Egress]\n  egress: [{action: Allow}]\n")]);
+    assert!(has_tables(&world));
+    for protocol in [Tcp(80), Udp(80), Icmp] {
+        world.allowed("host", "outside", protocol);
+        world.denied("outside", "host", protocol);
+    }
+}
+
+#[test]
 fn policy_before_dnat_decides_for_good() {
     let world = publishing(&uplink());
     let before = |action: &str, port: u16| {

@@ -101,6 +101,20 @@ fn ports_used_again_and_again_do_not_fill_the_ring() {
 }
 
 #[test]
+fn nor_do_those_of_many_connections() {
+    let mut world = World::new();
+    // Faster than the clock ticks, and the last one stays.
+    for port in 1000..1000 + CONNS as u16 / 16 {
+        for _ in 0..64 {
+            world.from_a(&tcp4(A.v4, port, B.v4, 80, SYN));
+            world.from_b(&tcp4(B.v4, 80, A.v4, port, RST));
+        }
+        world.from_a(&tcp4(A.v4, port, B.v4, 80, SYN));
+    }
+    assert_eq!(world.drops(DropReason::TableFull), 0);
+}
+
+#[test]
 fn what_the_stack_delivers_takes_the_stack_both_ways() {
     let mut world = World::new();
     let (request, answer) = (udp4(OUTSIDE4, 1000, A.v4, 53), udp4(A.v4, 53, OUTSIDE4, 1000));

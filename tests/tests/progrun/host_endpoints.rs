@@ -2,7 +2,7 @@
 
 use calico_ebpf_common::abi::{
     ACCOUNT_HOST, DropReason, Event, MARK_ASKED, MARK_REPLY, MARK_SETTLED, NO_SLOT, PRIORITY_DENIED, PRIORITY_REJECTED,
-    conn_flags,
+    account_opened_by, account_opened_to, conn_flags,
 };
 
 use crate::{
@@ -52,7 +52,7 @@ fn what_the_host_sends_and_its_answers() {
     assert_eq!(world.to_uplink(None, &syn).action, DROP);
     world.set_host_endpoint([ALLOW, DENY], None);
     assert_eq!(world.to_uplink(None, &syn).action, STACK);
-    assert_eq!(world.conn4().ends[0].slot, HOST_SLOT);
+    assert_eq!((world.conn4().ends[0].slot, world.conn4().account), (HOST_SLOT, ACCOUNT_HOST));
     assert_eq!(world.from_uplink(&tcp4(OUTSIDE4, 80, HOST4, 1000, SYN_ACK)).action, STACK, "the answer");
     assert_eq!(world.from_uplink(&tcp4(OUTSIDE4, 81, HOST4, 1000, SYN_ACK)).action, DROP, "no answer");
     assert_eq!(world.from_uplink(&unreachable4(OUTSIDE4, HOST4, &syn)).action, STACK, "an error about it");
@@ -64,6 +64,27 @@ fn what_the_host_sends_and_its_answers() {
     // Errors of the host's own are about what was judged.
     assert_eq!(world.to_uplink(None, &unreachable4(HOST4, OUTSIDE4, &other)).action, STACK);
     assert_eq!(world.to_uplink(None, &tcp4(HOST4, 5, OUTSIDE4, 5, RST)).action, DROP, "of no connection");
+}
+
+#[test]
+fn what_the_host_opens_is_one_connection_to_its_end() {
+    const FIN: Tcp = Tcp { flags: "FA", sequence: 2, acknowledgement: 2 };
+    let mut world = World::new();
+    world.set_host_endpoint([ALLOW, DENY], None);
+    let sent = |segment| tcp4(HOST4, 1000, OUTSIDE4, 80, segment);
+    let received = |segment| tcp4(OUTSIDE4, 80, HOST4, 1000, segment);
+    assert_eq!(world.to_uplink(None, &sent(SYN)).action, STACK);
+    let answer = world.from_uplink(&received(SYN_ACK));
+    assert_eq!((answer.action, answer.mark), (STACK, 0), "it is the host's, and no answer to what was masqueraded");
+    assert_eq!(world.to_uplink(None, &sent(ACK)).action, STACK);
+    let conn = world.conn4();
+    assert_ne!(conn.flags & conn_flags::ASSURED, 0, "{conn:?}");
+    assert_eq!(world.to_uplink(None, &sent(FIN)).action, STACK);
+    assert_eq!(world.from_uplink(&received(ACK)).action, STACK, "half closed");
+    assert_eq!(world.from_uplink(&received(FIN)).action, STACK);
+    assert_eq!(world.conn4().created, conn.created);
+    assert_eq!(world.hits(ALLOW_RULE), 1, "judged once");
+    assert_eq!(world.drops(DropReason::TcpInvalid), 0);
 }
 
 #[test]
@@ -128,6 +149,41 @@ fn what_a_workload_sends_outside_is_judged_where_it_leaves() {
     assert_eq!(world.from_a(&tcp4(A.v4, 1000, FAR4, 80, ACK)).action, REDIRECT, "past the stack");
     world.set_host_endpoint([DENY, DENY], Some([DENY, DENY]));
     assert_eq!(world.from_a(&tcp4(A.v4, 1000, FAR4, 80, ACK)).action, DROP, "cut");
+}
+
+#[test]
+fn who_is_attacked_pays_whoever_judges_outside() {
+    let mut world = World::new();
+    world.set_host_endpoint([DENY, DENY], Some([ALLOW, ALLOW]));
+    assert_eq!(world.from_uplink(&tcp4(OUTSIDE4, 1000, A.v4, 80, SYN)).action, REDIRECT);
+    let conn = world.conn4();
+    assert_eq!((conn.ends[0].slot, conn.account), (OUTSIDE_SLOT, account_opened_to(A.slot)));
+}
+
+#[test]
+fn what_both_sides_are_denied_no_side_answers() {
+    let mut world = World::new();
+    world.set_policy(A, ALLOW, DENY);
+    world.set_host_endpoint([DENY, DENY], Some([DENY, DENY]));
+    let (sent, received) = (udp4(A.v4, 1000, FAR4, 53), udp4(FAR4, 53, A.v4, 1000));
+    for _ in 0..2 {
+        assert_eq!(world.from_a(&sent).action, STACK, "where it leaves it is judged");
+        assert_eq!(world.to_uplink(Some(A.interface), &sent).action, DROP);
+        assert_eq!(world.from_uplink(&received).action, DROP, "it answers nothing that has left");
+    }
+    // Nor does what comes in elsewhere.
+    assert_eq!(world.forwarded_to_a("up0", &received).action, STACK);
+    assert_eq!(world.from_a(&sent).action, STACK);
+    assert_eq!(world.to_uplink(Some(A.interface), &sent).action, DROP);
+}
+
+#[test]
+fn errors_about_what_came_from_outside_leave_again() {
+    let mut world = World::new();
+    world.set_host_endpoint([DENY, DENY], Some([ALLOW, ALLOW]));
+    let query = udp4(OUTSIDE4, 1000, A.v4, 53);
+    assert_eq!(world.from_uplink(&query).action, REDIRECT);
+    assert_eq!(world.from_a(&unreachable4(A.v4, OUTSIDE4, &query)).action, STACK);
 }
 
 #[test]
@@ -295,7 +351,7 @@ fn what_the_host_masquerades_comes_back() {
     // The stack has given it the host's address.
     let query = udp4(HOST4, 40_000, FAR4, 53);
     assert_eq!(world.to_uplink(Some(A.interface), &query).action, STACK);
-    assert_eq!(world.conn4().account, ACCOUNT_HOST);
+    assert_eq!(world.conn4().account, account_opened_by(A.slot), "it is the workload's");
     assert_eq!(world.from_uplink(&udp4(FAR4, 53, HOST4, 40_000)).action, STACK);
     assert_eq!(world.from_uplink(&udp4(FAR4, 53, HOST4, 40_001)).action, DROP);
     assert_eq!(world.to_uplink(None, &udp4(HOST4, 40_002, FAR4, 53)).action, DROP, "the host's own is judged");

@@ -527,10 +527,14 @@ impl Conn {
         }
         if !from_opener {
             self.answered = true;
+            // A workload's address is its own.
+            self.assured = packet.protocol != 6 && self.ends[0] != Who::Other;
         } else if self.answered {
             let [_, ack, ..] = packet.flags();
             let got = |syn_ack: u32| ack && packet.acknowledgement.wrapping_sub(syn_ack) < 1 << 20;
-            self.assured = packet.protocol != 6 || self.tcp.midstream || self.tcp.syn_ack.is_some_and(got);
+            self.assured = packet.protocol != 6
+                || self.tcp.midstream && !self.tcp.reset
+                || !self.tcp.midstream && self.tcp.syn_ack.is_some_and(got);
         }
     }
 }

@@ -35,6 +35,32 @@ fn a_flood_evicts_its_own() {
 }
 
 #[test]
+fn questions_that_were_answered_take_no_room_from_others() {
+    let mut world = World::new();
+    for port in 1000..1300 {
+        assert_eq!(world.from_a(&udp4(A.v4, port, B.v4, 53)).action, REDIRECT, "port {port}");
+        assert_eq!(world.from_b(&udp4(B.v4, 53, A.v4, port)).action, REDIRECT, "port {port}");
+    }
+    let account = world.quota(2 * A.slot + 2);
+    assert_eq!((account.held, account.unassured), (300, 0));
+}
+
+#[test]
+fn among_those_that_outlive_others_room_is_found() {
+    let mut world = World::new();
+    // From outside, where addresses may be forged: of every two one is assured, and its place among the candidates is lost.
+    for port in 1000..2000 {
+        world.from_uplink(&udp4(OUTSIDE4, port, A.v4, 53));
+        if port % 2 == 0 {
+            world.from_a(&udp4(A.v4, 53, OUTSIDE4, port));
+            world.from_uplink(&udp4(OUTSIDE4, port, A.v4, 53));
+        }
+    }
+    // By chance.
+    assert!(world.drops(DropReason::Quota) < 10, "{}", world.drops(DropReason::Quota));
+}
+
+#[test]
 fn above_the_fair_share_only_while_there_is_room() {
     let mut world = World::new();
     world.set_root(|root| {
