@@ -154,9 +154,11 @@ fn try_first<F: Receiver>(skb: &Skb, untracked: Code) -> Result<Code, DropReason
         conn_flags::VIA_STACK
     } else if is_for_workload {
         if env.is_uplink(env.ifindex) { 0 } else { conn_flags::VIA_STACK }
-    } else {
+    } else if opening.is_from_opener() {
         // Whoever is outside where it leaves has not been asked yet.
         conn_flags::VIA_STACK | conn_flags::PROBING
+    } else {
+        conn_flags::VIA_STACK
     };
     if matches!(packet.kind, Kind::Flow) && !to_many && !(is_for_workload && packet.fragment) {
         opening::enter(&env, work, &opening, slots, OpenerKind::Outside, flags)?;

@@ -178,7 +178,7 @@ pub(crate) fn enter<F: Tables>(
     let settled = if opening.is_settled() { conn_flags::SETTLED } else { 0 };
     let state = State::new(flags | opener_is_a | settled, packet.protocol, &packet.transport);
     let icmp = if packet.protocol == F::ICMP { packet.transport.icmp } else { 0 };
-    let account = account(work.payer, opener, responder, &kind);
+    let account = account(work.payer, opening.from_opener, [opener, responder], &kind);
     let kind = match kind {
         OpenerKind::Translated | OpenerKind::Host => kind,
         _ if opener != NO_SLOT => OpenerKind::Workload,
@@ -210,12 +210,15 @@ pub(crate) fn enter<F: Tables>(
 
 /// Who pays: the workload that opens it; the host where that does; else the workload, or who judges in its place, that it is opened to.
 #[inline(always)]
-fn account(payer: u32, opener: u32, responder: u32, kind: &OpenerKind) -> u32 {
+fn account(payer: u32, from_opener: bool, [opener, responder]: [u32; 2], kind: &OpenerKind) -> u32 {
     let flags = active(opener).map_or(0, |opener| opener.flags);
     let is_outside = opener == NO_SLOT || flags & workload_flags::OUTSIDE != 0;
     if payer != NO_SLOT {
         account_opened_by(payer)
     } else if !is_outside && flags & workload_flags::HOST_ENDPOINT == 0 {
+        account_opened_by(opener)
+    } else if !is_outside && !from_opener {
+        // The host has said nothing yet.
         account_opened_by(opener)
     } else if !is_outside || matches!(kind, OpenerKind::Host) {
         ACCOUNT_HOST

@@ -138,6 +138,7 @@ fn try_leaves<F: Tables>(skb: &Skb) -> Result<Code, DropReason> {
         // SAFETY: the entry stays writable as long as the program runs.
         unsafe { (*conn).flags = flags & !(conn_flags::PROBING | past_stack) };
     }
+    fragments::first_passed(&leaving(env), &work.packet);
     Ok(TO_STACK)
 }
 

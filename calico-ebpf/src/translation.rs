@@ -8,6 +8,7 @@ use aya_ebpf::{btf_maps::PerCpuArray, helpers::generated::bpf_get_prandom_u32, m
 use calico_ebpf_common::{
     abi::{
         DropReason, Event, MARK_REPLY, NO_SLOT, OpenerKind, PRIORITY_DENIED, PRIORITY_REJECTED, ServiceKey, conn_flags,
+        workload_flags,
     },
     packet::{Kind, Packet},
 };
@@ -232,9 +233,12 @@ fn turn<F: Tables>(env: &Env, work: &Work<F>, slot: u32) -> bool {
     let (Some(conn), Some(workload)) = (F::conn(&work.key), active(slot)) else { return false };
     // SAFETY: the entry stays readable and writable as long as the program runs.
     unsafe {
-        if (*conn).ends[0].slot != slot || (*conn).ends[1].slot != NO_SLOT {
+        let other = (*conn).ends[1].slot;
+        let is_seat = active(other).is_some_and(|seat| seat.flags & workload_flags::HOST_ENDPOINT != 0);
+        if (*conn).ends[0].slot != slot || other != NO_SLOT && !is_seat {
             return false;
         }
+        (*conn).ends[1].slot = NO_SLOT;
         (*conn).flags = (*conn).flags & !conn_flags::PROBING | conn_flags::VIA_STACK;
         (*conn).ends[0].epoch = workload.policy(env.generation).egress_epoch;
         (*conn).opener = OpenerKind::Translated as u8;

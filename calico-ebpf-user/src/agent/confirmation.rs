@@ -46,7 +46,12 @@ impl<T> Confirmation<T> {
 
     /// What is in force may stay. `false`: nothing waited for that.
     pub(super) fn confirm(&mut self) -> bool {
-        self.awaiting.take().is_some()
+        let waited = self.awaiting.take().is_some();
+        if waited {
+            // A roll-back may have failed.
+            self.rejected = None;
+        }
+        waited
     }
 
     /// When what is in force is taken back.

@@ -301,6 +301,12 @@ impl Engine {
         Ok(())
     }
 
+    /// Whether what an earlier process put in force is so again, whatever was accepted.
+    #[must_use]
+    pub(super) fn is_taken_back(&self) -> bool {
+        matches!(self.held, Held::TakenBack)
+    }
+
     /// Leaves word to the processes to come of files that nobody confirmed.
     pub(super) fn note_rejected(&mut self, content: Option<u64>) {
         if let Err(error) = self.dataplane.note_rejected(content) {

@@ -56,7 +56,12 @@ const SHARE: u32 = 4;
 const ROLLED_BACK: &str =
     "taken back, because nobody confirmed it in time (`confirm`): it stays refused until the files change";
 
-const NOTHING_TO_TAKE_BACK: &str = "in force already, and for more than a minute: there is nothing that could be taken back, \
+const NOTHING_WAITS: &str = "it is what was so before the unconfirmed set: nothing waits for a confirmation any more";
+
+const OF_ANOTHER_PROCESS: &str = "what an earlier process put in force is so again, which cannot come back once more: `reload` without \
+                                  --confirm, or start anew with `run --confirm`";
+
+const NOTHING_TO_TAKE_BACK: &str = "in force already, and nothing else was within the last minute: there is nothing that could be taken back, \
                                     and nothing to confirm";
 
 /// The running agent.
@@ -69,7 +74,7 @@ pub(super) struct Live {
     confirmation: Confirmation<Before>,
     /// What waits for that is of a reload, not of the start.
     reloaded: bool,
-    /// The set before those that the watch has put in force within [`DOUBT`], and when the last of them came: `reload --confirm` may
+    /// The set before those that the watch has put in force within [`DOUBT`], and when the first of them came: `reload --confirm` may
     /// come a moment later than the watch.
     replaced: Option<(Arc<Accepted>, Instant)>,
     files: Option<FileWatch>,
@@ -306,9 +311,7 @@ impl Live {
             let content = self.engine.accepted().content;
             if matches!(self.confirmation.before(), Some(Before::Accepted(before)) if before.content == content) {
                 self.confirmation.confirm();
-                tracing::info!(
-                    "what was in force before the unconfirmed set is so again: nothing waits for a confirmation"
-                );
+                tracing::info!("{NOTHING_WAITS}");
             }
         }
         outcome
@@ -316,16 +319,18 @@ impl Live {
 
     /// The same where nobody has asked for it.
     fn load_watched(&mut self) {
-        let before = self.doubted().unwrap_or_else(|| self.engine.accepted());
-        if self.load() == Outcome::InForce {
-            self.replaced = Some((before, Instant::now()));
+        let replaced = self.doubted().unwrap_or_else(|| (self.engine.accepted(), Instant::now()));
+        let waited = self.confirmation.deadline().is_some();
+        // What puts an end to doubts is not doubted itself.
+        if self.load() == Outcome::InForce && !(waited && self.confirmation.deadline().is_none()) {
+            self.replaced = Some(replaced);
         }
     }
 
     /// What was in force before the watch brought something new, where that was a moment ago.
-    fn doubted(&mut self) -> Option<Arc<Accepted>> {
+    fn doubted(&mut self) -> Option<(Arc<Accepted>, Instant)> {
         self.replaced.take_if(|(_, since)| since.elapsed() > DOUBT);
-        self.replaced.as_ref().map(|(before, _)| Arc::clone(before))
+        self.replaced.clone()
     }
 
     fn reload_for_systemd(&mut self) {
@@ -394,25 +399,32 @@ impl Live {
     }
 
     fn reload(&mut self, confirm: Option<u32>) -> Reply {
-        let accepted = self.engine.accepted();
-        let (message, before) = match self.load() {
+        if confirm.is_some() && self.engine.is_taken_back() {
+            return refusal(OF_ANOTHER_PROCESS);
+        }
+        let before = self.doubted().map_or_else(|| self.engine.accepted(), |(before, _)| before);
+        let waited = self.confirmation.deadline().is_some();
+        let message = match self.load() {
             Outcome::Refused => {
                 let errors = &self.engine.last_load().errors;
                 let lines: Vec<String> = errors.iter().map(ToString::to_string).collect();
                 return refusal(format!("refused, what was in force stays in force:\n{}", lines.join("\n")));
             }
-            Outcome::InForce => ("in force", Some(accepted)),
-            Outcome::Unchanged => ("in force already", self.doubted()),
+            Outcome::InForce => "in force",
+            Outcome::Unchanged => "in force already",
         };
         let Some(seconds) = confirm else {
             return done(message);
         };
+        if waited && self.confirmation.deadline().is_none() {
+            return done(format!("{message}: {NOTHING_WAITS}"));
+        }
         let within = Duration::from_secs(seconds.into());
         let deadline = Instant::now() + within;
-        match before {
-            Some(before) => self.confirmation.start(Before::Accepted(before), deadline),
-            None if self.confirmation.postpone(deadline) => {}
-            None => return refusal(NOTHING_TO_TAKE_BACK),
+        if before.content != self.engine.accepted().content {
+            self.confirmation.start(Before::Accepted(before), deadline);
+        } else if !self.confirmation.postpone(deadline) {
+            return refusal(NOTHING_TO_TAKE_BACK);
         }
         self.reloaded = true;
         let within = clock::short(within);

@@ -184,7 +184,7 @@ impl Store {
     /// again, and that of the next one goes to the same side.
     #[must_use]
     pub fn behind_a_spent_generation(self) -> Self {
-        Self { spent: 2, ..self }
+        Self { spent: self.spent.max(2), ..self }
     }
 
     /// The slot of the local workload `namespace/name`.

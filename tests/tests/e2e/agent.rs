@@ -129,7 +129,8 @@ fn the_socket_is_for_root_alone_and_goes_with_the_process() {
     world.kill();
     assert!(found.exists());
     assert_eq!(world.command(&["status"]).code, 0);
-    assert_eq!(world.command(&["purge"]).code, 0);
+    let purged = world.command(&["purge"]);
+    assert_eq!(purged.code, 0, "{purged:?}");
     assert!(!found.exists());
 }
 

@@ -78,7 +78,8 @@ fn await_neighbours(host: &Namespace) {
     let is_known = || {
         ["-4", "-6"].iter().all(|family| {
             let neighbours = host.ip(&format!("{family} neigh show dev {UPLINK}")).expect("neighbours");
-            neighbours.lines().any(|line| line.contains("REACHABLE") && !line.starts_with("fe80"))
+            // Reachable, or no more where this machine is slow.
+            neighbours.lines().any(|line| line.contains("lladdr") && !line.starts_with("fe80"))
         })
     };
     let begin = Instant::now();

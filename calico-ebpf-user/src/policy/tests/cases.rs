@@ -166,6 +166,8 @@ fn what_another_process_took_back_counts_no_connection_as_judged() {
         workloads[0].policy[1].egress_epoch = store.generation() + ahead;
         let state = KernelState { workloads: &workloads, ..maps.state() };
         let plan = Store::adopt(LIMITS, &state).plan(&other, &host()).unwrap();
+        let again = Store::adopt(LIMITS, &state).behind_a_spent_generation().plan(&other, &host()).unwrap();
+        assert_eq!(again.generation, given, "by the same process, too");
         assert_eq!(plan.generation, given, "the other side is in force still, and the number is new");
     }
 }
