@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use crate::{
-    dataplane::Instance,
+    dataplane::{Instance, patiently},
     observe::status::Status,
     policy::{
         flow::{Flow, Verdict},
@@ -201,27 +201,35 @@ pub fn refusal(message: impl Into<String>) -> Reply {
 /// The socket is there and cannot be used, or the answer makes no sense.
 pub fn call(instance: &Instance, request: &Request) -> anyhow::Result<Option<Reply>> {
     let path = socket(instance);
-    let mut stream = match UnixStream::connect(&path) {
-        Ok(stream) => stream,
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
-            return Ok(None);
-        }
+    let mut text = serde_json::to_string(request)?;
+    text.push('\n');
+    // Of a process that was killed a child may still listen for a moment: then the connection breaks.
+    let is_broken = |error: &io::Error| {
+        use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+        matches!(error.kind(), UnexpectedEof | ConnectionReset | BrokenPipe)
+    };
+    match patiently(|| exchange(&path, &text), is_broken) {
+        Ok(answer) => serde_json::from_str(&answer)
+            .map(Some)
+            .with_context(|| format!("the process behind {} answers what this version does not know", path.display())),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => Ok(None),
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
             anyhow::bail!("{}: permission denied: this command needs root", path.display())
         }
-        Err(error) => return Err(error).with_context(|| format!("cannot connect to {}", path.display())),
-    };
-    let mut text = serde_json::to_string(request)?;
-    text.push('\n');
+        Err(error) => {
+            Err(error).with_context(|| format!("the process behind {} does not answer or has ended", path.display()))
+        }
+    }
+}
+
+fn exchange(path: &Path, request: &str) -> io::Result<String> {
+    let mut stream = UnixStream::connect(path)?;
+    stream.write_all(request.as_bytes())?;
     let mut answer = String::new();
-    stream
-        .write_all(text.as_bytes())
-        .and_then(|()| BufReader::new(stream).read_line(&mut answer))
-        .with_context(|| format!("the process behind {} does not answer", path.display()))?;
-    anyhow::ensure!(!answer.is_empty(), "the process behind {} ended before it answered", path.display());
-    serde_json::from_str(&answer)
-        .map(Some)
-        .with_context(|| format!("the process behind {} answers what this version does not know", path.display()))
+    match BufReader::new(stream).read_line(&mut answer)? {
+        0 => Err(io::ErrorKind::UnexpectedEof.into()),
+        _ => Ok(answer),
+    }
 }
 
 #[cfg(test)]
