@@ -106,7 +106,8 @@ pub mod conn_flags {
     /// and has an answer to other than TCP. Not evictable.
     pub const ASSURED: u8 = 1 << 3;
     /// With [`VIA_STACK`]: it is not known yet whether the stack translates the connection. A packet that leaves through
-    /// an uplink as it came clears both, one that leaves elsewhere or an answer that comes through the stack clears this one.
+    /// an uplink as it came clears both, one that leaves elsewhere or, where no host endpoint has to be asked first, an answer that comes
+    /// through the stack clears this one.
     pub const PROBING: u8 = 1 << 4;
     /// Made where the stack has done its translating: policy before DNAT is not asked about these addresses.
     pub const BEHIND_DNAT: u8 = 1 << 5;
