@@ -114,7 +114,7 @@ impl Hit {
 /// Whether what this workload seems to send came in elsewhere than by its interface.
 #[inline(always)]
 pub(crate) fn is_forged(source: &Workload, ingress: u32) -> bool {
-    source.flags & workload_flags::HOST_ENDPOINT == 0 && source.ifindex != ingress
+    !source.is_seat() && source.ifindex != ingress
 }
 
 /// Why there is no [`Hit`]: the code for the next function, or the reason to drop.
@@ -201,7 +201,7 @@ pub(crate) fn find<F: Tables>(
         }
     }
     let before = State::of(conn);
-    let genuine = opener_workload.is_some_and(|workload| workload.flags & workload_flags::HOST_ENDPOINT == 0);
+    let genuine = opener_workload.is_some_and(|workload| !workload.is_seat());
     let after = before.after(packet.protocol, &packet.transport, from_opener, genuine);
     if after != before {
         if (before.flags ^ after.flags) & conn_flags::ASSURED != 0 {
@@ -272,7 +272,7 @@ fn try_again<F: Tables>() -> Result<Code, DropReason> {
     let (opener_slot, responder_slot) = (conn.ends[0].slot, conn.ends[1].slot);
     // The addresses may have other owners now.
     let spoofs = opener_workload.is_some_and(|workload| workload.flags & workload_flags::SPOOF != 0);
-    let is_host = opener_workload.is_some_and(|workload| workload.flags & workload_flags::HOST_ENDPOINT != 0);
+    let is_host = opener_workload.is_some_and(Workload::is_seat);
     // The stack has given it the host's.
     let is_masqueraded = conn.flags & conn_flags::BEHIND_DNAT != 0 && opener_at.host;
     let opener_stays = opener_at.slot == opener_slot
@@ -280,7 +280,7 @@ fn try_again<F: Tables>() -> Result<Code, DropReason> {
         || is_host && opener_at.slot == NO_SLOT
         || spoofs && F::may_spoof(opener_slot, opener);
     // What the stack delivered by a route of somebody else's has no owner by address, nor has what a host endpoint judges.
-    let is_outside = responder_workload.is_some_and(|workload| workload.flags & workload_flags::HOST_ENDPOINT != 0);
+    let is_outside = responder_workload.is_some_and(Workload::is_seat);
     let is_by_stack = conn.flags & conn_flags::VIA_STACK != 0;
     let responder_stays =
         responder_at.slot == responder_slot || responder_at.slot == NO_SLOT && (is_outside || is_by_stack);

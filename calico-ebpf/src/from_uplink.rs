@@ -1,13 +1,14 @@
 //! What comes in by an uplink.
 
 use calico_ebpf_common::{
-    abi::{DropReason, MARK_ASKED, MARK_BACK, MARK_SETTLED, NO_SLOT, OpenerKind, conn_flags, workload_flags},
+    abi::{DropReason, MARK_ASKED, MARK_BACK, MARK_SETTLED, NO_SLOT, OpenerKind, conn_flags},
     packet::Kind,
 };
 
 use crate::{
     established::{Hook, NoHit, find, related},
     forward::{TO_STACK, to_workload},
+    local,
     opening::{self, Stage},
     reverse_path,
     skb::Skb,
@@ -104,7 +105,7 @@ fn try_first<F: Receiver>(skb: &Skb, untracked: Code) -> Result<Code, DropReason
     let is_for_sender = |to| !is_for_workload || to == destination.slot;
     if matches!(packet.kind, Kind::IcmpError) && related::<F>(skb) != 0 && is_for_sender(work.related.to) {
         return match active(work.related.to) {
-            Some(to) if !work.related.via_stack && to.flags & workload_flags::HOST_ENDPOINT == 0 => {
+            Some(to) if !work.related.via_stack && !to.is_seat() => {
                 work.slots[1] = work.related.to;
                 Ok(DELIVER)
             }
@@ -123,8 +124,12 @@ fn try_first<F: Receiver>(skb: &Skb, untracked: Code) -> Result<Code, DropReason
         return Ok(TO_STACK);
     }
     let to_many = !skb.is_for_host_mac() || F::is_multicast(&packet.destination);
-    let to_host = destination.host || to_many || F::is_host_scope(&packet.destination);
     let seats = if untracked != ALLOWED && has_host_endpoints() { host_seats(&env) } else { HostSeats::NOBODY };
+    let mut to_host = destination.host || to_many || F::is_host_scope(&packet.destination);
+    if !to_host && !is_for_workload && seats.host != NO_SLOT && env.root.local_networks != 0 {
+        to_host = local::receives::<F>(skb) != 0;
+        forget_origin();
+    }
     // A fragment for a workload is judged by that when it is whole.
     work.slots = if to_host {
         [NO_SLOT, seats.host]

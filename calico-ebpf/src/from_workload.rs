@@ -19,7 +19,7 @@ use crate::{
     skb::Skb,
     tables::{Located, Tables, active, locate, of_interface},
     translation,
-    work::{Code, DELIVER, Env, FOREIGN, MISS, code, take, work},
+    work::{Code, DELIVER, Env, FOREIGN, LEAVES, MISS, code, take, work},
 };
 
 /// UDP port of VXLAN: workloads may not send it, they could speak for other hosts.
@@ -58,28 +58,32 @@ fn try_established<F: Tables>(skb: &Skb) -> Result<Code, DropReason> {
     };
     check_mac(skb, hit.source.ok_or(DropReason::NoWorkload)?)?;
     let via_stack = hit.flags & conn_flags::VIA_STACK != 0;
-    let is_workload = |destination: &Workload| destination.flags & workload_flags::HOST_ENDPOINT == 0;
-    let to_workload_here = hit.destination.is_some_and(is_workload);
-    if via_stack && !to_workload_here && hit.from_opener && hit.opener == OpenerKind::Workload as u8 {
-        // It may be for the host itself, which must still want it.
-        host_welcomes::<F>(&env, packet, &locate::<F>(&packet.destination, env.generation))?;
-    }
-    fragments::first_passed(&env, packet);
+    let to_workload_here = hit.destination.is_some_and(|destination| !destination.is_seat());
+    let opened_here = hit.from_opener && hit.opener == OpenerKind::Workload as u8;
+    let is_judged_there = hit.destination.is_some();
     if hit.opener == OpenerKind::Translated as u8 {
         // Whether it is translated still, the stack knows.
         translation::leave_again(skb)?;
     } else if hit.is_back() {
         skb.mark(MARK_BACK);
     }
-    if via_stack {
-        Ok(TO_STACK)
+    let code = if via_stack {
+        TO_STACK
     } else if let Some(destination) = hit.destination
-        && destination.flags & workload_flags::HOST_ENDPOINT == 0
+        && !destination.is_seat()
     {
-        to_workload(skb, packet, destination)
+        to_workload(skb, packet, destination)?
     } else {
-        elsewhere(&env, skb, packet)
+        elsewhere(&env, skb, packet)?
+    };
+    fragments::first_passed(&env, packet);
+    if code != TO_STACK || to_workload_here || !opened_here {
+        return Ok(code);
     }
+    // It may be for the host itself, perhaps by an address that it has had for a moment, which must still want it.
+    let to_host = host_welcomes::<F>(&env, packet, &locate::<F>(&packet.destination, env.generation))?;
+    let is_asked = to_host && !is_judged_there && env.root.settings(env.generation).from_workloads != 0;
+    Ok(if is_asked { LEAVES } else { TO_STACK })
 }
 
 /// `defaultEndpointToHostAction`, where the packet is for the host. Broadcasts and multicasts are: every socket of the
@@ -153,8 +157,7 @@ fn try_first<F: Sender>(skb: &Skb, missed: Code) -> Result<Code, DropReason> {
             translation::leave_again(skb)?;
         }
         // From one workload of this host to elsewhere, or by the stack as the connection itself.
-        let is_workload = |to: &Workload| to.flags & workload_flags::HOST_ENDPOINT == 0;
-        if work.related.via_stack || !active(work.related.to).is_some_and(is_workload) {
+        if work.related.via_stack || active(work.related.to).is_none_or(Workload::is_seat) {
             return Ok(TO_STACK);
         }
         work.slots[1] = work.related.to;
@@ -192,7 +195,7 @@ fn try_first<F: Sender>(skb: &Skb, missed: Code) -> Result<Code, DropReason> {
     Ok(DELIVER)
 }
 
-/// The first packet of a connection to the host, which policy lets pass: what host endpoints say of it.
+/// A packet of a connection to the host, which policy lets pass and nobody there has judged: what host endpoints say of it.
 #[inline(always)]
 pub(crate) fn to_host<F: Tables>() -> Code {
     code(try_to_host::<F>())

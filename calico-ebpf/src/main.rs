@@ -14,6 +14,7 @@ mod forward;
 mod fragments;
 mod from_uplink;
 mod from_workload;
+mod local;
 mod log;
 mod maps;
 mod neighbour;
@@ -202,6 +203,9 @@ fn from_workload_ip(
     deliver: Step,
 ) -> Code {
     let code = look(skb, known, again);
+    if code == LEAVES {
+        return to_host();
+    }
     if code != MISS && code != FOREIGN {
         return code;
     }

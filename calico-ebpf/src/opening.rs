@@ -213,12 +213,11 @@ pub(crate) fn enter<F: Tables>(
 fn account(payer: u32, from_opener: bool, [opener, responder]: [u32; 2], kind: &OpenerKind) -> u32 {
     let flags = active(opener).map_or(0, |opener| opener.flags);
     let is_outside = opener == NO_SLOT || flags & workload_flags::OUTSIDE != 0;
+    let is_workload = flags & workload_flags::HOST_ENDPOINT == 0;
     if payer != NO_SLOT {
         account_opened_by(payer)
-    } else if !is_outside && flags & workload_flags::HOST_ENDPOINT == 0 {
-        account_opened_by(opener)
-    } else if !is_outside && !from_opener {
-        // The host has said nothing yet.
+    } else if !is_outside && (is_workload || !from_opener) {
+        // If it is the host's, the host has said nothing yet.
         account_opened_by(opener)
     } else if !is_outside || matches!(kind, OpenerKind::Host) {
         ACCOUNT_HOST

@@ -1,10 +1,7 @@
 //! What leaves by an uplink, out of the host's stack.
 
 use calico_ebpf_common::{
-    abi::{
-        DropReason, MARK_LEFT, MARK_REPLY, MARK_UNTRANSLATED, MARKS_ON_THE_WAY, NO_SLOT, OpenerKind, conn_flags,
-        workload_flags,
-    },
+    abi::{DropReason, MARK_LEFT, MARK_REPLY, MARK_UNTRANSLATED, MARKS_ON_THE_WAY, NO_SLOT, OpenerKind, conn_flags},
     packet::{Kind, protocol, tcp_flags},
 };
 
@@ -133,7 +130,7 @@ fn try_leaves<F: Tables>(skb: &Skb) -> Result<Code, DropReason> {
     if from_opener && let Some(opener) = active(opener) {
         // An answer through the stack: it translates, or knows the way alone.
         let is_answered = flags & conn_flags::ANSWERED != 0;
-        let goes_past = !is_answered && opener.flags & workload_flags::HOST_ENDPOINT == 0 && goes_past(&env, skb);
+        let goes_past = !is_answered && !opener.is_seat() && goes_past(&env, skb);
         let past_stack = if goes_past { conn_flags::VIA_STACK } else { 0 };
         // SAFETY: the entry stays writable as long as the program runs.
         unsafe { (*conn).flags = flags & !(conn_flags::PROBING | past_stack) };

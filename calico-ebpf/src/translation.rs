@@ -7,8 +7,8 @@ use core::ptr;
 use aya_ebpf::{btf_maps::PerCpuArray, helpers::generated::bpf_get_prandom_u32, macros::btf_map};
 use calico_ebpf_common::{
     abi::{
-        DropReason, Event, MARK_REPLY, NO_SLOT, OpenerKind, PRIORITY_DENIED, PRIORITY_REJECTED, ServiceKey, conn_flags,
-        workload_flags,
+        DropReason, Event, MARK_REPLY, MARK_SETTLED, NO_SLOT, OpenerKind, PRIORITY_DENIED, PRIORITY_REJECTED,
+        ServiceKey, Workload, conn_flags,
     },
     packet::{Kind, Packet},
 };
@@ -54,7 +54,12 @@ static LEFT: PerCpuArray<Left, 1> = PerCpuArray::new();
 pub(crate) fn at_host_endpoint<F: Tables>(skb: &Skb, code: Code) -> Code {
     let (Some(priority), Some(work)) = (priority(code), work::<F>()) else { return code };
     let Ok(env) = Env::resume(skb, work) else { return code };
-    if !may_be_translated(skb, &env, work) {
+    let is_for_workload = locate::<F>(&work.packet.destination, env.generation).slot != NO_SLOT;
+    if skb.is_marked(MARK_SETTLED) && !is_for_workload {
+        // Untracked policy allows what an old entry would have denied.
+        return TO_STACK;
+    }
+    if is_for_workload || !may_be_translated(skb, &env, work) {
         return code;
     }
     leave(skb, priority);
@@ -67,7 +72,8 @@ pub(crate) fn at_host_endpoint<F: Tables>(skb: &Skb, code: Code) -> Code {
 pub(crate) fn at_workload<F: Tables>(skb: &Skb, code: Code) -> Code {
     let (Some(priority), Some(work)) = (priority(code), work::<F>()) else { return code };
     let Ok(env) = Env::resume(skb, work) else { return code };
-    if !may_be_translated(skb, &env, work) {
+    let is_for_workload = locate::<F>(&work.packet.destination, env.generation).slot != NO_SLOT;
+    if is_for_workload || !may_be_translated(skb, &env, work) {
         return code;
     }
     let Ok((slot, _)) = of_interface(env.ifindex) else { return code };
@@ -171,10 +177,7 @@ const fn set(reasons: &[DropReason]) -> u64 {
 /// Whether the stack may make a difference to it.
 #[inline(always)]
 fn may_be_translated<F: Tables>(skb: &Skb, env: &Env, work: &Work<F>) -> bool {
-    !work.denied_for_good
-        && skb.is_for_host_mac()
-        && translates(env)
-        && locate::<F>(&work.packet.destination, env.generation).slot == NO_SLOT
+    !work.denied_for_good && skb.is_for_host_mac() && translates(env)
 }
 
 /// Where the packet is sent to.
@@ -234,7 +237,7 @@ fn turn<F: Tables>(env: &Env, work: &Work<F>, slot: u32) -> bool {
     // SAFETY: the entry stays readable and writable as long as the program runs.
     unsafe {
         let other = (*conn).ends[1].slot;
-        let is_seat = active(other).is_some_and(|seat| seat.flags & workload_flags::HOST_ENDPOINT != 0);
+        let is_seat = active(other).is_some_and(Workload::is_seat);
         if (*conn).ends[0].slot != slot || other != NO_SLOT && !is_seat {
             return false;
         }

@@ -29,7 +29,7 @@ pub(crate) const ALLOWED: Code = STEP + 3;
 pub(crate) const LEFT: Code = STEP + 4;
 /// It has been made its own answer, to be sent back.
 pub(crate) const ANSWERED: Code = STEP + 5;
-/// It has one, and leaves the host for the first time: whoever is outside has not been asked yet.
+/// It has one, and leaves the host, or reaches it, for the first time: whoever is there has not been asked yet.
 pub(crate) const LEAVES: Code = STEP + 6;
 /// It may go to the workload that is its destination in [`Work::slots`].
 pub(crate) const DELIVER: Code = STEP + 7;

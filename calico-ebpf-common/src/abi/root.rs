@@ -114,8 +114,10 @@ pub struct Root {
     pub reassembles: u32,
     /// See [`uplink_flags`].
     pub uplink_flags: u32,
+    /// 1 if whole networks are this host's, besides its addresses (routes of type `local`, "AnyIP").
+    pub local_networks: u32,
     /// Zero.
-    pub reserved: [u32; 3],
+    pub reserved: [u32; 2],
     /// By the lowest bit of the generation. Last: hardly a packet reads more of it than its first words.
     pub settings: [Settings; 2],
 }

@@ -72,6 +72,13 @@ impl Workload {
         self.flags & workload_flags::OUTSIDE != 0
     }
 
+    /// Whether it is none at all, but what judges in place of one: see [`workload_flags::HOST_ENDPOINT`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_seat(&self) -> bool {
+        self.flags & workload_flags::HOST_ENDPOINT != 0
+    }
+
     /// The addresses of a frame to the workload: the beginning of its Ethernet header.
     #[inline(always)]
     #[must_use]
