@@ -16,7 +16,8 @@ use super::{
 };
 use crate::{
     dataplane::{
-        Applied, Dataplane, Desired, LinkState, NatOutgoing, Uplinks, WorkloadStatus, alive::Awaited, contest,
+        Applied, Arrangement, Dataplane, Desired, LinkState, NatOutgoing, Uplinks, WorkloadStatus, alive::Awaited,
+        contest,
     },
     observe::{
         clock,
@@ -83,8 +84,8 @@ pub(super) enum Outcome {
 pub(super) enum Before {
     /// What was read before.
     Accepted(Arc<Accepted>),
-    /// What an earlier process put in force: the maps have it still.
-    Generation(u32),
+    /// What an earlier process put in force: the maps have it still. With what interfaces and routes were then.
+    Generation(u32, Arc<Arrangement>),
 }
 
 /// Whether the maps hold more than what was accepted.
@@ -92,7 +93,7 @@ pub(super) enum Before {
 enum Held {
     Nothing,
     /// The generation before, of this number, until the start is confirmed.
-    Before(u32, Box<Plan>),
+    Before(u32, Arc<Arrangement>, Box<Plan>),
     /// That is in force again, whatever was accepted.
     TakenBack,
 }
@@ -199,8 +200,8 @@ impl Engine {
     /// same with open host endpoints.
     #[must_use]
     pub(super) fn before_the_start(&self) -> Before {
-        if let Held::Before(generation, _) = self.held {
-            return Before::Generation(generation);
+        if let Held::Before(generation, arrangement, _) = &self.held {
+            return Before::Generation(*generation, Arc::clone(arrangement));
         }
         let mut before = Accepted { staged: None, ..(*self.accepted).clone() };
         before.compiled = before.compiled.with_open_host_endpoints();
@@ -211,7 +212,7 @@ impl Engine {
 
     /// What is in force may stay.
     pub(super) fn confirmed(&mut self) {
-        if let Held::Before(_, plan) = std::mem::replace(&mut self.held, Held::Nothing)
+        if let Held::Before(_, _, plan) = std::mem::replace(&mut self.held, Held::Nothing)
             && let Err(error) = self.dataplane.retire(&plan)
         {
             self.unfinished = true;
@@ -225,6 +226,7 @@ impl Engine {
         let plan = self.store.plan(&self.accepted.compiled, &observed.host_addresses)?;
         let (migrations, _) = self.migrations_to(&self.accepted);
         let desired = desired(&self.accepted, &plan.next, &self.node, &self.uplinks, &migrations);
+        let arrangement = self.dataplane.arrangement().context("cannot read what the maps hold")?;
         let applied = self.dataplane.apply_unretired(Some(&plan), &desired)?;
         self.migrations = migrations;
         let before = self.store.generation();
@@ -232,7 +234,7 @@ impl Engine {
         self.host_addresses = observed.host_addresses;
         self.unfinished = false;
         self.report(desired, applied);
-        self.held = Held::Before(before, Box::new(plan));
+        self.held = Held::Before(before, Arc::new(arrangement), Box::new(plan));
         Ok(())
     }
 
@@ -287,9 +289,9 @@ impl Engine {
                 let changes = self.put_in_force(before)?;
                 announce(self.store.generation(), &changes);
             }
-            Before::Generation(generation) => {
+            Before::Generation(generation, arrangement) => {
                 self.retire()?;
-                self.dataplane.take_back(generation)?;
+                self.dataplane.take_back(generation, &arrangement)?;
                 self.held = Held::TakenBack;
                 self.unfinished = true;
                 self.store = self.dataplane.store()?.behind_a_spent_generation();

@@ -1,5 +1,6 @@
 //! The loaded data path, and the one call that brings it to what is desired.
 
+mod arrangement;
 mod interfaces;
 mod nftables;
 mod report;
@@ -16,6 +17,8 @@ use std::{
 
 use calico_ebpf_common::abi::{names, uplink_flags};
 
+pub use self::arrangement::Arrangement;
+
 use super::{
     Options,
     alive::Awaited,
@@ -25,7 +28,7 @@ use super::{
     guard,
     info::{self, Info},
     instance::{Instance, Lock},
-    links::Found,
+    links::{Found, LinkAction},
     load::{self, Programs},
     nat_outgoing,
     netlink::{Hook, Netlink},
@@ -104,13 +107,14 @@ impl Dataplane {
         info.version = env!("CARGO_PKG_VERSION").to_owned();
         info.pid = std::process::id();
         info.namespace = netns::cookie().unwrap_or(0);
-        let owned = tables.owned_addresses()?;
         let conn_limit = load::conn_limit(&directory)?;
         let ticks = if takeover { None } else { Some(load::clock(&directory)?) };
         tables.set_root(&ConnLimits::new(conn_limit, tables.owners().len()), &timeouts(hz), hz, ticks)?;
         let xdp = XdpLinks { directory: directory.clone() };
         let hooks = Hooks { directory, attachment: load::attachment(options.attach) };
-        let netlink = Netlink::open().map_err(DataplaneError::io("open a netlink socket"))?;
+        let mut netlink = Netlink::open().map_err(DataplaneError::io("open a netlink socket"))?;
+        let routes = netlink.routes(&info.route_protocols).map_err(DataplaneError::io("list the routes"))?;
+        let owned = tables.owned(&routes)?;
         let table = |base, purpose| nft::Table::new(nft::INET, nft::table_name(base, &options.instance), purpose);
         Ok(Self {
             instance: options.instance.clone(),
@@ -232,24 +236,29 @@ impl Dataplane {
     /// Brings links, routes and what belongs to them to what is desired.
     fn connect(&mut self, desired: &Desired, applied: &mut Applied) -> Result<()> {
         let found = self.find(desired)?;
+        let local = self.host_networks();
         let uplinks = self.uplinks(desired, &found.links, applied)?;
         let hosts = self.host_interfaces(desired, &found)?;
         let is_bare = |index: &u32| !found.hanging.contains_key(&(*index, Hook::Egress));
         // Not those of workloads: nothing leads there yet.
         let leading = hosts.others.iter().chain(hosts.seats.keys()).chain(&uplinks).copied();
         let mut bare: BTreeSet<u32> = leading.filter(is_bare).collect();
-        let translated = self.behind_translation(desired, (&uplinks, &hosts), &found, &bare, applied);
+        let translated = self.behind_translation(desired, (&uplinks, &hosts, &local), &found, &bare, applied);
         let links = self.plan_links(desired, &uplinks, &hosts, &translated, &found);
         self.note(desired, &uplinks, &found)?;
         // Forwarding first: an uplink that learns by router advertisement has to know before.
         self.sysctls(desired, &uplinks, &found, applied);
         self.restore_sysctls(desired, applied);
         self.tables.set_uplinks(&uplinks)?;
+        self.tables.set_local_networks(!local.is_empty())?;
         self.owners(desired)?;
-        let failed = self.execute_links(&links, applied);
+        let (forgotten, links): (Vec<_>, Vec<_>) =
+            links.into_iter().partition(|action| matches!(action, LinkAction::RemoveInterface { .. }));
+        let mut undetached = BTreeSet::new();
+        let failed = self.execute_links(&links, &mut undetached, applied);
         bare.retain(|index| !hosts.others.contains(index) || translated.ways_out.contains(index));
         if !failed.is_empty() || !bare.is_empty() {
-            self.behind_translation(desired, (&uplinks, &hosts), &found, &failed, applied);
+            self.behind_translation(desired, (&uplinks, &hosts, &local), &found, &failed, applied);
         }
         self.peer_macs = found.peer_macs.iter().map(|(index, peer)| (*index, peer.mac)).collect();
         self.deactivate(desired, &found, &failed)?;
@@ -260,6 +269,8 @@ impl Dataplane {
         self.translate_no_more(desired, applied);
         self.reassemble(applied)?;
         self.routes(desired, &found, &failed, applied);
+        // Not before: who goes on behind a writer that was killed knows by them which routes are ours.
+        self.execute_links(&forgotten, &mut undetached, applied);
         self.xdp(desired, &uplinks, &found, &failed, applied)?;
         self.answer(desired, &uplinks, &found, applied);
         self.report(desired, &uplinks, &found, &failed, applied);
@@ -290,14 +301,15 @@ impl Dataplane {
         sys::grace_period();
     }
 
-    /// Puts the generation before in force again: what [`Dataplane::apply_unretired`] left of it.
+    /// Puts the generation before in force again: what [`Dataplane::apply_unretired`] left of it, with what interfaces and routes were
+    /// then.
     ///
     /// # Errors
     /// If it cannot be written.
-    pub fn take_back(&mut self, generation: u32) -> Result<()> {
+    pub fn take_back(&mut self, generation: u32, before: &Arrangement) -> Result<()> {
         self.tables.commit(generation)?;
         sys::grace_period();
-        Ok(())
+        self.rearrange(before)
     }
 
     /// Puts a new policy in force and nothing else: for where the last [`Dataplane::apply`] led to all that is desired, and

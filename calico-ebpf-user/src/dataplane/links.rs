@@ -331,6 +331,8 @@ mod tests {
             loopback: false,
             ethernet: true,
             has_master: false,
+            in_vrf: false,
+            vrf: false,
             veth: true,
             vlan: false,
             bond: false,

@@ -44,7 +44,7 @@ mod xdp;
 #[cfg(test)]
 mod differential;
 
-pub use apply::Dataplane;
+pub use apply::{Arrangement, Dataplane};
 pub use attachments::Attachments;
 pub use desired::{
     Applied, Attachment, Desired, DesiredHostEndpoint, DesiredWorkload, HostEndpointStatus, LinkState, NatTable,

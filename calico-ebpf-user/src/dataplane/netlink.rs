@@ -14,7 +14,7 @@ use netlink_packet_core::{
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressMessage},
-    link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp},
+    link::{InfoKind, InfoPortKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp},
     route::{
         RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
     },
@@ -37,8 +37,12 @@ pub(crate) struct Link {
     pub(crate) loopback: bool,
     /// Its packets have an Ethernet header.
     pub(crate) ethernet: bool,
-    /// Part of a bridge or a bond.
+    /// Part of a bridge, a bond or the like.
     pub(crate) has_master: bool,
+    /// In a VRF: it is still an interface by itself.
+    pub(crate) in_vrf: bool,
+    /// A VRF: what it sends and receives, the interfaces in it do.
+    pub(crate) vrf: bool,
     /// A veth.
     pub(crate) veth: bool,
     /// A VLAN.
@@ -584,6 +588,8 @@ fn parse_link(message: &LinkMessage) -> Link {
         loopback: flags.contains(LinkFlags::Loopback),
         ethernet: message.header.link_layer_type == LinkLayerType::Ether,
         has_master: false,
+        in_vrf: false,
+        vrf: false,
         veth: false,
         vlan: false,
         bond: false,
@@ -602,11 +608,13 @@ fn parse_link(message: &LinkMessage) -> Link {
             LinkAttribute::LinkInfo(infos) => {
                 let is = |kind| infos.contains(&LinkInfo::Kind(kind));
                 (link.veth, link.vlan, link.bond) = (is(InfoKind::Veth), is(InfoKind::Vlan), is(InfoKind::Bond));
-                link.ifb = is(InfoKind::Ifb);
+                (link.ifb, link.vrf) = (is(InfoKind::Ifb), is(InfoKind::Vrf));
+                link.in_vrf = infos.contains(&LinkInfo::PortKind(InfoPortKind::Vrf));
             }
             _ => {}
         }
     }
+    link.has_master &= !link.in_vrf;
     link
 }
 

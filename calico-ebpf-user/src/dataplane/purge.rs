@@ -81,14 +81,15 @@ fn purge_installed(instance: &Instance, view: &View, purged: &mut Purged) -> Res
 
     // One that was ended in its very first start has not all the maps, and no routes.
     let started = view.root().map_or(true, |root| root.generation != 0);
-    let owned = Tables::open(&directory).and_then(|tables| tables.owned_addresses());
+    let routes = netlink.routes(&info.route_protocols).map_err(DataplaneError::io("list the routes"))?;
+    let owned = Tables::open(&directory).and_then(|tables| tables.owned(&routes));
     let owned = owned.unwrap_or_else(|error| {
         if started {
             purged.faults.push(format!("{error}: which routes are ours cannot be told"));
         }
         BTreeSet::new()
     });
-    for route in netlink.routes(&info.route_protocols).map_err(DataplaneError::io("list the routes"))? {
+    for route in routes {
         let host = matches!((route.address.is_ipv4(), route.prefix_len), (true, 32) | (false, 128));
         if !host || !route.plain || !owned.contains(&(route.address, route.ifindex)) {
             continue;

@@ -9,7 +9,7 @@ use std::{
 
 use calico_ebpf_common::abi::{
     AddressEntry, Block, Interface, Neighbour, NeighbourKey, PolicyRef, RULE_BYTES, Root, Settings, Timeouts,
-    WORKLOAD_BYTES, Workload, names, workload_flags,
+    WORKLOAD_BYTES, Workload, names, role, workload_flags,
 };
 use ipnet::IpNet;
 
@@ -18,6 +18,7 @@ use super::{
     info::SavedSysctl,
     links::Runtime,
     maps::{Counters, TypedMap, text_value, value_text},
+    netlink::Route,
     sys::Mapping,
 };
 use crate::policy::{
@@ -322,6 +323,11 @@ impl Tables {
         self.store_root(offset_of!(Root, uplinks), bytemuck::bytes_of(&root.uplinks))
     }
 
+    /// Tells the fast path whether whole networks are this host's.
+    pub(crate) fn set_local_networks(&self, any: bool) -> Result<()> {
+        self.store_root(offset_of!(Root, local_networks), &u32::from(any).to_ne_bytes())
+    }
+
     /// Adds to what the programs of uplinks do besides, or takes from it: bits of `abi::uplink_flags`.
     pub(crate) fn set_uplink_flag(&self, flag: u32, set: bool) -> Result<()> {
         let offset = offset_of!(Root, uplink_flags);
@@ -352,26 +358,32 @@ impl Tables {
         self.root.load(0).map_err(DataplaneError::io(names::ROOT))
     }
 
-    /// Local workloads' addresses with their interfaces, as the maps tell in the generation in force and, where that has just
-    /// come, of the one before: the writer may not have come to their routes.
-    pub(crate) fn owned_addresses(&self) -> Result<BTreeSet<(IpAddr, u32)>> {
-        let mut owned = BTreeSet::new();
-        let mut add = |address: IpAddr, entry: &AddressEntry| -> Result<()> {
-            for slot in entry.slot.value.into_iter().filter(|slot| *slot < self.limits.slots) {
-                let ifindex = self.workload(slot)?.ifindex;
-                if ifindex != 0 {
-                    owned.insert((address, ifindex));
-                }
+    /// Local workloads' addresses with the interfaces that their routes lead to or, as far as there are `routes`, may lead to still.
+    pub(crate) fn owned(&self, routes: &[Route]) -> Result<BTreeSet<(IpAddr, u32)>> {
+        let (mut addresses, mut owned) = (BTreeSet::new(), BTreeSet::new());
+        for (address, slot) in self.addresses_with_slots()? {
+            addresses.insert(address);
+            let ifindex = self.workload(slot)?.ifindex;
+            if ifindex != 0 {
+                owned.insert((address, ifindex));
             }
-            Ok(())
-        };
-        for (address, entry) in self.addresses4.entries()? {
-            add(Ipv4Addr::from(address).into(), &entry)?;
         }
-        for (address, entry) in self.addresses6.entries()? {
-            add(Ipv6Addr::from(address).into(), &entry)?;
-        }
+        // A writer that was killed may have led a workload to another interface, and not come to its routes: until then it forgets no
+        // interface.
+        let interfaces = self.interfaces()?;
+        let is_workloads = |index: u32| interfaces.get(&index).is_some_and(|entry| entry.role == role::WORKLOAD);
+        let strayed = routes.iter().filter(|route| addresses.contains(&route.address) && is_workloads(route.ifindex));
+        owned.extend(strayed.map(|route| (route.address, route.ifindex)));
         Ok(owned)
+    }
+
+    /// Addresses of local workloads, as the maps tell in the generation in force and, where that has just come, of the one before:
+    /// the writer may not have come to their routes.
+    fn addresses_with_slots(&self) -> Result<Vec<(IpAddr, u32)>> {
+        let v4 = self.addresses4.entries()?.into_iter().map(|(address, entry)| (Ipv4Addr::from(address).into(), entry));
+        let v6 = self.addresses6.entries()?.into_iter().map(|(address, entry)| (Ipv6Addr::from(address).into(), entry));
+        let slots = |(address, entry): (IpAddr, AddressEntry)| entry.slot.value.map(|slot| (address, slot));
+        Ok(v4.chain(v6).flat_map(slots).filter(|(_, slot)| *slot < self.limits.slots).collect())
     }
 
     /// Everything that the policy store has to know to go on from here.

@@ -2,7 +2,10 @@
 //!
 //! Not every kernel has such devices; those of the virtual machines do.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
+};
 
 use calico_ebpf_tests::{
     Protocol::{Icmp, Tcp, Udp},
@@ -14,7 +17,7 @@ use calico_ebpf_tests::{
     stream::{Beat, transfer},
 };
 
-use crate::shapes::echoes;
+use crate::{host_endpoints::host_endpoint, shapes::echoes};
 
 /// What lies between the uplink and the cable, from below; `{}` is the device below.
 #[derive(Clone, Copy)]
@@ -47,11 +50,15 @@ const BOND: (&str, &str) = (
 
 /// Whether the kernel has a kind of device. In the virtual machines it must.
 fn has(kind: &str, namespace: &Namespace) -> bool {
-    let refused =
-        match namespace.ip(&format!("link add probe type {kind} {}", if kind == "vlan" { "id 1" } else { "" })) {
-            Ok(_) => return namespace.ip("link del probe").is_ok(),
-            Err(error) => error.to_string(),
-        };
+    let more = match kind {
+        "vlan" => "id 1",
+        "vrf" => "table 99",
+        _ => "",
+    };
+    let refused = match namespace.ip(&format!("link add probe type {kind} {more}")) {
+        Ok(_) => return namespace.ip("link del probe").is_ok(),
+        Err(error) => error.to_string(),
+    };
     // A VLAN needs a device below it; a kernel without VLANs does not get so far as to say so.
     if !refused.contains("Unknown device type") {
         return true;
@@ -312,6 +319,35 @@ spec: {{node: {NODE}, interfaceName: {device}, profiles: [projectcalico-default-
 }
 
 /// Links that take 9000 bytes beside such that take 1500, on either side of the host.
+#[test]
+fn what_is_in_a_vrf_is_an_interface_of_the_host() {
+    let mut world = World::new(&["a"]);
+    if !has("vrf", &world.lab.host) {
+        return;
+    }
+    let (host, outside) = (&world.lab.host, &world.lab.outside);
+    let lines = format!(
+        "link add red type vrf table 99\nlink set red up\nlink add second type veth peer name second netns {}\n\
+         link set second master red\nlink set second up\naddr add 198.51.100.1/24 dev second",
+        outside.name()
+    );
+    host.ip_batch(&lines).expect("a VRF");
+    outside.ip_batch("link set second up\naddr add 198.51.100.2/24 dev second").expect("the other end");
+    let reached = |world: &World, patience: u64| {
+        world.reaches("outside", Ipv4Addr::new(198, 51, 100, 1).into(), Icmp, Duration::from_millis(patience))
+    };
+    world.start();
+    assert!(reached(&world, 5000), "{}", world.describe());
+    world.write("host.yaml", &host_endpoint("all", "  interfaceName: '*'\n"));
+    assert_eq!(world.command(&["reload"]).code, 0, "{}", world.log());
+    assert!(!reached(&world, 500), "{}", world.describe());
+    let interfaces = world.status()["hostEndpoints"][0]["interfaces"].to_string();
+    assert!(interfaces.contains("second") && !interfaces.contains("red"), "{interfaces}");
+    let open = "  ingress: [{action: Allow}]\n  egress: [{action: Allow}]\n";
+    world.enforce(&[crate::host_endpoints::policy("all", open)]);
+    assert!(reached(&world, 5000), "{}", world.describe());
+}
+
 #[test]
 fn jumbo_frames_on_one_side_or_both() {
     const BYTES: usize = 8 << 20;

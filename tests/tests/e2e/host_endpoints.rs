@@ -1,7 +1,7 @@
 //! Interfaces of the host as endpoints of their own.
 
 use std::{
-    net::{SocketAddr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     thread,
     time::Duration,
 };
@@ -336,6 +336,65 @@ fn a_running_connection_follows_policy_and_outlives_the_agent() {
 }
 
 #[test]
+fn networks_that_are_the_hosts_as_a_whole_are_the_hosts() {
+    let mut world = world(&["a"], &[80, 443]);
+    let of_network = [Ipv4Addr::new(203, 0, 113, 9).into(), Ipv6Addr::new(0x2001, 0xdb8, 0x71, 0, 0, 0, 0, 9).into()];
+    for network in ["203.0.113.0/24", "2001:db8:71::/64"] {
+        world.lab.host.ip(&format!("route add local {network} dev lo")).expect("a route");
+        let gateway = if network.contains(':') { HOST6.to_string() } else { HOST4.to_string() };
+        world.lab.outside.ip(&format!("route add {network} via {gateway}")).expect("a route");
+    }
+    let reached = |world: &World, protocol, patience: u64| {
+        of_network.map(|address| world.reaches("outside", address, protocol, Duration::from_millis(patience)))
+    };
+    world.start();
+    assert_eq!(reached(&world, Tcp(80), 5000), [true; 2], "{}", world.describe());
+    world.write("host.yaml", &uplink());
+    assert_eq!(world.command(&["reload"]).code, 0, "{}", world.log());
+    world.enforce(&[policy("edge", "  types: [Egress]\n  egress: [{action: Allow}]\n")]);
+    for protocol in [Tcp(80), Icmp] {
+        assert_eq!(reached(&world, protocol, 400), [false; 2], "{protocol:?}\n{}", world.describe());
+    }
+    world.allowed("outside", "a", Tcp(80));
+    world.enforce(&[policy("edge", "  ingress: [{action: Allow, protocol: TCP, destination: {ports: [80]}}]\n")]);
+    assert_eq!(reached(&world, Tcp(80), 5000), [true; 2], "{}", world.describe());
+    assert_eq!(reached(&world, Tcp(443), 400), [false; 2], "{}", world.describe());
+}
+
+#[test]
+fn what_untracked_policy_allows_goes_on_whatever_else_comes() {
+    let mut world = world(&["a"], &[80]);
+    world.write("host.yaml", &uplink());
+    world.start();
+    world.enforce(&[policy("all", ALLOW_ALL)]);
+    let socket = |to: IpAddr| {
+        let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        let socket = world.lab.outside.enter(|| UdpSocket::bind((any, 0))).expect("enters").expect("binds");
+        socket.connect((to, 80)).expect("connects");
+        socket
+    };
+    let asks = |socket: &UdpSocket, patience: u64| {
+        socket.set_read_timeout(Some(Duration::from_millis(patience))).expect("a timeout");
+        socket.send(b"who is there").is_ok() && socket.recv(&mut [0; 64]).is_ok()
+    };
+    let sockets = world.addresses("host").map(socket);
+    for socket in &sockets {
+        assert!(asks(socket, 5000), "{}", world.describe());
+    }
+    let deny = policy("deny", "  ingress: [{action: Deny}]\n  egress: [{action: Deny}]\n");
+    world.enforce(std::slice::from_ref(&deny));
+    for socket in &sockets {
+        assert!(!asks(socket, 1000), "{}", world.describe());
+    }
+    let untracked = "  doNotTrack: true\n  applyOnForward: true\n  ingress: [{action: Allow, protocol: UDP}]\n  \
+                     egress: [{action: Allow, protocol: UDP}]\n";
+    world.enforce(&[deny, policy("raw", untracked)]);
+    for socket in &sockets {
+        assert!(asks(socket, 5000), "{}", world.describe());
+    }
+}
+
+#[test]
 fn a_tag_that_has_but_a_priority_hides_nothing() {
     let mut world = world(&["a"], &[]);
     world.start();
@@ -409,4 +468,48 @@ fn an_unconfirmed_start_is_taken_back() {
     world.denied("outside", "host", Tcp(80));
     world.allowed("a", "b", Tcp(80));
     world.allowed("outside", "host", Tcp(22));
+}
+
+#[test]
+fn an_unconfirmed_start_gives_back_what_it_took_away() {
+    let mut world = world(&["a", "b"], &[22, 80, 443]);
+    let described = std::fs::read_to_string(world.config().join("workloads.yaml")).expect("a file");
+    world.write("host.yaml", &uplink());
+    world.write(
+        "policy.yaml",
+        &policy("edge", "  ingress: [{action: Allow, protocol: TCP, destination: {ports: [80]}}]\n"),
+    );
+    world.start();
+    let routes = |world: &World| world.lab.host.ip("route show proto 80").expect("routes");
+    let before = routes(&world);
+    let as_before = |world: &World| {
+        world.allowed("outside", "host", Tcp(80));
+        world.denied("outside", "host", Tcp(443));
+        for (from, to) in [("a", "b"), ("b", "outside"), ("outside", "b")] {
+            world.allowed(from, to, Tcp(80));
+        }
+        assert_eq!(routes(world), before);
+    };
+    as_before(&world);
+    world.kill();
+    // The host endpoint has another name now, and labels that no policy knows; `b` is no more, and `a` has its interface.
+    world.write("host.yaml", &host_endpoint("other", &format!("  interfaceName: {UPLINK}\n")).replace("edge", "none"));
+    let a = resources::workload(world.lab.workload("a")).replace("interfaceName: calia", "interfaceName: calib");
+    world.write("workloads.yaml", &resources::documents(&[resources::NAMESPACE.to_owned(), a]));
+    world.start_with(&["--watch", "off", "--confirm", "4"]);
+    world.denied("outside", "host", Tcp(80));
+    world.denied("a", "outside", Tcp(80));
+    world.denied("outside", "b", Tcp(80));
+    assert_ne!(routes(&world), before);
+    thread::sleep(Duration::from_secs(4));
+    as_before(&world);
+    // It stays so, and the next process goes on from there.
+    thread::sleep(Duration::from_secs(2));
+    assert!(!world.log().contains("somebody else"), "{}", world.log());
+    as_before(&world);
+    world.terminate();
+    world.write("host.yaml", &uplink());
+    world.write("workloads.yaml", &described);
+    world.start();
+    as_before(&world);
 }

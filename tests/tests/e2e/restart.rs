@@ -10,7 +10,7 @@ use std::{
 use calico_ebpf_tests::{
     Protocol::Tcp,
     World, eventually,
-    resources::policy,
+    resources::{self, policy},
     stream::{Beat, Talk},
 };
 
@@ -133,6 +133,56 @@ fn killed_at_any_moment_of_a_reload_a_whole_policy_is_in_force() {
     }
     println!("a reload takes {took:?}; of {ROUNDS} kills {late} came behind its switch");
     nothing_lost(&world, beats);
+}
+
+#[test]
+fn killed_while_interfaces_change_hands_it_finds_its_routes_again() {
+    const ROUNDS: u32 = 24;
+    /// So many that changing their routes takes longer than anything else.
+    const ADDRESSES: u8 = 250;
+    let mut world = World::new(&["a", "b"]);
+    let address = |workload: usize, number: u8| format!("10.66.{workload}.{number}");
+    let describe = |interfaces: [&str; 2]| {
+        let workloads = world.lab.workloads.iter().zip(interfaces).enumerate();
+        let mut documents = vec![resources::NAMESPACE.to_owned()];
+        documents.extend(workloads.map(|(number, (workload, interface))| {
+            let more: String = (1..=ADDRESSES).map(|last| format!("{}/32, ", address(number, last))).collect();
+            let text = resources::workload(workload).replace("ipNetworks: [", &format!("ipNetworks: [{more}"));
+            text.replace(&format!("interfaceName: {}", workload.interface), &format!("interfaceName: {interface}"))
+        }));
+        resources::documents(&documents)
+    };
+    // Both change places, or one moves to an interface that was nobody's.
+    let veth = "link add caliother type veth peer name other\nlink set caliother up\nlink set other up";
+    world.lab.host.ip_batch(veth).expect("an interface");
+    let states = [["calia", "calib"], ["calib", "calia"], ["caliother", "calia"]];
+    let files = states.map(describe);
+    world.start();
+    let before = Instant::now();
+    world.write("workloads.yaml", &files[1]);
+    assert_eq!(world.command(&["reload"]).code, 0, "{}", world.log());
+    let took = before.elapsed();
+    for round in 0..ROUNDS {
+        let state = round as usize % states.len();
+        world.write("workloads.yaml", &files[state]);
+        // All over that time, in an order that can be repeated: 7 and 24 have no common factor.
+        thread::sleep(took.mul_f64(1.5) * (round * 7 % ROUNDS) / ROUNDS);
+        world.kill();
+        world.start();
+        let status = world.status();
+        assert_eq!(status["faults"], serde_json::json!([]), "round {round}\n{}", world.log());
+        let routes = world.lab.host.ip("route show proto 80").expect("routes");
+        for (number, interface) in states[state].into_iter().enumerate() {
+            let first = format!("10.66.{number}.");
+            let of_it: Vec<&str> = routes.lines().filter(|line| line.starts_with(&first)).collect();
+            let right = of_it.iter().filter(|line| line.contains(&format!("dev {interface} "))).count();
+            assert!(
+                right == of_it.len() && right == usize::from(ADDRESSES),
+                "round {round}: {of_it:?}\n{}",
+                world.log()
+            );
+        }
+    }
 }
 
 #[test]

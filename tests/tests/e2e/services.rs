@@ -1,7 +1,9 @@
 //! Services: addresses that the host gives another destination, as kube-proxy does it, for what workloads send. Policy is about that.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    sync::Arc,
+    thread,
     time::Duration,
 };
 
@@ -225,6 +227,64 @@ fn what_is_the_hosts_by_a_route_alone_is_for_the_host() {
         for protocol in [Tcp(80), Udp(80)] {
             reach(&world, "a", to, protocol);
         }
+    }
+}
+
+#[test]
+fn what_was_elsewhere_and_becomes_the_hosts_is_for_the_host() {
+    let moving = [Ipv4Addr::new(203, 0, 113, 77).into(), Ipv6Addr::new(0x2001, 0xdb8, 0x71, 0, 0, 0, 0, 0x77).into()];
+    let mut world = World::new(&["a"]);
+    world.serve(80);
+    let alive = Arc::new(());
+    let echoes = |world: &World, who: &str| {
+        for at in moving {
+            let bind = || UdpSocket::bind((at, 81));
+            let socket = world.namespace(who).enter(bind).expect("enters").expect("binds");
+            socket.set_read_timeout(Some(Duration::from_millis(200))).expect("a timeout");
+            let alive = Arc::downgrade(&alive);
+            thread::spawn(move || {
+                while alive.strong_count() > 0 {
+                    let Ok((length, from)) = socket.recv_from(&mut [0; 64]) else { continue };
+                    let _asked_again_otherwise = socket.send_to(&[7; 64][..length], from);
+                }
+            });
+        }
+    };
+    let [v4, v6] = moving.map(|address: IpAddr| address.to_string());
+    let addresses = |verb: &str| format!("addr {verb} {v4}/32 dev lo\naddr {verb} {v6}/128 dev lo nodad");
+    world.lab.outside.ip_batch(&addresses("add")).expect("addresses");
+    echoes(&world, "outside");
+    let routes = format!("route add {v4} via {OUTSIDE4}\nroute add {v6} via {OUTSIDE6}");
+    world.lab.host.ip_batch(&routes).expect("routes");
+    world.start();
+    let socket = |to: IpAddr| {
+        let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        let socket = world.namespace("a").enter(|| UdpSocket::bind((any, 0))).expect("enters").expect("binds");
+        socket.connect((to, 81)).expect("connects");
+        socket
+    };
+    let asks = |socket: &UdpSocket, patience: Duration| {
+        socket.set_read_timeout(Some(patience)).expect("a timeout");
+        socket.send(b"who is there").is_ok() && socket.recv(&mut [0; 64]).is_ok()
+    };
+    let sockets = moving.map(socket);
+    for socket in &sockets {
+        for _ in 0..3 {
+            assert!(asks(socket, ARRIVES), "{}", world.describe());
+        }
+    }
+    world.lab.host.ip_batch(&addresses("add")).expect("addresses");
+    echoes(&world, "host");
+    for address in moving {
+        let is_closed = || !world.reaches("a", address, Tcp(80), Duration::from_millis(300));
+        eventually("the address is seen", Duration::from_secs(10), is_closed);
+    }
+    for socket in &sockets {
+        assert!(!asks(socket, SILENCE), "{}", world.describe());
+    }
+    world.enforce(&[felix("defaultEndpointToHostAction", "Accept")]);
+    for socket in &sockets {
+        assert!(asks(socket, ARRIVES), "{}", world.describe());
     }
 }
 

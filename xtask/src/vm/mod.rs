@@ -55,6 +55,7 @@ const AT_THE_ENDS: &[&str] = &[
     "devices::a_vlan_on_a_bond",
     "devices::a_vlan_beside_its_own_cable",
     "devices::a_bond_that_loses_a_cable",
+    "devices::what_is_in_a_vrf",
     "shapes::associations_of_a_real_stack",
     "shapes::super_packets_of_udp",
 ];

@@ -109,10 +109,15 @@ impl Dataplane {
     }
 
     /// Carries out actions; those that fail become faults. The interfaces where a program could not be attached.
-    pub(super) fn execute_links(&mut self, actions: &[LinkAction], applied: &mut Applied) -> BTreeSet<u32> {
+    /// `undetached`: where one could not be taken off, now or before; those interfaces are not forgotten, since what hangs on one
+    /// without an entry counts as a workload's that is gone.
+    pub(super) fn execute_links(
+        &mut self,
+        actions: &[LinkAction],
+        undetached: &mut BTreeSet<u32>,
+        applied: &mut Applied,
+    ) -> BTreeSet<u32> {
         let mut failed = BTreeSet::new();
-        // What hangs on an interface without an entry counts as a workload's that is gone.
-        let mut undetached = BTreeSet::new();
         for action in actions {
             if matches!(action, LinkAction::RemoveInterface { ifindex } if undetached.contains(ifindex)) {
                 continue;

@@ -80,24 +80,24 @@ impl Dataplane {
     pub(super) fn behind_translation(
         &mut self,
         desired: &Desired,
-        (uplinks, hosts): (&[u32], &Resolved),
+        (uplinks, hosts, local): (&[u32], &Resolved, &[IpNet]),
         found: &Found,
         bare: &BTreeSet<u32>,
         applied: &mut Applied,
     ) -> Translated {
-        // What is a part of another interface goes ways where the priority may not last.
+        // What is in another interface goes ways where the priority may not last.
         let links = hosts.seats.keys().filter_map(|index| found.links.by_index(*index));
         let of_workloads: Vec<&Link> =
             desired.workloads.iter().filter_map(|workload| found.links.by_name(&workload.interface)).collect();
         let arrivals = links.chain(of_workloads.iter().copied());
-        let arrivals = arrivals.filter(|link| !link.has_master && nft::is_plain(&link.name));
+        let arrivals = arrivals.filter(|link| !link.has_master && !link.in_vrf && nft::is_plain(&link.name));
         let judging = hosts.seats.iter().filter(|(_, seats)| seats.forward.is_some());
         let workloads: BTreeSet<u32> = of_workloads.iter().map(|link| link.index).collect();
         let mut interfaces = Interfaces {
             arrivals: arrivals.map(|link| (link.index, link.name.as_str())).collect(),
             host_welcomes: desired.host_welcomes,
             // Whoever may reach the host may reach these.
-            host_networks: if desired.host_welcomes { Vec::new() } else { self.host_networks() },
+            host_networks: if desired.host_welcomes { Vec::new() } else { local.to_vec() },
             judging: judging.map(|(index, _)| *index).collect(),
             addresses: desired.workloads.iter().flat_map(|workload| &workload.addresses).copied().collect(),
             programmed: workloads.iter().chain(uplinks).copied().collect(),
@@ -149,10 +149,11 @@ impl Dataplane {
     }
 
     /// Networks that are this host's as a whole.
-    fn host_networks(&mut self) -> Vec<IpNet> {
+    pub(super) fn host_networks(&mut self) -> Vec<IpNet> {
         let routes = self.netlink.local_routes().unwrap_or_else(|error| {
             tracing::warn!(
-                "list what is this host's by table local: {error}: workloads may reach what is only by that"
+                "list what is this host's by table local: {error}: workloads may reach what is only by that, and host \
+                 endpoints take it for forwarded"
             );
             Vec::new()
         });
