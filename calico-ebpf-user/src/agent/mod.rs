@@ -1,6 +1,5 @@
 //! `run`: desired state from the files, actual state from the kernel, and the loop that makes the second match the first.
 
-mod alone;
 mod answered;
 mod confirmation;
 pub mod control;
@@ -93,7 +92,7 @@ async fn start(options: &Options) -> anyhow::Result<()> {
     if instance.is_running() {
         return Err(dataplane::DataplaneError::Busy { path: instance.pin_dir().to_owned() }.into());
     }
-    let _alone = alone::claim()?;
+    let _alone = dataplane::alone::claim()?;
     // Before the first reading, so that no change is missed in between.
     let files = if options.watch && !options.once {
         Some(FileWatch::new(&options.config).context("cannot watch the files (--watch off does without)")?)

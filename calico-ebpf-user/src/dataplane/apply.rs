@@ -92,7 +92,7 @@ impl Dataplane {
         load::prerequisites(&options.instance)?;
         let lock = options.instance.lock()?;
         load::refuse_newer(&options.instance)?;
-        load::refuse_elsewhere(&options.instance)?;
+        let is_orphaned = load::refuse_elsewhere(&options.instance)?;
         let directory = options.instance.layout_dir();
         let programs = Programs::load(options)?;
         let tables = Tables::open(&directory)?;
@@ -102,6 +102,14 @@ impl Dataplane {
             None
         });
         let mut info = before.unwrap_or_default();
+        if is_orphaned {
+            tracing::info!(
+                "the network namespace that this data path was in is gone: its policy and connections are taken over"
+            );
+            tables.forget_interfaces()?;
+            load::remove_link_pins(&directory)?;
+            (info.qdiscs, info.sysctls) = (Vec::new(), Vec::new());
+        }
         let hz = if info.hz == 0 { load::measure_hz(&directory)? } else { info.hz };
         info.hz = hz;
         info.version = env!("CARGO_PKG_VERSION").to_owned();

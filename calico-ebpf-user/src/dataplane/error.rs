@@ -27,6 +27,15 @@ pub enum DataplaneError {
         /// The pin directory.
         path: PathBuf,
     },
+    /// Another process runs another instance in this network namespace.
+    #[error(
+        "process {pid} runs another data path in this network namespace: two of them hang on the same interfaces and undo each \
+         other's routes and sysctls; end it and `purge` what it installed, or name its --pin-dir"
+    )]
+    NotAlone {
+        /// The process.
+        pid: i32,
+    },
     /// Pinned by a newer version that this one does not understand.
     #[error(
         "{path}: the data path was installed by version {theirs}, newer than this one ({ours}); nothing was touched"

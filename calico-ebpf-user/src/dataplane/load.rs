@@ -289,18 +289,29 @@ pub(crate) fn refuse_newer(instance: &Instance) -> Result<()> {
     Ok(())
 }
 
-/// Refuses what lives in another network namespace: there are its filters, routes and nftables tables. Of one that is gone
-/// nothing is left but the pins, which may be taken over.
-pub(crate) fn refuse_elsewhere(instance: &Instance) -> Result<()> {
+/// Refuses what lives in another network namespace: there are its filters, routes and nftables tables. `true`: that is gone, and nothing
+/// is left but the pins, which may be taken over.
+pub(crate) fn refuse_elsewhere(instance: &Instance) -> Result<bool> {
     // What cannot be read is told where it is needed.
     let theirs = Info::read(&instance.layout_dir()).ok().flatten().map_or(0, |info| info.namespace);
     if theirs == 0 || netns::cookie().is_none_or(|ours| theirs == ours) {
-        return Ok(());
+        return Ok(false);
     }
     match netns::find(theirs) {
         Some(theirs) => Err(DataplaneError::Elsewhere { path: instance.pin_dir().to_owned(), theirs }),
-        None => Ok(()),
+        None => Ok(true),
     }
+}
+
+/// Removes the pins of links, with which those go that still hang somewhere.
+pub(crate) fn remove_link_pins(directory: &Path) -> Result<()> {
+    let entries = fs::read_dir(directory).map_err(DataplaneError::io(format!("list {}", directory.display())))?;
+    for path in entries.flatten().map(|entry| entry.path()) {
+        if path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with("link_")) {
+            remove_if_there(&path).map_err(DataplaneError::io(format!("remove {}", path.display())))?;
+        }
+    }
+    Ok(())
 }
 
 /// The layout versions that have something pinned.

@@ -5,6 +5,7 @@
 //! All of it works in the network namespace of the calling thread: see [`netns::enter`].
 
 pub mod alive;
+pub(crate) mod alone;
 mod apply;
 mod attachments;
 mod bpffs;

@@ -9,6 +9,7 @@ use std::{
 use calico_ebpf_common::abi::names;
 
 use super::{
+    alone,
     desired::Attachment,
     error::{DataplaneError, Result},
     info::SavedSysctl,
@@ -41,8 +42,8 @@ pub struct Purged {
 /// Routes go before filters, so that nothing is forwarded without policy meanwhile.
 ///
 /// # Errors
-/// [`DataplaneError::Busy`] while a process runs it; [`DataplaneError::Elsewhere`]; without the privilege. What fails on the way is in
-/// [`Purged::faults`], and the rest is done nevertheless.
+/// [`DataplaneError::Busy`] while a process runs it; [`DataplaneError::Elsewhere`]; [`DataplaneError::NotAlone`]: what is installed twice
+/// is the other's; without the privilege. What fails on the way is in [`Purged::faults`], and the rest is done nevertheless.
 pub fn purge(instance: &Instance) -> Result<Purged> {
     if !rustix::process::geteuid().is_root() {
         return Err(DataplaneError::NotRoot);
@@ -52,8 +53,9 @@ pub fn purge(instance: &Instance) -> Result<Purged> {
         return Ok(purged);
     }
     let lock = instance.lock()?;
-    load::refuse_elsewhere(instance)?;
-    if let Some(view) = View::open(instance)? {
+    let is_orphaned = load::refuse_elsewhere(instance)?;
+    if let Some(view) = View::open(instance)?.filter(|_| !is_orphaned) {
+        let _alone = alone::claim()?;
         purge_installed(instance, &view, &mut purged)?;
     }
     for layout in load::layouts(instance) {

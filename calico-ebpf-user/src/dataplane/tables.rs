@@ -269,6 +269,15 @@ impl Tables {
         self.interfaces.remove(&ifindex).map(drop)
     }
 
+    /// Forgets all interfaces, and what slots and neighbours say of them: they were those of a network namespace that is gone.
+    pub(crate) fn forget_interfaces(&self) -> Result<()> {
+        for slot in self.owners.keys().filter(|slot| **slot < self.limits.slots) {
+            self.set_runtime(*slot, &Runtime::default())?;
+        }
+        self.interfaces()?.keys().try_for_each(|ifindex| self.remove_interface(*ifindex))?;
+        self.neighbours()?.keys().try_for_each(|key| self.set_neighbour(key, None))
+    }
+
     /// What is known of each slot in use.
     pub(crate) fn owners(&self) -> &BTreeMap<u32, Owner> {
         &self.owners

@@ -12,17 +12,19 @@ use std::{
     },
 };
 
-use anyhow::{Context as _, bail};
 use rustix::net::sockopt::socket_peercred;
 
-use crate::dataplane::patiently;
+use super::{
+    error::{DataplaneError, Result},
+    patiently,
+};
 
 /// The name of the socket.
 const NAME: &str = "calico-ebpf";
 
 /// The network namespace is ours until this is dropped.
 #[derive(Debug)]
-pub(super) struct Alone {
+pub(crate) struct Alone {
     _socket: Option<UnixListener>,
 }
 
@@ -30,17 +32,16 @@ pub(super) struct Alone {
 ///
 /// # Errors
 /// Another process has it.
-pub(super) fn claim() -> anyhow::Result<Alone> {
-    let address = SocketAddr::from_abstract_name(NAME)?;
+pub(crate) fn claim() -> Result<Alone> {
+    let failed = || DataplaneError::io(format!("take the name @{NAME}"));
+    let address = SocketAddr::from_abstract_name(NAME).map_err(failed())?;
     let is_taken = |error: &io::Error| error.kind() == ErrorKind::AddrInUse;
     match patiently(|| UnixListener::bind_addr(&address), is_taken) {
         Ok(socket) => Ok(Alone { _socket: Some(socket) }),
         Err(error) if is_taken(&error) => match holder(&address) {
-            Ok(holder) if holder.uid.is_root() => bail!(
-                "process {} runs another data path in this network namespace: two of them hang on the same interfaces and \
-                 undo each other's routes; end it and `purge` what it installed, or name its --pin-dir",
-                holder.pid
-            ),
+            Ok(holder) if holder.uid.is_root() => {
+                Err(DataplaneError::NotAlone { pid: holder.pid.as_raw_nonzero().get() })
+            }
             // Names are free for all, and who is not root cannot run a data path.
             holder => {
                 tracing::warn!(
@@ -50,7 +51,7 @@ pub(super) fn claim() -> anyhow::Result<Alone> {
                 Ok(Alone { _socket: None })
             }
         },
-        Err(error) => Err(error).with_context(|| format!("cannot take the name @{NAME}")),
+        Err(error) => Err(failed()(error)),
     }
 }
 
