@@ -6,7 +6,8 @@ use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 use calico_ebpf_common::{
     abi::{
         ACCOUNT_HOST, CONN_VERSION, Conn, ConnEnd, DropReason, Event, MARK_SETTLED, MARK_TRANSLATED, NO_RULE, NO_SLOT,
-        OpenerKind, account_opened_by, account_opened_to, conn_flags, settings_flags, tcp_state, workload_flags,
+        OpenerKind, TAKEOVER_SECONDS, account_opened_by, account_opened_to, conn_flags, settings_flags, tcp_state,
+        workload_flags,
     },
     packet::{Kind, Packet, protocol},
     track::{self, State},
@@ -20,10 +21,6 @@ use crate::{
     tables::{Tables, active},
     work::{Env, Work, jiffies},
 };
-
-/// How long after this data path took over from another one, or a workload from another host, which knew the connections,
-/// packets are taken to belong to connections that were there before.
-const TAKEOVER_SECONDS: u32 = 30;
 
 /// Who opened a connection, and by which rules.
 pub(crate) struct Opening {

@@ -162,6 +162,50 @@ impl Beat {
     }
 }
 
+/// One flow of datagrams to an echo server: always from the same port.
+#[derive(Debug)]
+pub struct Conversation {
+    socket: UdpSocket,
+    asked: AtomicU64,
+}
+
+impl Conversation {
+    /// Nothing is sent yet.
+    ///
+    /// # Panics
+    /// There is no such namespace, or no way to `to`.
+    #[must_use]
+    pub fn open(namespace: &Namespace, to: SocketAddr) -> Self {
+        let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        let socket = namespace.enter(|| UdpSocket::bind((any, 0))).expect("enters").expect("binds");
+        socket.connect(to).expect("a way");
+        Self { socket, asked: AtomicU64::new(0) }
+    }
+
+    /// Whether the next question is answered in time. One is sent, no more.
+    ///
+    /// # Panics
+    /// The time is zero.
+    #[must_use]
+    pub fn goes_on(&self, patience: Duration) -> bool {
+        let question = self.asked.fetch_add(1, Ordering::Relaxed).to_be_bytes();
+        self.socket.set_read_timeout(Some(patience)).expect("a timeout");
+        if self.socket.send(&question).is_err() {
+            return false;
+        }
+        let (end, mut answer) = (Instant::now() + patience, [0; 8]);
+        // Answers to earlier questions may be late.
+        while Instant::now() < end {
+            match self.socket.recv(&mut answer) {
+                Ok(8) if answer == question => return true,
+                Ok(_) => {}
+                Err(_) => return false,
+            }
+        }
+        false
+    }
+}
+
 /// Sends so many bytes to an echo server and counts what comes back.
 ///
 /// # Panics

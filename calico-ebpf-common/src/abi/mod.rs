@@ -45,7 +45,9 @@ pub use mark::{
 };
 pub use neighbour::{Neighbour, NeighbourKey};
 pub use nets::{FILTER_CHILDREN, INDEX_CHILDREN, LEAF_CLASSES, LEAF_CLASSES_HIGH, LEAF_INTERVALS, NetRef};
-pub use root::{Interface, MAX_UPLINKS, Root, Settings, Timeouts, host_action, role, settings_flags, uplink_flags};
+pub use root::{
+    Interface, MAX_UPLINKS, Root, Settings, TAKEOVER_SECONDS, Timeouts, host_action, role, settings_flags, uplink_flags,
+};
 pub use service::ServiceKey;
 pub use text::{INFO_BYTES, InfoText, LOAD_BYTES, LoadText, RULE_BYTES, RuleText, WORKLOAD_BYTES, WorkloadText};
 pub use untracked::{INTERFACE_NAME, MAX_UNTRACKED, Untracked, judged};

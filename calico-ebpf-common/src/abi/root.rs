@@ -49,6 +49,10 @@ pub mod role {
     pub const WAY_OUT: u32 = 4;
 }
 
+/// How long after this data path took over from another one, or a workload from another host, which knew the connections,
+/// packets are taken to belong to connections that were there before.
+pub const TAKEOVER_SECONDS: u32 = 30;
+
 /// What one generation is judged under besides the rule tables.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]

@@ -303,7 +303,9 @@ impl Live {
         self.look.get_or_insert((Instant::now() + GATHER).max(self.rest));
     }
 
-    fn load(&mut self) -> Outcome {
+    /// What came of it, and whether what waited for a confirmation waits no more.
+    fn load(&mut self) -> (Outcome, bool) {
+        let waited = self.confirmation.deadline().is_some();
         let confirmation = &mut self.confirmation;
         let outcome = self.engine.load(|content| confirmation.refuses(content).then(|| Problem::general(ROLLED_BACK)));
         if outcome == Outcome::InForce {
@@ -314,15 +316,14 @@ impl Live {
                 tracing::info!("{NOTHING_WAITS}");
             }
         }
-        outcome
+        (outcome, waited && self.confirmation.deadline().is_none())
     }
 
     /// The same where nobody has asked for it.
     fn load_watched(&mut self) {
         let replaced = self.doubted().unwrap_or_else(|| (self.engine.accepted(), Instant::now()));
-        let waited = self.confirmation.deadline().is_some();
         // What puts an end to doubts is not doubted itself.
-        if self.load() == Outcome::InForce && !(waited && self.confirmation.deadline().is_none()) {
+        if self.load() == (Outcome::InForce, false) {
             self.replaced = Some(replaced);
         }
     }
@@ -403,8 +404,8 @@ impl Live {
             return refusal(OF_ANOTHER_PROCESS);
         }
         let before = self.doubted().map_or_else(|| self.engine.accepted(), |(before, _)| before);
-        let waited = self.confirmation.deadline().is_some();
-        let message = match self.load() {
+        let (outcome, ends_doubt) = self.load();
+        let message = match outcome {
             Outcome::Refused => {
                 let errors = &self.engine.last_load().errors;
                 let lines: Vec<String> = errors.iter().map(ToString::to_string).collect();
@@ -416,7 +417,7 @@ impl Live {
         let Some(seconds) = confirm else {
             return done(message);
         };
-        if waited && self.confirmation.deadline().is_none() {
+        if ends_doubt {
             return done(format!("{message}: {NOTHING_WAITS}"));
         }
         let within = Duration::from_secs(seconds.into());

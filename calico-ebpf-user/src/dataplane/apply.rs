@@ -15,7 +15,7 @@ use std::{
     time::Instant,
 };
 
-use calico_ebpf_common::abi::{names, uplink_flags};
+use calico_ebpf_common::abi::{TAKEOVER_SECONDS, names, uplink_flags};
 
 pub use self::arrangement::Arrangement;
 
@@ -272,6 +272,7 @@ impl Dataplane {
         self.deactivate(desired, &found, &failed)?;
         let limits = ConnLimits::new(self.conn_limit, desired.workloads.len() + desired.host_endpoints.len());
         self.tables.set_root(&limits, &timeouts(self.hz), self.hz, None)?;
+        self.end_takeovers()?;
         self.remember_expected(desired, (&uplinks, &hosts, &translated), &found, &failed);
         self.guard(desired, &found, applied);
         self.translate_no_more(desired, applied);
@@ -284,6 +285,13 @@ impl Dataplane {
         self.report(desired, &uplinks, &found, &failed, applied);
         report::report_host_endpoints(desired, hosts, &found, &failed, applied);
         Ok(())
+    }
+
+    /// Takeovers are remembered for as long as they matter: the clock goes round.
+    fn end_takeovers(&self) -> Result<()> {
+        let now = self.now()?;
+        let is_over = |since: u32| since != 0 && now.wrapping_sub(since) > TAKEOVER_SECONDS * self.hz;
+        self.tables.end_takeovers(is_over)
     }
 
     /// Forgets what only the generation before needs.

@@ -323,6 +323,20 @@ impl Tables {
         takeover.map_or(Ok(()), |ticks| self.store_root(offset_of!(Root, takeover), &ticks.max(1).to_ne_bytes()))
     }
 
+    /// When the data path took over from another one, or slots from other judges, is of no account any more where `is_over` says so.
+    pub(crate) fn end_takeovers(&self, is_over: impl Fn(u32) -> bool) -> Result<()> {
+        if is_over(self.root()?.takeover) {
+            self.store_root(offset_of!(Root, takeover), &[0; 4])?;
+        }
+        for slot in self.owners.keys().filter(|slot| **slot < self.limits.slots) {
+            let runtime = self.runtime(*slot)?;
+            if runtime.flags & workload_flags::HOST_ENDPOINT != 0 && is_over(runtime.takeover) {
+                self.store_workload(*slot, offset_of!(Workload, takeover), &[0; 4])?;
+            }
+        }
+        Ok(())
+    }
+
     /// Tells the fast path which interfaces are uplinks.
     pub(crate) fn set_uplinks(&self, uplinks: &[u32]) -> Result<()> {
         let mut root = Root::default();

@@ -1,7 +1,7 @@
 //! Interfaces of the host as endpoints of their own.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     thread,
     time::Duration,
 };
@@ -12,6 +12,7 @@ use calico_ebpf_tests::{
     frames::{Wire, mac},
     lab::{self, HOST4, HOST6, OUTSIDE4, UPLINK},
     resources::{self, NODE},
+    stream::{Conversation, Talk},
 };
 use etherparse::{PacketBuilder, VlanId};
 
@@ -257,7 +258,7 @@ fn the_one_of_all_interfaces_judges_what_workloads_send_and_receive() {
     // A connection that it allowed ends when it does not allow it any more, and is judged once.
     for index in 0..2 {
         let to = SocketAddr::new(world.addresses("b")[index], 443);
-        let talk = calico_ebpf_tests::stream::Talk::start(world.namespace("a"), to);
+        let talk = Talk::start(world.namespace("a"), to);
         assert!(talk.goes_on(Duration::from_secs(3)), "{}", world.describe());
         world.enforce(&[policy("out", &out.replace("80", "443"))]);
         assert!(!talk.goes_on(Duration::from_millis(1500)), "{}", world.describe());
@@ -279,7 +280,7 @@ fn policy_before_dnat_of_all_interfaces_is_about_what_a_workload_sends_to() {
     world.denied("b", "a", Tcp(8055));
     for index in 0..2 {
         let to = SocketAddr::new(world.addresses("host")[index], 32010);
-        let talk = calico_ebpf_tests::stream::Talk::start(world.namespace("b"), to);
+        let talk = Talk::start(world.namespace("b"), to);
         assert!(talk.goes_on(Duration::from_secs(3)), "{}", world.describe());
         // Judged again, behind the translation.
         let other = resources::policy("other", "app == 'b'", "  egress: [{action: Allow}]\n");
@@ -307,7 +308,7 @@ fn a_running_connection_follows_policy_and_outlives_the_agent() {
     for index in 0..2 {
         let talks = pairs.map(|(from, to)| {
             let to = SocketAddr::new(world.addresses(to)[index], 80);
-            calico_ebpf_tests::stream::Talk::start(world.namespace(from), to)
+            Talk::start(world.namespace(from), to)
         });
         for talk in &talks {
             assert!(talk.goes_on(Duration::from_secs(3)), "{}", world.describe());
@@ -367,31 +368,36 @@ fn what_untracked_policy_allows_goes_on_whatever_else_comes() {
     world.write("host.yaml", &uplink());
     world.start();
     world.enforce(&[policy("all", ALLOW_ALL)]);
-    let socket = |to: IpAddr| {
-        let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-        let socket = world.lab.outside.enter(|| UdpSocket::bind((any, 0))).expect("enters").expect("binds");
-        socket.connect((to, 80)).expect("connects");
-        socket
-    };
-    let asks = |socket: &UdpSocket, patience: u64| {
-        socket.set_read_timeout(Some(Duration::from_millis(patience))).expect("a timeout");
-        socket.send(b"who is there").is_ok() && socket.recv(&mut [0; 64]).is_ok()
-    };
-    let sockets = world.addresses("host").map(socket);
-    for socket in &sockets {
-        assert!(asks(socket, 5000), "{}", world.describe());
-    }
+    let talks =
+        world.addresses("host").map(|to| Conversation::open(world.namespace("outside"), SocketAddr::new(to, 80)));
+    let go_on =
+        |patience: u64| talks.iter().map(|talk| talk.goes_on(Duration::from_millis(patience))).collect::<Vec<_>>();
+    assert_eq!(go_on(5000), [true; 2], "{}", world.describe());
     let deny = policy("deny", "  ingress: [{action: Deny}]\n  egress: [{action: Deny}]\n");
     world.enforce(std::slice::from_ref(&deny));
-    for socket in &sockets {
-        assert!(!asks(socket, 1000), "{}", world.describe());
-    }
+    assert_eq!(go_on(1000), [false; 2], "{}", world.describe());
     let untracked = "  doNotTrack: true\n  applyOnForward: true\n  ingress: [{action: Allow, protocol: UDP}]\n  \
                      egress: [{action: Allow, protocol: UDP}]\n";
     world.enforce(&[deny, policy("raw", untracked)]);
-    for socket in &sockets {
-        assert!(asks(socket, 5000), "{}", world.describe());
-    }
+    assert_eq!(go_on(5000), [true; 2], "{}", world.describe());
+}
+
+#[test]
+fn what_workloads_have_opened_to_the_host_follows_policy_that_comes_later() {
+    let world = world_of_all_interfaces(&[80]);
+    let talks = world.addresses("host").map(|to| Conversation::open(world.namespace("a"), SocketAddr::new(to, 80)));
+    let go_on =
+        |patience: u64| talks.iter().map(|talk| talk.goes_on(Duration::from_millis(patience))).collect::<Vec<_>>();
+    assert_eq!(go_on(5000), [true; 2], "{}", world.describe());
+    let before = |action: &str| {
+        let rules =
+            format!("  preDNAT: true\n  applyOnForward: true\n  ingress: [{{action: {action}, protocol: UDP}}]\n");
+        policy("before", &rules)
+    };
+    world.enforce(&[before("Deny")]);
+    assert_eq!(go_on(1000), [false; 2], "{}", world.describe());
+    world.enforce(&[before("Allow")]);
+    assert_eq!(go_on(5000), [true; 2], "{}", world.describe());
 }
 
 #[test]

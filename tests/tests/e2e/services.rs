@@ -13,7 +13,7 @@ use calico_ebpf_tests::{
     lab::{HOST4, HOST6, OUTSIDE4, OUTSIDE6},
     nft,
     resources::{felix, policy},
-    stream::Talk,
+    stream::{Conversation, Talk},
 };
 
 use crate::published::{Container, TARGET};
@@ -244,8 +244,9 @@ fn what_was_elsewhere_and_becomes_the_hosts_is_for_the_host() {
             let alive = Arc::downgrade(&alive);
             thread::spawn(move || {
                 while alive.strong_count() > 0 {
-                    let Ok((length, from)) = socket.recv_from(&mut [0; 64]) else { continue };
-                    let _asked_again_otherwise = socket.send_to(&[7; 64][..length], from);
+                    let mut question = [0; 64];
+                    let Ok((length, from)) = socket.recv_from(&mut question) else { continue };
+                    let _asked_again_otherwise = socket.send_to(&question[..length], from);
                 }
             });
         }
@@ -257,21 +258,10 @@ fn what_was_elsewhere_and_becomes_the_hosts_is_for_the_host() {
     let routes = format!("route add {v4} via {OUTSIDE4}\nroute add {v6} via {OUTSIDE6}");
     world.lab.host.ip_batch(&routes).expect("routes");
     world.start();
-    let socket = |to: IpAddr| {
-        let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-        let socket = world.namespace("a").enter(|| UdpSocket::bind((any, 0))).expect("enters").expect("binds");
-        socket.connect((to, 81)).expect("connects");
-        socket
-    };
-    let asks = |socket: &UdpSocket, patience: Duration| {
-        socket.set_read_timeout(Some(patience)).expect("a timeout");
-        socket.send(b"who is there").is_ok() && socket.recv(&mut [0; 64]).is_ok()
-    };
-    let sockets = moving.map(socket);
-    for socket in &sockets {
-        for _ in 0..3 {
-            assert!(asks(socket, ARRIVES), "{}", world.describe());
-        }
+    let talks = moving.map(|to| Conversation::open(world.namespace("a"), SocketAddr::new(to, 81)));
+    let go_on = |patience: Duration| talks.iter().map(|talk| talk.goes_on(patience)).collect::<Vec<_>>();
+    for _ in 0..3 {
+        assert_eq!(go_on(ARRIVES), [true; 2], "{}", world.describe());
     }
     world.lab.host.ip_batch(&addresses("add")).expect("addresses");
     echoes(&world, "host");
@@ -279,13 +269,9 @@ fn what_was_elsewhere_and_becomes_the_hosts_is_for_the_host() {
         let is_closed = || !world.reaches("a", address, Tcp(80), Duration::from_millis(300));
         eventually("the address is seen", Duration::from_secs(10), is_closed);
     }
-    for socket in &sockets {
-        assert!(!asks(socket, SILENCE), "{}", world.describe());
-    }
+    assert_eq!(go_on(SILENCE), [false; 2], "{}", world.describe());
     world.enforce(&[felix("defaultEndpointToHostAction", "Accept")]);
-    for socket in &sockets {
-        assert!(asks(socket, ARRIVES), "{}", world.describe());
-    }
+    assert_eq!(go_on(ARRIVES), [true; 2], "{}", world.describe());
 }
 
 #[test]
