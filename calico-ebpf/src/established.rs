@@ -339,23 +339,25 @@ fn try_again<F: Tables>() -> Result<Code, DropReason> {
     }
 }
 
-/// Policy before DNAT lets the packet's connection in, and the host endpoint where it comes in has no say about it any more: the
-/// reverse of [`Hit::asks_arrival`].
+/// The host endpoint where the packet came in has no say about its connection any more, since untracked policy or policy before DNAT lets
+/// it in. Behind DNAT, that is the reverse of [`Hit::asks_arrival`]; else the entry goes ([`MISS`]), and the packet makes another one.
 #[inline(always)]
 pub(crate) fn settle<F: Tables>() -> Code {
     let Some(work) = work::<F>() else { return MISS };
-    let Some(conn) = F::conn(&work.key) else { return MISS };
+    let (Ok(env), Some(conn)) = (Env::resume_at(work, 0), F::conn(&work.key)) else { return MISS };
     // SAFETY: the entry stays readable and writable as long as the program runs.
     unsafe {
-        let flags = (*conn).flags;
+        let (flags, account) = ((*conn).flags, (*conn).account);
         let from_opener = work.source_is_a == (flags & conn_flags::OPENER_IS_A != 0);
-        if from_opener
-            && flags & conn_flags::BEHIND_DNAT != 0
-            && active((*conn).ends[0].slot).is_some_and(Workload::is_outside)
-        {
-            (*conn).ends[0].slot = NO_SLOT;
-            (*conn).flags = flags | conn_flags::SETTLED;
+        if !from_opener || !active((*conn).ends[0].slot).is_some_and(Workload::is_outside) {
+            return AGAIN;
         }
+        if flags & conn_flags::BEHIND_DNAT == 0 {
+            conns::close_early::<F>(&work.key, account, flags, env.now);
+            return MISS;
+        }
+        (*conn).ends[0].slot = NO_SLOT;
+        (*conn).flags = flags | conn_flags::SETTLED;
     }
     AGAIN
 }

@@ -60,7 +60,8 @@ fn try_established<F: Tables>(skb: &Skb) -> Result<Code, DropReason> {
     let via_stack = hit.flags & conn_flags::VIA_STACK != 0;
     let to_workload_here = hit.destination.is_some_and(|destination| !destination.is_seat());
     let opened_here = hit.from_opener && hit.opener == OpenerKind::Workload as u8;
-    let is_judged_there = hit.destination.is_some();
+    // Who judged what leaves the host has said nothing about the host itself.
+    let is_judged_there = hit.destination.is_some_and(|destination| !destination.is_outside());
     if hit.opener == OpenerKind::Translated as u8 {
         // Whether it is translated still, the stack knows.
         translation::leave_again(skb)?;

@@ -5,7 +5,7 @@ use aya_ebpf::{
     bindings::{BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NOT_FWDED},
     helpers::generated::bpf_fib_lookup,
 };
-use calico_ebpf_common::packet::Packet;
+use calico_ebpf_common::packet::{Packet, V4};
 
 use crate::{
     forward::Fib,
@@ -36,5 +36,7 @@ pub(crate) fn receives<F: Tables>(skb: &Skb) -> u32 {
     };
     // SAFETY: the helper is told the size of what it may read and write.
     let found = unsafe { bpf_fib_lookup(skb.as_ptr(), (&raw mut fib).cast(), size_of::<Fib>() as i32, 0) } as u32;
-    u32::from(matches!(found, BPF_FIB_LKUP_RET_NOT_FWDED | BPF_FIB_LKUP_RET_FWD_DISABLED))
+    // IPv6 forwards or not as a whole, which the helper does not ask.
+    let is_disabled = found == BPF_FIB_LKUP_RET_FWD_DISABLED && F::AF == V4::AF;
+    u32::from(found == BPF_FIB_LKUP_RET_NOT_FWDED || is_disabled)
 }

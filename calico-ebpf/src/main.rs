@@ -507,8 +507,10 @@ fn look(skb: &Skb, known: Step, again: extern "C" fn() -> Code) -> Code {
         return code;
     }
     if skb.is_marked(MARK_SETTLED) {
-        // What it ends with, the entry says.
-        let _ = if skb.is_ipv6() { cali_settle6() } else { cali_settle4() };
+        let code = if skb.is_ipv6() { cali_settle6() } else { cali_settle4() };
+        if code == MISS {
+            return MISS;
+        }
     }
     let code = again();
     if code != AGAIN {

@@ -291,9 +291,14 @@ impl Engine {
             }
             Before::Generation(generation, arrangement) => {
                 self.retire()?;
-                self.dataplane.take_back(generation, &arrangement)?;
+                self.dataplane.take_back(generation)?;
                 self.held = Held::TakenBack;
                 self.unfinished = true;
+                let faults = self.dataplane.rearrange(&arrangement);
+                for fault in &faults {
+                    tracing::error!("{fault}: it stays as what is taken back has it, until files are accepted");
+                }
+                self.applied.faults.extend(faults);
                 self.store = self.dataplane.store()?.behind_a_spent_generation();
                 tracing::info!(generation, "policy in force");
             }

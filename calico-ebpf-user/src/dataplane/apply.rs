@@ -15,6 +15,8 @@ use std::{
     time::Instant,
 };
 
+use ipnet::IpNet;
+
 use calico_ebpf_common::abi::{TAKEOVER_SECONDS, names, uplink_flags};
 
 pub use self::arrangement::Arrangement;
@@ -57,12 +59,16 @@ pub struct Dataplane {
     hz: u32,
     conn_limit: u32,
     takeover: bool,
+    /// What is in force may be taken back, with what it took from interfaces: see [`Arrangement`].
+    unconfirmed: bool,
     /// Interfaces and hooks with the program that should hang there.
     expected: Expected,
     /// Interfaces with the XDP program that should hang there.
     expected_xdp: BTreeMap<u32, u32>,
     /// Addresses of workloads with their interfaces, now and formerly: whose routes are ours.
     owned: BTreeSet<(IpAddr, u32)>,
+    /// Networks that are this host's as a whole, when they were last looked at.
+    host_networks: Vec<IpNet>,
     guard: nft::Table,
     nat: nft::Table,
     /// When connections were last seen that `nat` is still there for.
@@ -95,7 +101,7 @@ impl Dataplane {
         let is_orphaned = load::refuse_elsewhere(&options.instance)?;
         let directory = options.instance.layout_dir();
         let programs = Programs::load(options)?;
-        let tables = Tables::open(&directory)?;
+        let mut tables = Tables::open(&directory)?;
         let takeover = tables.generation()? != 0;
         let before = Info::read(&directory).unwrap_or_else(|error| {
             tracing::warn!("{error}: what earlier runs changed on this host is not known any more");
@@ -135,9 +141,11 @@ impl Dataplane {
             hz,
             conn_limit,
             takeover,
+            unconfirmed: false,
             expected: Expected::new(),
             expected_xdp: BTreeMap::new(),
             owned,
+            host_networks: Vec::new(),
             guard: table(guard::TABLE, guard::PURPOSE),
             nat: table(nat_outgoing::TABLE, nat_outgoing::PURPOSE),
             translated: None,
@@ -244,7 +252,7 @@ impl Dataplane {
     /// Brings links, routes and what belongs to them to what is desired.
     fn connect(&mut self, desired: &Desired, applied: &mut Applied) -> Result<()> {
         let found = self.find(desired)?;
-        let local = self.host_networks();
+        let local = self.host_networks(applied);
         let uplinks = self.uplinks(desired, &found.links, applied)?;
         let hosts = self.host_interfaces(desired, &found)?;
         let is_bare = |index: &u32| !found.hanging.contains_key(&(*index, Hook::Egress));
@@ -256,7 +264,9 @@ impl Dataplane {
         self.note(desired, &uplinks, &found)?;
         // Forwarding first: an uplink that learns by router advertisement has to know before.
         self.sysctls(desired, &uplinks, &found, applied);
-        self.restore_sysctls(desired, applied);
+        if !self.unconfirmed {
+            self.restore_sysctls(desired, applied);
+        }
         self.tables.set_uplinks(&uplinks)?;
         self.tables.set_local_networks(!local.is_empty())?;
         self.owners(desired)?;
@@ -309,23 +319,13 @@ impl Dataplane {
     /// # Errors
     /// If it cannot be written.
     pub fn retire_now(&mut self, plan: &Plan) -> Result<()> {
+        self.unconfirmed = false;
         self.tables.write(&plan.retire)
     }
 
     /// Waits until no program runs that ran when this was called: some milliseconds.
     pub fn grace_period() {
         sys::grace_period();
-    }
-
-    /// Puts the generation before in force again: what [`Dataplane::apply_unretired`] left of it, with what interfaces and routes were
-    /// then.
-    ///
-    /// # Errors
-    /// If it cannot be written.
-    pub fn take_back(&mut self, generation: u32, before: &Arrangement) -> Result<()> {
-        self.tables.commit(generation)?;
-        sys::grace_period();
-        self.rearrange(before)
     }
 
     /// Puts a new policy in force and nothing else: for where the last [`Dataplane::apply`] led to all that is desired, and

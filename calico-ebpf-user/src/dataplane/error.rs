@@ -29,8 +29,8 @@ pub enum DataplaneError {
     },
     /// Another process runs another instance in this network namespace.
     #[error(
-        "process {pid} runs another data path in this network namespace: two of them hang on the same interfaces and undo each \
-         other's routes and sysctls; end it and `purge` what it installed, or name its --pin-dir"
+        "process {pid} runs another data path in this network namespace, and two of them have interfaces, routes and sysctls in common: \
+         end it first, or name its --pin-dir if it is the one that is meant"
     )]
     NotAlone {
         /// The process.

@@ -50,10 +50,10 @@ pub(crate) fn resolve(
             addresses.iter().filter(|(index, _)| *index == link.index).map(|(_, address)| *address).collect();
         let name = host_endpoint_of(by_name.clone(), &link.name, &own);
         let named = name.and_then(|name| endpoints.iter().position(|endpoint| endpoint.name == name));
-        // What it is a part of is the interface, a bridge or a bond; but what is in a VRF is one itself, and the VRF none.
-        let is_one = !link.has_master && !link.vrf;
-        let Some(index) = named.filter(|&index| endpoints[index].interface != HostInterface::All || is_one) else {
-            if link.ethernet && is_one && !link.ifb {
+        // What it is a part of is the interface: a bridge, a bond.
+        let Some(index) = named.filter(|&index| endpoints[index].interface != HostInterface::All || !link.has_master)
+        else {
+            if link.ethernet && !link.has_master && !link.ifb {
                 resolved.others.insert(link.index);
             }
             continue;

@@ -332,7 +332,6 @@ mod tests {
             ethernet: true,
             has_master: false,
             in_vrf: false,
-            vrf: false,
             veth: true,
             vlan: false,
             bond: false,

@@ -21,7 +21,7 @@ use super::{
     desired::Attachment,
     error::{DataplaneError, Result},
     info::Info,
-    instance::Instance,
+    instance::{Instance, patiently},
     maps::TypedMap,
     netns, packet_log, sys,
 };
@@ -299,19 +299,35 @@ pub(crate) fn refuse_elsewhere(instance: &Instance) -> Result<bool> {
     }
     match netns::find(theirs) {
         Some(theirs) => Err(DataplaneError::Elsewhere { path: instance.pin_dir().to_owned(), theirs }),
+        None if patiently(|| let_go(&instance.layout_dir()), |()| true).is_err() => {
+            let theirs = PathBuf::from("which cannot be seen from here");
+            Err(DataplaneError::Elsewhere { path: instance.pin_dir().to_owned(), theirs })
+        }
         None => Ok(true),
     }
 }
 
-/// Removes the pins of links, with which those go that still hang somewhere.
+/// Whether no pinned link hangs on an interface any more, as when their network namespace is gone.
+fn let_go(directory: &Path) -> std::result::Result<(), ()> {
+    let hangs = |path: &PathBuf| {
+        let link = sys::object_open(path, false);
+        link.and_then(|link| sys::link_target(link.as_raw_fd())).is_ok_and(|(ifindex, _)| ifindex != 0)
+    };
+    if link_pins(directory).iter().any(hangs) { Err(()) } else { Ok(()) }
+}
+
+fn link_pins(directory: &Path) -> Vec<PathBuf> {
+    let paths = fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path());
+    let is_link =
+        |path: &PathBuf| path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with("link_"));
+    paths.filter(is_link).collect()
+}
+
+/// Removes the pins of links that hang nowhere any more.
 pub(crate) fn remove_link_pins(directory: &Path) -> Result<()> {
-    let entries = fs::read_dir(directory).map_err(DataplaneError::io(format!("list {}", directory.display())))?;
-    for path in entries.flatten().map(|entry| entry.path()) {
-        if path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with("link_")) {
-            remove_if_there(&path).map_err(DataplaneError::io(format!("remove {}", path.display())))?;
-        }
-    }
-    Ok(())
+    link_pins(directory)
+        .iter()
+        .try_for_each(|path| remove_if_there(path).map_err(DataplaneError::io(format!("remove {}", path.display()))))
 }
 
 /// The layout versions that have something pinned.

@@ -41,8 +41,6 @@ pub(crate) struct Link {
     pub(crate) has_master: bool,
     /// In a VRF: it is still an interface by itself.
     pub(crate) in_vrf: bool,
-    /// A VRF: what it sends and receives, the interfaces in it do.
-    pub(crate) vrf: bool,
     /// A veth.
     pub(crate) veth: bool,
     /// A VLAN.
@@ -589,7 +587,6 @@ fn parse_link(message: &LinkMessage) -> Link {
         ethernet: message.header.link_layer_type == LinkLayerType::Ether,
         has_master: false,
         in_vrf: false,
-        vrf: false,
         veth: false,
         vlan: false,
         bond: false,
@@ -608,7 +605,7 @@ fn parse_link(message: &LinkMessage) -> Link {
             LinkAttribute::LinkInfo(infos) => {
                 let is = |kind| infos.contains(&LinkInfo::Kind(kind));
                 (link.veth, link.vlan, link.bond) = (is(InfoKind::Veth), is(InfoKind::Vlan), is(InfoKind::Bond));
-                (link.ifb, link.vrf) = (is(InfoKind::Ifb), is(InfoKind::Vrf));
+                link.ifb = is(InfoKind::Ifb);
                 link.in_vrf = infos.contains(&LinkInfo::PortKind(InfoPortKind::Vrf));
             }
             _ => {}

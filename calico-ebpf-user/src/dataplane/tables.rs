@@ -8,7 +8,7 @@ use std::{
 };
 
 use calico_ebpf_common::abi::{
-    AddressEntry, Block, Interface, Neighbour, NeighbourKey, PolicyRef, RULE_BYTES, Root, Settings, Timeouts,
+    AddressEntry, Block, Interface, NO_SLOT, Neighbour, NeighbourKey, PolicyRef, RULE_BYTES, Root, Settings, Timeouts,
     WORKLOAD_BYTES, Workload, names, role, workload_flags,
 };
 use ipnet::IpNet;
@@ -270,9 +270,12 @@ impl Tables {
     }
 
     /// Forgets all interfaces, and what slots and neighbours say of them: they were those of a network namespace that is gone.
-    pub(crate) fn forget_interfaces(&self) -> Result<()> {
-        for slot in self.owners.keys().filter(|slot| **slot < self.limits.slots) {
-            self.set_runtime(*slot, &Runtime::default())?;
+    pub(crate) fn forget_interfaces(&mut self) -> Result<()> {
+        for (slot, owner) in self.owners.clone() {
+            self.set_owner(slot, Owner { sysctls: Vec::new(), ..owner })?;
+            if slot < self.limits.slots {
+                self.set_runtime(slot, &Runtime::default())?;
+            }
         }
         self.interfaces()?.keys().try_for_each(|ifindex| self.remove_interface(*ifindex))?;
         self.neighbours()?.keys().try_for_each(|key| self.set_neighbour(key, None))
@@ -400,13 +403,25 @@ impl Tables {
         Ok(owned)
     }
 
+    /// Addresses of local workloads in the generation in force.
+    pub(crate) fn addresses_in_force(&self) -> Result<BTreeSet<IpAddr>> {
+        let generation = self.generation()?;
+        let own = self.addresses()?.into_iter().filter(|(_, entry)| entry.slot(generation) != NO_SLOT);
+        Ok(own.map(|(address, _)| address).collect())
+    }
+
     /// Addresses of local workloads, as the maps tell in the generation in force and, where that has just come, of the one before:
     /// the writer may not have come to their routes.
     fn addresses_with_slots(&self) -> Result<Vec<(IpAddr, u32)>> {
+        let slots = |(address, entry): (IpAddr, AddressEntry)| entry.slot.value.map(|slot| (address, slot));
+        Ok(self.addresses()?.into_iter().flat_map(slots).filter(|(_, slot)| *slot < self.limits.slots).collect())
+    }
+
+    /// All single addresses that the maps know.
+    fn addresses(&self) -> Result<Vec<(IpAddr, AddressEntry)>> {
         let v4 = self.addresses4.entries()?.into_iter().map(|(address, entry)| (Ipv4Addr::from(address).into(), entry));
         let v6 = self.addresses6.entries()?.into_iter().map(|(address, entry)| (Ipv6Addr::from(address).into(), entry));
-        let slots = |(address, entry): (IpAddr, AddressEntry)| entry.slot.value.map(|slot| (address, slot));
-        Ok(v4.chain(v6).flat_map(slots).filter(|(_, slot)| *slot < self.limits.slots).collect())
+        Ok(v4.chain(v6).collect())
     }
 
     /// Everything that the policy store has to know to go on from here.

@@ -1,7 +1,8 @@
 //! Interfaces of the host as endpoints of their own.
 
 use std::{
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     thread,
     time::Duration,
 };
@@ -367,19 +368,21 @@ fn what_untracked_policy_allows_goes_on_whatever_else_comes() {
     let mut world = world(&["a"], &[80]);
     world.write("host.yaml", &uplink());
     world.start();
-    world.enforce(&[policy("all", ALLOW_ALL)]);
-    let talks =
-        world.addresses("host").map(|to| Conversation::open(world.namespace("outside"), SocketAddr::new(to, 80)));
+    let forwarded = |rules: &str| format!("  applyOnForward: true\n{rules}");
+    world.enforce(&[policy("all", &forwarded(ALLOW_ALL))]);
+    let to = [world.addresses("host"), world.addresses("a")].concat();
+    let talk = |to: IpAddr| Conversation::open(world.namespace("outside"), SocketAddr::new(to, 80));
+    let talks: Vec<_> = to.into_iter().map(talk).collect();
     let go_on =
         |patience: u64| talks.iter().map(|talk| talk.goes_on(Duration::from_millis(patience))).collect::<Vec<_>>();
-    assert_eq!(go_on(5000), [true; 2], "{}", world.describe());
-    let deny = policy("deny", "  ingress: [{action: Deny}]\n  egress: [{action: Deny}]\n");
+    assert_eq!(go_on(5000), [true; 4], "{}", world.describe());
+    let deny = policy("deny", &forwarded("  ingress: [{action: Deny}]\n  egress: [{action: Deny}]\n"));
     world.enforce(std::slice::from_ref(&deny));
-    assert_eq!(go_on(1000), [false; 2], "{}", world.describe());
+    assert_eq!(go_on(1000), [false; 4], "{}", world.describe());
     let untracked = "  doNotTrack: true\n  applyOnForward: true\n  ingress: [{action: Allow, protocol: UDP}]\n  \
                      egress: [{action: Allow, protocol: UDP}]\n";
     world.enforce(&[deny, policy("raw", untracked)]);
-    assert_eq!(go_on(5000), [true; 2], "{}", world.describe());
+    assert_eq!(go_on(5000), [true; 4], "{}", world.describe());
 }
 
 #[test]
@@ -478,7 +481,7 @@ fn an_unconfirmed_start_is_taken_back() {
 
 #[test]
 fn an_unconfirmed_start_gives_back_what_it_took_away() {
-    let mut world = world(&["a", "b"], &[22, 80, 443]);
+    let mut world = world(&["a", "b", "c"], &[22, 80, 443]);
     let described = std::fs::read_to_string(world.config().join("workloads.yaml")).expect("a file");
     world.write("host.yaml", &uplink());
     world.write(
@@ -491,23 +494,27 @@ fn an_unconfirmed_start_gives_back_what_it_took_away() {
     let as_before = |world: &World| {
         world.allowed("outside", "host", Tcp(80));
         world.denied("outside", "host", Tcp(443));
-        for (from, to) in [("a", "b"), ("b", "outside"), ("outside", "b")] {
+        for (from, to) in [("a", "b"), ("b", "outside"), ("outside", "b"), ("outside", "c")] {
             world.allowed(from, to, Tcp(80));
         }
-        assert_eq!(routes(world), before);
+        assert_eq!(routes(world).lines().collect::<BTreeSet<_>>(), before.lines().collect());
     };
     as_before(&world);
     world.kill();
-    // The host endpoint has another name now, and labels that no policy knows; `b` is no more, and `a` has its interface.
+    // The host endpoint has another name now, and labels that no policy knows; `b` is no more, and `a` has its interface; that of `c`
+    // comes a little later.
+    world.lab.workload("c").disconnect().expect("disconnects");
     world.write("host.yaml", &host_endpoint("other", &format!("  interfaceName: {UPLINK}\n")).replace("edge", "none"));
     let a = resources::workload(world.lab.workload("a")).replace("interfaceName: calia", "interfaceName: calib");
-    world.write("workloads.yaml", &resources::documents(&[resources::NAMESPACE.to_owned(), a]));
-    world.start_with(&["--watch", "off", "--confirm", "4"]);
+    let c = resources::workload(world.lab.workload("c"));
+    world.write("workloads.yaml", &resources::documents(&[resources::NAMESPACE.to_owned(), a, c]));
+    world.start_with(&["--watch", "off", "--confirm", "10"]);
+    world.lab.workload("c").connect().expect("connects");
     world.denied("outside", "host", Tcp(80));
     world.denied("a", "outside", Tcp(80));
     world.denied("outside", "b", Tcp(80));
     assert_ne!(routes(&world), before);
-    thread::sleep(Duration::from_secs(4));
+    thread::sleep(Duration::from_secs(10));
     as_before(&world);
     // It stays so, and the next process goes on from there.
     thread::sleep(Duration::from_secs(2));

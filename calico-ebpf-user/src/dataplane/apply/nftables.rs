@@ -148,17 +148,17 @@ impl Dataplane {
         }
     }
 
-    /// Networks that are this host's as a whole.
-    pub(super) fn host_networks(&mut self) -> Vec<IpNet> {
-        let routes = self.netlink.local_routes().unwrap_or_else(|error| {
-            tracing::warn!(
-                "list what is this host's by table local: {error}: workloads may reach what is only by that, and host \
-                 endpoints take it for forwarded"
-            );
-            Vec::new()
-        });
+    /// Networks that are this host's as a whole. Where they cannot be listed, those of the last look.
+    pub(super) fn host_networks(&mut self, applied: &mut Applied) -> Vec<IpNet> {
         let is_wanted = |route: &IpNet| route.prefix_len() < route.max_prefix_len() && !route.addr().is_loopback();
-        routes.into_iter().filter(is_wanted).collect()
+        match self.netlink.local_routes() {
+            Ok(routes) => self.host_networks = routes.into_iter().filter(is_wanted).collect(),
+            Err(error) => applied.faults.push(format!(
+                "list what is this host's by table local: {error}: what has come there since the last look may be reached, \
+                 whatever policy about the host says"
+            )),
+        }
+        self.host_networks.clone()
     }
 
     /// Whether the tables are in place, and whether that is new.
