@@ -11,7 +11,7 @@ fn main() {
         let start = Instant::now();
         let loaded = reader.load(&paths);
         let taken = start.elapsed();
-        let report = Report::new(&loaded, false);
+        let report = Report::new(&loaded, false, None);
         print!("{}", report.findings());
         println!("{round}: {taken:?}: {}", report.summary());
     }

@@ -195,8 +195,8 @@ fn one_warning_names_all_missing_profiles() {
     let loaded = good(&text);
     assert_eq!(places(&loaded), ["5:57 warning WorkloadEndpoint/x/a spec.profiles"]);
     assert!(loaded.diagnostics[0].message.contains("ape, zebra"), "{}", loaded.diagnostics[0]);
-    assert!(Report::new(&loaded, false).ok);
-    assert!(!Report::new(&loaded, true).ok);
+    assert!(Report::new(&loaded, false, None).ok);
+    assert!(!Report::new(&loaded, true, None).ok);
 }
 
 #[test]
@@ -204,7 +204,7 @@ fn kubernetes_workloads_without_an_action_to_the_host_get_a_notice() {
     let text = workload("a", "node: n, orchestrator: k8s, interfaceName: cali1");
     let loaded = good(&text);
     assert_eq!(places(&loaded), ["4:18 notice WorkloadEndpoint/x/a spec.orchestrator"]);
-    assert!(Report::new(&loaded, true).ok, "a notice never fails");
+    assert!(Report::new(&loaded, true, None).ok, "a notice never fails");
     let felix = |name: &str| {
         format!(
             "---\n{{apiVersion: projectcalico.org/v3, kind: FelixConfiguration, metadata: {{name: {name}}}, \

@@ -1,13 +1,18 @@
 //! `--dry-run`: what `run` would do, found out without touching anything.
 
 use anyhow::Context as _;
-use calico_ebpf_common::abi::role;
+use calico_ebpf_common::abi::{MAX_UPLINKS, role};
 
 use super::{Options, desired::desired, sources::Sources};
 use crate::{
-    dataplane::{DesiredWorkload, Uplinks, preview, view::View},
+    dataplane::{
+        DesiredWorkload, Uplinks,
+        preview::{self, Table},
+        view::View,
+    },
     observe::{interfaces, inventory},
     policy::{maps::ROOM, store::Store},
+    resources::model::HostInterface,
     routes::{self, migration::Migrations},
 };
 
@@ -40,22 +45,49 @@ pub fn steps(options: &Options) -> anyhow::Result<Vec<String>> {
     if view.is_none() {
         steps.push(format!("{}: make the maps, load the programs", instance.pin_dir().display()));
     }
+    for (path, value) in preview::sysctls(&desired.workloads)? {
+        steps.push(format!("sysctl {}: set to {value}", path.replace('/', ".")));
+    }
+    // Without nft they are gone without, and a run says so.
+    if let Ok((table, false)) = preview::table(instance, Table::Reassembly) {
+        steps.push(format!("nftables table inet {table}: make, it has fragments put together"));
+    }
+    if let (Some(prefixes), Ok((table, false))) = (&desired.interface_prefixes, preview::table(instance, Table::Guard))
+    {
+        let prefixes = prefixes.join(", ");
+        steps.push(format!("nftables table inet {table}: make, it stops interfaces {prefixes} while no process runs"));
+    }
     if let Some(nat) = &desired.nat_outgoing {
-        let (table, there) = preview::nat_table(instance)?;
+        let (table, there) = preview::table(instance, Table::Nat)?;
         let verb = if there { "write again" } else { "make" };
         let sources: Vec<String> = nat.sources.iter().map(ToString::to_string).collect();
         steps.push(format!("nftables table inet {table}: {verb}, it translates {}", sources.join(", ")));
     }
-    if let Uplinks::Named(names) = &desired.uplinks {
-        let there = view.as_ref().map_or_else(|| Ok(Vec::new()), View::interfaces)?;
-        let is_uplink = |index| there.iter().any(|(known, entry)| *known == index && entry.role == role::UPLINK);
-        for name in names {
-            match interfaces::index(name) {
-                None => steps.push(format!("uplink {name}: wait for the interface")),
-                Some(index) if is_uplink(index) => {}
-                Some(_) => steps.push(format!("uplink {name}: filters in both directions")),
-            }
+    let there = view.as_ref().map_or_else(|| Ok(Vec::new()), View::interfaces)?;
+    let is_uplink = |index| there.iter().any(|(known, entry)| *known == index && entry.role == role::UPLINK);
+    let uplinks = match &desired.uplinks {
+        Uplinks::Named(names) => names.clone(),
+        Uplinks::DefaultRoutes => preview::default_uplinks()?.into_iter().filter_map(interfaces::name).collect(),
+    };
+    for (name, number) in uplinks.iter().zip(0..) {
+        match interfaces::index(name) {
+            _ if number >= MAX_UPLINKS => steps.push(format!("uplink {name}: none, there is room for {MAX_UPLINKS}")),
+            None => steps.push(format!("uplink {name}: wait for the interface")),
+            Some(index) if is_uplink(index) => {}
+            Some(_) => steps.push(format!("uplink {name}: filters in both directions")),
         }
+    }
+    let is_known = |slot: u32| there.iter().any(|(_, entry)| entry.host == slot + 1);
+    for endpoint in desired.host_endpoints.iter().filter(|endpoint| !is_known(endpoint.host)) {
+        let interface = match &endpoint.interface {
+            HostInterface::Named(name) => name.clone(),
+            HostInterface::Carrying(addresses) => {
+                let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+                format!("what carries {}", addresses.join(", "))
+            }
+            HostInterface::All => "all other interfaces of the host".to_owned(),
+        };
+        steps.push(format!("host endpoint {}: filters in both directions on {interface}", endpoint.name));
     }
     for (name, ingress) in &desired.untracked {
         let by_xdp = if *ingress && desired.xdp.enabled { ", by XDP if the device can" } else { "" };

@@ -29,7 +29,7 @@ pub(super) struct Common {
     /// Work in this network namespace (and enter nothing else): a name under /run/netns, or a path
     #[arg(long, value_name = "NAME|PATH", global = true, value_parser = non_empty)]
     pub(super) netns: Option<String>,
-    /// An interface towards other hosts; repeatable [default: the devices of the default routes]
+    /// An interface towards other hosts; repeatable, at most 8 [default: the devices of the default routes]
     #[arg(long = "uplink", value_name = "IFACE", global = true, value_parser = interface_name)]
     pub(super) uplinks: Vec<String>,
     /// Where the data path is pinned in bpffs; it names the instance

@@ -227,10 +227,15 @@ fn answer_live(live: &Live, judge: Option<&mut Judge<'_>>, question: &Question) 
 
 /// Answers each line with a line; one that cannot be judged, and be it empty, gets its error in its place.
 fn answer_lines(judge: &mut Answering<'_>, lines: impl Read) -> anyhow::Result<ExitCode> {
+    const BOM: &[u8] = "\u{feff}".as_bytes();
     let mut failed = false;
-    for line in BufReader::new(lines).split(b'\n') {
+    for (number, line) in BufReader::new(lines).split(b'\n').enumerate() {
         let line = line.context("cannot read the queries")?;
-        let query = serde_json::from_slice(&line).map_err(anyhow::Error::from);
+        let line = line.strip_prefix(BOM).filter(|_| number == 0).unwrap_or(&line);
+        // Which line it is, the place of the answer says.
+        let said =
+            |error: serde_json::Error| anyhow!(error.to_string().replacen(" at line 1 column ", " at column ", 1));
+        let query = serde_json::from_slice(line).map_err(said);
         let answer = query.and_then(|query| Question::new(&query)).and_then(|question| judge(&question));
         let text = match answer {
             Ok(answer) => serde_json::to_string(&answer)?,
@@ -316,6 +321,7 @@ struct Judges<'a> {
 
 impl Judges<'_> {
     fn answer(&mut self, question: &Question) -> anyhow::Result<Answer> {
+        self.now.warn_of_interface(question);
         let now = self.now.answer(question)?;
         let staged = self.staged.as_mut().map(|judge| judge.answer(question)).transpose()?;
         Ok(Answer { now, staged, live: None })
@@ -487,6 +493,22 @@ impl<'a> Judge<'a> {
             _ => {
                 bail!("the host has several host endpoints: say which interface it passes (--interface, \"interface\")")
             }
+        }
+    }
+
+    /// That of an interface that is no host endpoint nobody is asked about may be a matter of spelling.
+    fn warn_of_interface(&self, question: &Question) {
+        let Some(asked) = &question.interface else { return };
+        let mut endpoints = self.set.host_endpoints_of(self.node).peekable();
+        let may_be = |interface: &HostInterface| match interface {
+            HostInterface::Named(name) => name == asked,
+            _ => true,
+        };
+        if endpoints.peek().is_some() && !endpoints.any(|host| may_be(&host.interface)) {
+            let node = self.node;
+            output::complain(&format!(
+                "warning: no host endpoint of {node} is the interface \"{asked}\": none is asked there"
+            ));
         }
     }
 

@@ -16,12 +16,12 @@ pub(super) fn run(paths: &[PathBuf], strict: bool, node: Option<&str>, format: F
         let remarks = policy::lint(&loaded.set);
         reader.add(&mut loaded, &remarks);
     }
-    let report = Report::new(&loaded, strict);
+    let report = Report::new(&loaded, strict, node);
     let findings = report.findings();
     if !findings.is_empty() {
         output::complain(findings.trim_end());
     }
-    if let Some(warning) = node.filter(|_| !loaded.has_errors()).and_then(|node| loaded.set.unknown_node(node)) {
+    if let Some(warning) = &report.node_warning {
         output::complain(&format!("warning: {warning}"));
     }
     output::result(format, &report, |report| report.summary() + "\n")?;

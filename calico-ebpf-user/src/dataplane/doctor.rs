@@ -112,16 +112,30 @@ fn felix_name<'a>(arguments: &[&'a str]) -> Option<&'a str> {
 fn privilege() -> Check {
     // include/uapi/linux/capability.h
     const NEEDED: [(u32, &str); 2] = [(12, "CAP_NET_ADMIN"), (21, "CAP_SYS_ADMIN")];
+    const WANTED: [(u32, &str); 2] = [
+        (13, "CAP_NET_RAW: nobody hears workloads that move here or away"),
+        (19, "CAP_SYS_PTRACE: a Felix beside it may go unseen"),
+    ];
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     let effective = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0);
-    let missing: Vec<&str> =
-        NEEDED.iter().filter(|(bit, _)| effective & 1 << bit == 0).map(|(_, name)| *name).collect();
+    let without = |of: [(u32, &'static str); 2]| -> Vec<&str> {
+        of.into_iter().filter(|(bit, _)| effective & 1 << bit == 0).map(|(_, name)| name).collect()
+    };
+    let (missing, wanted) = (without(NEEDED), without(WANTED));
     if !rustix::process::geteuid().is_root() {
         return Check::new("privilege", CheckStatus::Failure, "not root", "run as root");
     }
-    if missing.is_empty() {
+    if missing.is_empty() && wanted.is_empty() {
         return Check::ok("privilege", "root, with the capabilities needed");
+    }
+    if missing.is_empty() {
+        return Check::new(
+            "privilege",
+            CheckStatus::Warning,
+            format!("root, but without {}", wanted.join(", and ")),
+            "give the container or the service these capabilities",
+        );
     }
     Check::new(
         "privilege",
@@ -252,8 +266,8 @@ fn nftables(options: &Options) -> Check {
         return Check::new(
             "nft",
             CheckStatus::Warning,
-            "missing: configurations with an IPPool of natOutgoing are refused, fragments pass only in order, and where \
-             FelixConfiguration gives interfacePrefix, interfaces that come while no process runs are not stopped",
+            "missing: configurations with an IPPool of natOutgoing are refused, fragments pass only in order, what policy denies by the \
+             address it was sent to stays denied where the host would translate it (services, published ports), and where FelixConfiguration gives interfacePrefix, interfaces that come while no process runs are not stopped",
             "install the package nftables",
         );
     }
@@ -266,7 +280,7 @@ fn nftables(options: &Options) -> Check {
         names.join(", ")
     };
     if missing.is_empty() {
-        let purpose = "there, for natOutgoing of IPPools, for fragments, for host endpoints on hosts that translate destinations, and for \
+        let purpose = "there, for natOutgoing of IPPools, for fragments, for policy on hosts that translate destinations, and for \
              the guard that interfacePrefix asks for";
         let made = if there.is_empty() { String::new() } else { format!("; tables {}", named(&there)) };
         return Check::ok("nft", format!("{purpose}{made}"));

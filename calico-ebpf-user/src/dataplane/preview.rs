@@ -3,11 +3,13 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use super::{
+    desired::DesiredWorkload,
     error::{DataplaneError, Result},
+    guard,
     instance::Instance,
     nat_outgoing,
     netlink::Netlink,
-    nft,
+    nft, reassembly, sysctl,
     tables::Tables,
 };
 use crate::policy::store::Store;
@@ -22,14 +24,56 @@ pub fn stored(instance: &Instance) -> Result<Store> {
     Ok(Store::adopt(tables.limits(), &tables.snapshot()?.state()))
 }
 
-/// The name that the nftables table of `natOutgoing` has or will have, and whether it is there.
+/// An nftables table of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Table {
+    /// Of `natOutgoing`.
+    Nat,
+    /// For interfaces of workloads that come while no process runs.
+    Guard,
+    /// Has fragments put together.
+    Reassembly,
+}
+
+/// The name that a table has or will have, and whether it is there.
 ///
 /// # Errors
-/// If nft is missing, which a run would need, too.
-pub fn nat_table(instance: &Instance) -> Result<(String, bool)> {
-    let table = nft::table_name(nat_outgoing::TABLE, instance);
-    let there = nft::exists("inet", &table)?;
-    Ok((table, there))
+/// If nft is missing.
+pub fn table(instance: &Instance, table: Table) -> Result<(String, bool)> {
+    let base = match table {
+        Table::Nat => nat_outgoing::TABLE,
+        Table::Guard => guard::TABLE,
+        Table::Reassembly => reassembly::TABLE,
+    };
+    let name = nft::table_name(base, instance);
+    let there = nft::exists("inet", &name)?;
+    Ok((name, there))
+}
+
+/// The sysctls that would be set, each with its value: those of forwarding and of the workloads' interfaces.
+///
+/// # Errors
+/// If one cannot be read.
+pub fn sysctls(workloads: &[DesiredWorkload]) -> Result<Vec<(String, &'static str)>> {
+    let of_workload = |workload: &DesiredWorkload| {
+        sysctl::workload(&workload.interface, workload.spoof, workload.addresses.iter().any(IpAddr::is_ipv6))
+    };
+    let mut other = Vec::new();
+    for setting in sysctl::forwarding().into_iter().chain(workloads.iter().flat_map(of_workload)) {
+        if sysctl::read(&setting.path)?.is_some_and(|now| now != setting.value) {
+            other.push((setting.path, setting.value));
+        }
+    }
+    Ok(other)
+}
+
+/// The devices of the default routes, by index.
+///
+/// # Errors
+/// If netlink fails.
+pub fn default_uplinks() -> Result<Vec<u32>> {
+    let mut netlink = Netlink::open().map_err(DataplaneError::io("open a netlink socket"))?;
+    netlink.default_route_devices().map_err(DataplaneError::io("list the default routes"))
 }
 
 /// What reaches this host itself: its addresses but loopback, and broadcasts of its networks.

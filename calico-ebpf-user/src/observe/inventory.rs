@@ -141,8 +141,15 @@ impl FromStr for Who {
         if text == "host" {
             return Ok(Self::Host);
         }
-        if let Ok(address) = text.parse() {
-            return Ok(Self::Address(address));
+        match text.parse() {
+            Ok(IpAddr::V6(address)) if address.to_ipv4_mapped().is_some() => {
+                return Err(format!(
+                    "{text} is an IPv4 address in IPv6 clothes: write {}",
+                    IpAddr::V6(address).to_canonical()
+                ));
+            }
+            Ok(address) => return Ok(Self::Address(address)),
+            Err(_) => {}
         }
         match text.split_once('/') {
             Some((namespace, name)) if is_label(namespace) && !name.is_empty() && !name.contains('/') => {

@@ -127,6 +127,7 @@ impl fmt::Display for Problem {
 
 /// A workload and its interface.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct WorkloadState {
     /// `NAMESPACE/NAME`.
     pub endpoint: String,

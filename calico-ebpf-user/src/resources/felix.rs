@@ -286,11 +286,13 @@ fn address<T: std::str::FromStr>(
     family: &str,
 ) -> Option<T> {
     let text = decoder.text(node, path).filter(|text| !text.is_empty())?;
-    let address = text.parse().ok();
-    if address.is_none() {
-        decoder.error(node, path, format!("\"{text}\" is not an {family} address"));
-    }
-    address
+    let message = match (text.parse(), values::address(text)) {
+        (Ok(address), Ok(_)) => return Some(address),
+        (Ok(_), Err(message)) => message,
+        (Err(_), _) => format!("\"{text}\" is not an {family} address"),
+    };
+    decoder.error(node, path, message);
+    None
 }
 
 /// The parameters of Calico's API (`FelixConfigurationSpec`): first those that are read here, then all others.

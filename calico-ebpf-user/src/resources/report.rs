@@ -24,17 +24,21 @@ pub struct Report {
     pub warnings: Vec<Diagnostic>,
     /// Notices.
     pub notices: Vec<Diagnostic>,
+    /// What is odd about the node that was named: a warning, too, of no file.
+    #[serde(rename = "nodeWarning", skip_serializing_if = "Option::is_none")]
+    pub node_warning: Option<String>,
 }
 
 impl Report {
-    /// `strict`: warnings fail, too.
+    /// `strict`: warnings fail, too. `node`: whose workloads are local.
     #[must_use]
-    pub fn new(loaded: &Loaded, strict: bool) -> Self {
+    pub fn new(loaded: &Loaded, strict: bool, node: Option<&str>) -> Self {
         let of = |severity| loaded.of(severity).cloned().collect::<Vec<_>>();
         let (errors, warnings, notices) = (of(Severity::Error), of(Severity::Warning), of(Severity::Notice));
-        let ok = errors.is_empty() && !(strict && !warnings.is_empty());
+        let node_warning = node.filter(|_| errors.is_empty()).and_then(|node| loaded.set.unknown_node(node));
+        let ok = errors.is_empty() && !(strict && (!warnings.is_empty() || node_warning.is_some()));
         let resources = if errors.is_empty() { count(loaded) } else { BTreeMap::new() };
-        Self { ok, files: loaded.files.len(), resources, errors, warnings, notices }
+        Self { ok, files: loaded.files.len(), resources, errors, warnings, notices, node_warning }
     }
 
     /// The findings for people, each with its source line; empty if there are none. Ends with a line break.
@@ -56,8 +60,9 @@ impl Report {
             (false, 0) => "refused, since warnings count (--strict): ".to_owned(),
             (false, errors) => format!("refused: {}, ", plural(errors, "error")),
         };
-        if !self.warnings.is_empty() {
-            let _ = write!(text, "{}, ", plural(self.warnings.len(), "warning"));
+        let warnings = self.warnings.len() + usize::from(self.node_warning.is_some());
+        if warnings > 0 {
+            let _ = write!(text, "{}, ", plural(warnings, "warning"));
         }
         text.push_str(&plural(self.files, "file"));
         for (kind, count) in &self.resources {

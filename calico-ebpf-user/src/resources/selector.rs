@@ -429,6 +429,9 @@ fn tokenize(text: &str) -> Result<Vec<(usize, Token<'_>)>, SyntaxError> {
                 };
                 (Token::Literal(value), remaining)
             }
+            '=' if rest.starts_with("===") => {
+                return Err(SyntaxError::new(at, "\"===\" is no operator: use \"==\""));
+            }
             '=' => match rest.strip_prefix("==") {
                 Some(remaining) => (Token::Equal, remaining),
                 None => return Err(SyntaxError::new(at, "\"=\" is no operator: use \"==\"")),
