@@ -18,7 +18,7 @@ usage: cargo xtask COMMAND
   test [FILTER]        all tests, or those whose name contains FILTER
   lint                 formatting, clippy, documentation, licences
   lab                  a lab of one host to play with, until Ctrl-C
-  lab up|status|exec|down
+  lab up|status|exec|move|down
                        a cluster of hosts with BGP between them; `lab help` says more
   vm [KERNEL...]       the end-to-end tests under other kernels
   bench                how fast it is
