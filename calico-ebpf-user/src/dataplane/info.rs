@@ -37,6 +37,7 @@ pub struct Info {
     /// Sysctls that were set.
     pub sysctls: Vec<SavedSysctl>,
     /// Interfaces that got a `clsact` qdisc from us.
+    #[serde(with = "indices")]
     pub qdiscs: Vec<u32>,
     /// Name of the guard's nftables table, if one was made.
     pub nft_table: Option<String>,
@@ -104,6 +105,62 @@ impl Info {
     }
 }
 
+/// Indices of interfaces as a text: room is short in `cali_info`, and there may be thousands. Each is the distance to the one before;
+/// `2x3` is three times the distance 2.
+mod indices {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error as _};
+
+    pub(super) fn serialize<S: Serializer>(indices: &[u32], serializer: S) -> Result<S::Ok, S::Error> {
+        let mut sorted = indices.to_vec();
+        sorted.sort_unstable();
+        let mut runs: Vec<(u32, u32)> = Vec::new();
+        let mut before = 0;
+        for index in sorted {
+            let distance = index - before;
+            before = index;
+            match runs.last_mut() {
+                Some((last, times)) if *last == distance => *times += 1,
+                _ => runs.push((distance, 1)),
+            }
+        }
+        let run = |(distance, times): &(u32, u32)| match times {
+            1 => distance.to_string(),
+            times => format!("{distance}x{times}"),
+        };
+        serializer.serialize_str(&runs.iter().map(run).collect::<Vec<_>>().join(","))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u32>, D::Error> {
+        /// Versions before this wrote a list.
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Form {
+            Text(String),
+            List(Vec<u32>),
+        }
+        match Form::deserialize(deserializer)? {
+            Form::Text(text) => parse(&text).ok_or_else(|| D::Error::custom(format!("\"{text}\" are no indices"))),
+            Form::List(indices) => Ok(indices),
+        }
+    }
+
+    /// So many at most, whatever the text says.
+    const MOST: u32 = 1 << 16;
+
+    fn parse(text: &str) -> Option<Vec<u32>> {
+        let (mut indices, mut index) = (Vec::new(), 0_u32);
+        for run in text.split(',').filter(|run| !run.is_empty()) {
+            let (distance, times) = run.split_once('x').unwrap_or((run, "1"));
+            let (distance, times): (u32, u32) = (distance.parse().ok()?, times.parse().ok()?);
+            for _ in 0..times.min(MOST) {
+                index = index.checked_add(distance)?;
+                indices.push(index);
+            }
+        }
+        Some(indices)
+    }
+}
+
 /// The text in `cali_load`: what the last attempt to load the files led to. Empty where nobody left one, as versions
 /// without this map do.
 pub(crate) fn read_load(directory: &Path) -> Result<String> {
@@ -122,4 +179,33 @@ pub(crate) fn write_load(directory: &Path, text: &str) -> Result<()> {
 fn text<T: Pod + AsRef<[u8]>>(directory: &Path, name: &str) -> Result<String> {
     let value = TypedMap::<u32, T>::open(directory, name, true)?.get(&0)?;
     Ok(value.map(|value| value_text(value.as_ref())).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn interfaces_of_a_full_node_have_room() {
+        let text = |info: &Info| serde_json::to_string(info).expect("as JSON");
+        let back = |text: &str| serde_json::from_str::<Info>(text).expect("is read back");
+        // Pairs of veths in a row, and with gaps as pods come and go.
+        let in_a_row: Vec<u32> = (0..4096).map(|number| 7 + 2 * number).collect();
+        let step = |at: &mut u32, number: u32| {
+            *at += 2 + number * number % 7;
+            Some(*at)
+        };
+        let with_gaps: Vec<u32> = (0..1_200).scan(7, step).collect();
+        for qdiscs in [Vec::new(), vec![3], in_a_row, with_gaps] {
+            let info = Info { qdiscs: qdiscs.clone(), ..Info::default() };
+            assert!(text(&info).len() < size_of::<InfoText>() * 3 / 4, "{} interfaces", qdiscs.len());
+            let mut read = back(&text(&info)).qdiscs;
+            read.sort_unstable();
+            let mut sorted = qdiscs;
+            sorted.sort_unstable();
+            assert_eq!(read, sorted);
+        }
+        assert_eq!(back(r#"{"qdiscs": [5, 9]}"#).qdiscs, [5, 9], "as it was written once");
+        assert!(serde_json::from_str::<Info>(r#"{"qdiscs": "5,x"}"#).is_err());
+    }
 }
