@@ -339,10 +339,22 @@ fn try_again<F: Tables>() -> Result<Code, DropReason> {
     }
 }
 
-/// The host endpoint where the packet came in has no say about its connection any more, since untracked policy or policy before DNAT lets
-/// it in. Behind DNAT, that is the reverse of [`Hit::asks_arrival`]; else the entry goes ([`MISS`]), and the packet makes another one.
+/// The host endpoint where the packet came in has no say about its connection any more, since policy before DNAT lets it in: the
+/// reverse of [`Hit::asks_arrival`].
 #[inline(always)]
 pub(crate) fn settle<F: Tables>() -> Code {
+    settled::<F>(false)
+}
+
+/// The same of a packet that comes in, which untracked policy has allowed: an entry that is not [`BEHIND_DNAT`](conn_flags::BEHIND_DNAT)
+/// goes ([`MISS`]), and the packet makes another one, if anybody else is asked.
+#[inline(always)]
+pub(crate) fn settle_arrival<F: Tables>() -> Code {
+    settled::<F>(true)
+}
+
+#[inline(always)]
+fn settled<F: Tables>(arrives: bool) -> Code {
     let Some(work) = work::<F>() else { return MISS };
     let (Ok(env), Some(conn)) = (Env::resume_at(work, 0), F::conn(&work.key)) else { return MISS };
     // SAFETY: the entry stays readable and writable as long as the program runs.
@@ -352,12 +364,13 @@ pub(crate) fn settle<F: Tables>() -> Code {
         if !from_opener || !active((*conn).ends[0].slot).is_some_and(Workload::is_outside) {
             return AGAIN;
         }
-        if flags & conn_flags::BEHIND_DNAT == 0 {
+        if flags & conn_flags::BEHIND_DNAT != 0 {
+            (*conn).ends[0].slot = NO_SLOT;
+            (*conn).flags = flags | conn_flags::SETTLED;
+        } else if arrives {
             conns::close_early::<F>(&work.key, account, flags, env.now);
             return MISS;
         }
-        (*conn).ends[0].slot = NO_SLOT;
-        (*conn).flags = flags | conn_flags::SETTLED;
     }
     AGAIN
 }

@@ -47,7 +47,7 @@ use calico_ebpf_common::{
 };
 
 use crate::{
-    established::{Hook, again, settle},
+    established::{Hook, again, settle, settle_arrival},
     forward::{DROP, TO_STACK, answer},
     maps::{DROPS, ROOT},
     skb::Skb,
@@ -59,6 +59,7 @@ use crate::{
 /// Keys of each IP version that one run of `cali_sweep` looks at.
 const SWEEP_STEPS: u32 = 64;
 
+type BareStep = extern "C" fn() -> Code;
 type Step = extern "C" fn(*mut __sk_buff) -> Code;
 type FirstStep = extern "C" fn(*mut __sk_buff, Code) -> Code;
 
@@ -158,9 +159,27 @@ bare_steps! {
     cali_again6 = again::<V6>;
     cali_settle4 = settle::<V4>;
     cali_settle6 = settle::<V6>;
+    cali_fu_settle4 = settle_arrival::<V4>;
+    cali_fu_settle6 = settle_arrival::<V6>;
     cali_fw_host4 = from_workload::to_host::<V4>;
     cali_fw_host6 = from_workload::to_host::<V6>;
 }
+
+/// The steps of [`look`] of one program and IP version.
+struct Look {
+    known: Step,
+    settle: BareStep,
+    again: BareStep,
+}
+
+const FROM_WORKLOAD4: Look = Look { known: cali_fw_known4, settle: cali_settle4, again: cali_again4 };
+const FROM_WORKLOAD6: Look = Look { known: cali_fw_known6, settle: cali_settle6, again: cali_again6 };
+const TO_WORKLOAD4: Look = Look { known: cali_tw_known4, settle: cali_settle4, again: cali_again4 };
+const TO_WORKLOAD6: Look = Look { known: cali_tw_known6, settle: cali_settle6, again: cali_again6 };
+const FROM_UPLINK4: Look = Look { known: cali_fu_known4, settle: cali_fu_settle4, again: cali_again4 };
+const FROM_UPLINK6: Look = Look { known: cali_fu_known6, settle: cali_fu_settle6, again: cali_again6 };
+const TO_UPLINK4: Look = Look { known: cali_tu_known4, settle: cali_settle4, again: cali_again4 };
+const TO_UPLINK6: Look = Look { known: cali_tu_known6, settle: cali_settle6, again: cali_again6 };
 
 #[classifier]
 pub fn cali_from_wl(ctx: TcContext) -> i32 {
@@ -173,14 +192,12 @@ pub fn cali_from_wl(ctx: TcContext) -> i32 {
     }
     let code = match skb.ether_type() {
         ether_type::IPV4 => {
-            let code =
-                from_workload_ip(&skb, cali_fw_known4, cali_again4, None, cali_fw_first4, cali_fw_host4, cali_deliver4);
+            let code = from_workload_ip(&skb, FROM_WORKLOAD4, None, cali_fw_first4, cali_fw_host4, cali_deliver4);
             left(&skb, code, cali_fw_denied4)
         }
         ether_type::IPV6 => {
             let link = Some(cali_fw_link6 as Step);
-            let code =
-                from_workload_ip(&skb, cali_fw_known6, cali_again6, link, cali_fw_first6, cali_fw_host6, cali_deliver6);
+            let code = from_workload_ip(&skb, FROM_WORKLOAD6, link, cali_fw_first6, cali_fw_host6, cali_deliver6);
             left(&skb, code, cali_fw_denied6)
         }
         ether_type::ARP => cali_fw_arp(skb.raw_context()),
@@ -195,14 +212,13 @@ pub fn cali_from_wl(ctx: TcContext) -> i32 {
 #[inline(always)]
 fn from_workload_ip(
     skb: &Skb,
-    known: Step,
-    again: extern "C" fn() -> Code,
+    steps: Look,
     link: Option<Step>,
     first: FirstStep,
-    to_host: extern "C" fn() -> Code,
+    to_host: BareStep,
     deliver: Step,
 ) -> Code {
-    let code = look(skb, known, again);
+    let code = look(skb, steps);
     if code == LEAVES {
         return to_host();
     }
@@ -251,11 +267,11 @@ pub fn cali_to_wl(ctx: TcContext) -> i32 {
     }
     let code = match skb.ether_type() {
         ether_type::IPV4 => {
-            let code = to_workload_ip(&skb, cali_tw_known4, cali_again4, cali_tw_answer4, cali_tw_first4);
+            let code = to_workload_ip(&skb, TO_WORKLOAD4, cali_tw_answer4, cali_tw_first4);
             leaves(&skb, code, cali_learn4)
         }
         ether_type::IPV6 => {
-            let code = to_workload_ip(&skb, cali_tw_known6, cali_again6, cali_tw_answer6, cali_tw_first6);
+            let code = to_workload_ip(&skb, TO_WORKLOAD6, cali_tw_answer6, cali_tw_first6);
             leaves(&skb, code, cali_learn6)
         }
         // The host asks, or our own answer goes out.
@@ -267,8 +283,8 @@ pub fn cali_to_wl(ctx: TcContext) -> i32 {
 }
 
 #[inline(always)]
-fn to_workload_ip(skb: &Skb, known: Step, again: extern "C" fn() -> Code, answered: Step, first: FirstStep) -> Code {
-    let code = look(skb, known, again);
+fn to_workload_ip(skb: &Skb, steps: Look, answered: Step, first: FirstStep) -> Code {
+    let code = look(skb, steps);
     if translation::may_answer(skb, code) && answered(skb.raw_context()) == TO_STACK {
         return TO_STACK;
     }
@@ -323,11 +339,11 @@ pub fn cali_from_up(ctx: TcContext) -> i32 {
     }
     let code = match skb.ether_type() {
         ether_type::IPV4 => {
-            let code = from_uplink_ip(&skb, untracked, cali_fu_known4, cali_again4, cali_fu_first4, cali_deliver4);
+            let code = from_uplink_ip(&skb, untracked, FROM_UPLINK4, cali_fu_first4, cali_deliver4);
             denied(&skb, code, cali_fu_denied4)
         }
         ether_type::IPV6 => {
-            let code = from_uplink_ip(&skb, untracked, cali_fu_known6, cali_again6, cali_fu_first6, cali_deliver6);
+            let code = from_uplink_ip(&skb, untracked, FROM_UPLINK6, cali_fu_first6, cali_deliver6);
             denied(&skb, code, cali_fu_denied6)
         }
         _ => TO_STACK,
@@ -374,15 +390,8 @@ fn before_all(skb: &Skb, flags: u32) -> Code {
 }
 
 #[inline(always)]
-fn from_uplink_ip(
-    skb: &Skb,
-    untracked: Code,
-    known: Step,
-    again: extern "C" fn() -> Code,
-    first: FirstStep,
-    deliver: Step,
-) -> Code {
-    let code = look(skb, known, again);
+fn from_uplink_ip(skb: &Skb, untracked: Code, steps: Look, first: FirstStep, deliver: Step) -> Code {
+    let code = look(skb, steps);
     if code != MISS && code != FOREIGN {
         return code;
     }
@@ -432,12 +441,12 @@ pub fn cali_to_up(ctx: TcContext) -> i32 {
     }
     let code = match skb.ether_type() {
         ether_type::IPV4 => {
-            let code = to_uplink_ip(&skb, cali_tu_known4, cali_again4, cali_tu_leaves4, cali_tu_first4);
+            let code = to_uplink_ip(&skb, TO_UPLINK4, cali_tu_leaves4, cali_tu_first4);
             let code = leaves(&skb, code, cali_learn4);
             denied(&skb, code, cali_tu_denied4)
         }
         ether_type::IPV6 => {
-            let code = to_uplink_ip(&skb, cali_tu_known6, cali_again6, cali_tu_leaves6, cali_tu_first6);
+            let code = to_uplink_ip(&skb, TO_UPLINK6, cali_tu_leaves6, cali_tu_first6);
             let code = leaves(&skb, code, cali_learn6);
             denied(&skb, code, cali_tu_denied6)
         }
@@ -447,8 +456,8 @@ pub fn cali_to_up(ctx: TcContext) -> i32 {
 }
 
 #[inline(always)]
-fn to_uplink_ip(skb: &Skb, known: Step, again: extern "C" fn() -> Code, leaves: Step, first: FirstStep) -> Code {
-    match look(skb, known, again) {
+fn to_uplink_ip(skb: &Skb, steps: Look, leaves: Step, first: FirstStep) -> Code {
+    match look(skb, steps) {
         LEAVES => leaves(skb.raw_context()),
         code if code == MISS || code == FOREIGN => first(skb.raw_context(), code),
         code => code,
@@ -501,16 +510,13 @@ fn arriving(frame: &Frame) -> u32 {
 
 /// Looks for a connection; a second time, if the entry had to be judged again.
 #[inline(always)]
-fn look(skb: &Skb, known: Step, again: extern "C" fn() -> Code) -> Code {
+fn look(skb: &Skb, Look { known, settle, again }: Look) -> Code {
     let code = known(skb.raw_context());
     if code != AGAIN {
         return code;
     }
-    if skb.is_marked(MARK_SETTLED) {
-        let code = if skb.is_ipv6() { cali_settle6() } else { cali_settle4() };
-        if code == MISS {
-            return MISS;
-        }
+    if skb.is_marked(MARK_SETTLED) && settle() == MISS {
+        return MISS;
     }
     let code = again();
     if code != AGAIN {
