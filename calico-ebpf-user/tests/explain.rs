@@ -146,8 +146,8 @@ fn untracked_policy_is_asked_first_and_about_the_answer() {
             format!("{listed} --to 10.0.0.1 --port 22"),
             ["allow", &format!("leave {failsafe}"), &format!("leave {failsafe}"), "-", &format!("allow {failsafe}")],
         ),
-        // Allowed, so that the host endpoint's other policy, which would deny it, is not asked.
-        (format!("{other} --to 10.0.0.1 --port 53"), ["allow", "allow rule list", undecided, "-", "-"]),
+        // Allowed, so that the host endpoint's other policy is not asked; but it is about the answer, which nothing knows for one.
+        (format!("{other} --to 10.0.0.1 --port 53"), ["deny", "allow rule list", "deny no-profile -", "-", "-"]),
         (format!("{other} --to 10.0.0.1 --port 54"), ["deny", undecided, undecided, "-", "deny no-profile -"]),
         // What comes back from who is listed does not arrive.
         ("--from t/a --to 192.0.2.7 --protocol TCP --port 80".into(), ["deny", "-", "deny rule list", allowed, "-"]),
@@ -155,6 +155,8 @@ fn untracked_policy_is_asked_first_and_about_the_answer() {
             "--from host --to 198.51.100.7 --protocol TCP --port 666".into(),
             ["deny", "deny rule list", undecided, "deny no-profile -", "-"],
         ),
+        // What IPv6 needs to work at all is judged by nobody.
+        ("--from fd00::7 --to host --protocol ICMPv6 --icmp-type 135".into(), ["allow", "-", "-", "-", "-"]),
         // Between workloads nothing passes the interface.
         ("--from t/a --to t/b --protocol TCP --port 80".into(), ["allow", "-", "-", allowed, allowed]),
     ] {

@@ -308,7 +308,10 @@ fn stored_forms_and_wrong_versions_get_a_hint() {
         ("projectcalico.org/v3", "Namespace", "write v1"),
     ] {
         let loaded = load(&format!("{{apiVersion: {version}, kind: {kind}, metadata: {{name: p}}}}"));
-        assert_eq!(places(&loaded), ["1:14 error - apiVersion"]);
+        assert_eq!(
+            places(&loaded),
+            [format!("1:14 error {kind}/{}p apiVersion", if kind == "NetworkPolicy" { "default/" } else { "" })]
+        );
         assert!(loaded.diagnostics[0].message.contains(hint), "{}", loaded.diagnostics[0]);
     }
 }

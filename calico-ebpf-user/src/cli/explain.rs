@@ -269,7 +269,9 @@ impl Question {
         };
         let protocol = resources::protocol_number(&protocol).map_err(|error| anyhow!(error))?;
         let has_ports = [TCP, UDP, SCTP, UDP_LITE].contains(&protocol);
-        ensure!(!has_ports || query.port.is_some(), "a port is needed: this protocol has ports");
+        // Rules cannot speak of ports of UDP-Lite.
+        let is_needed = has_ports && protocol != UDP_LITE;
+        ensure!(!is_needed || query.port.is_some(), "a port is needed: this protocol has ports");
         ensure!(has_ports || query.port.is_none(), "this protocol has no ports");
         Ok(Self {
             from: who(&query.from)?,
@@ -280,6 +282,12 @@ impl Question {
             icmp: (query.icmp_type, query.icmp_code.unwrap_or(0)),
             interface: query.interface.clone(),
         })
+    }
+
+    /// Whether it is a message that IPv6 needs to work at all: multicast listeners', router solicitations and neighbour discovery, which
+    /// nobody judges on its way from or to the host (as Calico's `cali-wl-to-host`).
+    fn is_of_link(&self) -> bool {
+        self.protocol == ICMPV6 && matches!(self.icmp.0, Some(130..=133 | 135 | 136))
     }
 
     /// IPv4 where there is a choice, but ICMPv6 means IPv6.
@@ -359,11 +367,17 @@ impl<'a> Judge<'a> {
         let (source, destination) = ends.context("they have no address family in common")?;
         to.host |= !from.host && is_for_any_host(destination);
         let flow = question.flow(source, destination);
+        if (from.host || to.host) && question.is_of_link() {
+            return Ok(Outcome { verdict: word(true), ..Outcome::default() });
+        }
         let mut verdict = Verdict {
             source: self.judge(from.workload, &flow)?.source,
             destination: self.judge(to.workload, &flow)?.destination,
         };
-        let untracked = self.untracked(question, &from, &to, &flow)?;
+        let mut untracked = self.untracked(question, &from, &to, &flow)?;
+        if (from.host || to.host) && untracked[0].as_ref().is_some_and(|end| end.verdict == word(true)) {
+            self.judge_answer(question, &from, &to, &flow, &mut untracked[1])?;
+        }
         let answer = if from.host && to.workload.is_some_and(|workload| workload.node == self.node) {
             // Whatever policy says: the host always reaches its own workloads.
             let endpoint = to.workload.map(name).unwrap_or_default();

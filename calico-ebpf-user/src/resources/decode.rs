@@ -176,12 +176,19 @@ impl<'s> Decoder<'s> {
 
     /// An error about a value.
     pub(super) fn error(&mut self, node: &Node, path: &FieldPath<'_>, message: impl Into<String>) {
-        let width = match &node.value {
-            Value::Scalar(scalar) if scalar.style == Style::Plain => scalar.text.chars().count(),
-            Value::Scalar(scalar) if scalar.style == Style::Quoted => scalar.text.chars().count() + 2,
+        self.error_at(node.place(), self.width(node), path, message);
+    }
+
+    /// How many characters of a value are marked.
+    fn width(&self, node: &Node) -> usize {
+        match &node.value {
+            Value::Scalar(scalar) if node.place() == node.at => match scalar.style {
+                Style::Plain => scalar.text.chars().count(),
+                Style::Quoted => scalar.text.chars().count() + 2,
+                Style::Block => self.word_at(node.at),
+            },
             _ => self.word_at(node.place()),
-        };
-        self.error_at(node.place(), width, path, message);
+        }
     }
 
     /// An error about a field that is not there.
@@ -371,8 +378,12 @@ impl<'s> Decoder<'s> {
             Ok(selector) => Some(selector),
             Err(error) => {
                 let at = self.within(node, text, error.offset);
-                let width = if at == node.at { text.chars().count() } else { 1 };
-                self.error_at(at, width, path, format!("not a selector: {error}"));
+                let message = format!("not a selector: {error}");
+                if at == node.place() {
+                    self.error(node, path, message);
+                } else {
+                    self.error_at(at, 1, path, message);
+                }
                 None
             }
         }
@@ -383,14 +394,14 @@ impl<'s> Decoder<'s> {
         let skipped = match &node.value {
             Value::Scalar(scalar) if scalar.style == Style::Plain => 0,
             Value::Scalar(scalar) if scalar.style == Style::Quoted => 1,
-            _ => return node.at,
+            _ => return node.place(),
         };
         let column =
             |n: usize| Some(Position { column: node.at.column.checked_add(u32::try_from(n).ok()?)?, ..node.at });
         let written = column(skipped).and_then(|start| self.source.rest_of_line(start));
         match (written, column(skipped + offset)) {
             (Some(written), Some(at)) if written.starts_with(text) => at,
-            _ => node.at,
+            _ => node.place(),
         }
     }
 

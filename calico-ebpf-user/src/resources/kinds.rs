@@ -171,7 +171,7 @@ fn resource(decoder: &mut Decoder<'_>, node: &Node, expected: Option<&'static Ki
             if list(decoder, node, name, version, into) {
                 return;
             }
-            match find(decoder, (name, at), (version, version_at)) {
+            match find(decoder, node, (name, at), (version, version_at)) {
                 Some(kind) => kind,
                 None => return,
             }
@@ -199,6 +199,7 @@ fn resource(decoder: &mut Decoder<'_>, node: &Node, expected: Option<&'static Ki
 /// The kind of this name and version.
 fn find(
     decoder: &mut Decoder<'_>,
+    node: &Node,
     (name, name_at): (&str, &Node),
     (version, version_at): (&str, &Node),
 ) -> Option<&'static Kind> {
@@ -221,7 +222,9 @@ fn find(
     } else {
         format!("\"{version}\" is not a version of {name}: write {}", versions.join(" or "))
     };
+    decoder.resource = KINDS.iter().find(|kind| kind.name == name).map(|kind| name_of(node, kind));
     decoder.error(version_at, &root.field("apiVersion"), message);
+    decoder.resource = None;
     None
 }
 
@@ -260,15 +263,19 @@ fn list(decoder: &mut Decoder<'_>, node: &Node, name: &str, version: &str, into:
     true
 }
 
-fn read(decoder: &mut Decoder<'_>, node: &Node, kind: &'static Kind, into: &mut Vec<Parsed>) {
-    let root = FieldPath::ROOT;
-    let before = decoder.errors();
-    let named = metadata::peek_name(node);
-    decoder.resource = Some(match (&named, kind.namespaced) {
+/// `Kind/name` of a resource, as far as it says.
+fn name_of(node: &Node, kind: &Kind) -> String {
+    match (metadata::peek_name(node), kind.namespaced) {
         ((Some(name), namespace), true) => format!("{}/{}/{name}", kind.name, namespace.unwrap_or("default")),
         ((Some(name), _), false) => format!("{}/{name}", kind.name),
         ((None, _), _) => kind.name.to_owned(),
-    });
+    }
+}
+
+fn read(decoder: &mut Decoder<'_>, node: &Node, kind: &'static Kind, into: &mut Vec<Parsed>) {
+    let root = FieldPath::ROOT;
+    let before = decoder.errors();
+    decoder.resource = Some(name_of(node, kind));
     let Reader::Reads(table, body) = &kind.reader else {
         let at = node.entries().iter().find(|entry| entry.key == "kind").map_or(node.at, |entry| entry.value.at);
         let message = format!("{} is not supported yet: what it says would not be enforced", kind.name);

@@ -218,7 +218,7 @@ fn port_number_or_name(decoder: &mut Decoder<'_>, node: &Node, path: &FieldPath<
         return decoder.integer(node, path, 1..=65535).map(|port| PortMatch::Range(port, port));
     }
     let text = decoder.text(node, path)?;
-    match values::endpoint_port_name(text) {
+    match values::port_name(text) {
         Ok(()) => Some(PortMatch::Named(text.to_owned())),
         Err(message) => {
             let hint = match text.parse::<u16>() {

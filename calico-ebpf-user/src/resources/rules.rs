@@ -351,7 +351,7 @@ fn ports(
 
 fn port(decoder: &mut Decoder<'_>, node: &Node, path: &FieldPath<'_>) -> Option<PortMatch> {
     if let Value::Scalar(scalar) = &node.value
-        && let Meaning::Integer(_) = scalar.meaning()
+        && let Meaning::Integer(_) | Meaning::Float(_) | Meaning::Bool(_) = scalar.meaning()
     {
         return decoder.integer(node, path, 1..=65535).map(|port| PortMatch::Range(port, port));
     }

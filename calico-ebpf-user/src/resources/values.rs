@@ -111,7 +111,13 @@ pub(super) fn port(text: &str) -> Result<PortMatch, String> {
     {
         return Err(format!("a range of ports is written with a colon: \"{first}:{last}\""));
     }
-    port_name(text).map(|()| PortMatch::Named(text.to_owned()))
+    let neither = |_| {
+        format!(
+            "\"{text}\" is neither a port, a range FIRST:LAST nor the name of a port (at most 15 lower case letters, digits and single \
+             dashes inside, with a letter in it)"
+        )
+    };
+    port_name(text).map(|()| PortMatch::Named(text.to_owned())).map_err(neither)
 }
 
 fn port_number(text: &str) -> Result<u16, String> {
@@ -121,19 +127,8 @@ fn port_number(text: &str) -> Result<u16, String> {
     }
 }
 
-/// The name of a port. Calico's pattern, and as in Kubernetes a letter has to be in it: anything else is a mistyped number.
+/// The name of a port, of a workload or in a rule (Kubernetes' `IsValidPortName`, which Calico asks, too).
 pub(super) fn port_name(text: &str) -> Result<(), String> {
-    let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
-    if text.len() <= 128 && text.bytes().all(allowed) && text.bytes().any(|b| b.is_ascii_alphabetic()) {
-        return Ok(());
-    }
-    Err(format!(
-        "\"{text}\" is neither a port, a range FIRST:LAST nor the name of a port (letters, digits and _ . -, with a letter in it)"
-    ))
-}
-
-/// The name of a port of a workload (Kubernetes' `IsValidPortName`).
-pub(super) fn endpoint_port_name(text: &str) -> Result<(), String> {
     let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
     if (1..=15).contains(&text.len())
         && text.bytes().all(allowed)
@@ -325,6 +320,9 @@ mod tests {
             ("1:2:3", Err("FIRST:LAST")),
             ("8 0", Err("neither")),
             ("", Err("neither")),
+            ("http_alt", Err("neither")),
+            ("Http", Err("neither")),
+            ("abcdefghijklmnop", Err("at most 15")),
         ] {
             match (port(text), expected) {
                 (Ok(port), Ok(expected)) => assert_eq!(port, expected, "{text}"),

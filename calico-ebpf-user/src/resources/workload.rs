@@ -272,7 +272,7 @@ fn named_port(decoder: &mut Decoder<'_>, node: &Node, path: &FieldPath<'_>, tabl
     let name = name.and_then(|node| {
         let path = path.field("name");
         let text = decoder.text(node, &path)?;
-        values::endpoint_port_name(text).map_err(|message| decoder.error(node, &path, message)).ok()?;
+        values::port_name(text).map_err(|message| decoder.error(node, &path, message)).ok()?;
         Some(text.to_owned())
     });
     let protocol = protocol.and_then(|node| {

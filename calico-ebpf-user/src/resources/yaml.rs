@@ -96,10 +96,10 @@ impl YamlError {
 }
 
 impl Node {
-    /// Where to point: at a scalar itself, at the key that leads to a collection.
+    /// Where to point: at a scalar itself, at the key that leads to a collection, or to a text that begins on a later line.
     pub(super) fn place(&self) -> Position {
         match self.value {
-            Value::Scalar(_) => self.at,
+            Value::Scalar(_) if self.at.line <= self.named_at.line => self.at,
             _ => self.named_at,
         }
     }

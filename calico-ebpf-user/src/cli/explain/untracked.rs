@@ -7,7 +7,7 @@ use calico_ebpf_common::{judge, packet::nd::NEIGHBOUR_DISCOVERY};
 use super::{ECHO, End, Flow, HostInterface, ICMP, ICMPV6, Judge, Outcome, Party, Question};
 use crate::policy::{
     compiled::Direction,
-    flow::{EndVerdict, word},
+    flow::{EndVerdict, Verdict, word},
     maps::Maps,
 };
 
@@ -50,6 +50,27 @@ impl<'a> Judge<'a> {
         let Some(maps) = self.maps_of(self.node)? else { return Ok([None, None]) };
         let judge = |passage: Option<Passage>, flow: Flow| passage.and_then(|passage| judged(maps, &passage, &flow));
         Ok([judge(forth, *flow), answer(flow).and_then(|answer| judge(back, answer))])
+    }
+
+    /// What becomes of the answer to what untracked policy allows, where it leaves that: nothing knows it for one.
+    pub(super) fn judge_answer(
+        &mut self,
+        question: &Question,
+        from: &Party<'a>,
+        to: &Party<'a>,
+        flow: &Flow,
+        untracked: &mut Option<End>,
+    ) -> anyhow::Result<()> {
+        let is_left = untracked.as_ref().is_none_or(|end| end.verdict == "leave");
+        let Some(answer) = answer(flow).filter(|_| is_left) else { return Ok(()) };
+        let mut verdict = Verdict::default();
+        self.judge_host(question, to, from, &answer, &mut verdict)?;
+        let ends = [(verdict.source, Direction::Egress), (verdict.destination, Direction::Ingress)];
+        let denied = ends.into_iter().find_map(|(end, side)| Some((end.filter(|end| !end.allow)?, side)));
+        if let Some((end, side)) = denied {
+            *untracked = Some(End::new(end, side));
+        }
+        Ok(())
     }
 
     /// The interface that has untracked policy, of the host endpoint that a packet passes; `inside` is the address of its end
