@@ -94,8 +94,8 @@ enum Held {
     Nothing,
     /// The generation before, of this number, until the start is confirmed.
     Before(u32, Arc<Arrangement>, Box<Plan>),
-    /// That is in force again, whatever was accepted.
-    TakenBack,
+    /// That is in force again, whatever was accepted, with this arrangement.
+    TakenBack(Arc<Arrangement>),
 }
 
 /// Desired and actual state of one node.
@@ -227,6 +227,7 @@ impl Engine {
         let (migrations, _) = self.migrations_to(&self.accepted);
         let desired = desired(&self.accepted, &plan.next, &self.node, &self.uplinks, &migrations);
         let arrangement = self.dataplane.arrangement().context("cannot read what the maps hold")?;
+        self.dataplane.hold();
         let applied = self.dataplane.apply_unretired(Some(&plan), &desired)?;
         self.migrations = migrations;
         let before = self.store.generation();
@@ -292,13 +293,12 @@ impl Engine {
             Before::Generation(generation, arrangement) => {
                 self.retire()?;
                 self.dataplane.take_back(generation)?;
-                self.held = Held::TakenBack;
+                self.held = Held::TakenBack(Arc::clone(&arrangement));
                 self.unfinished = true;
-                let faults = self.dataplane.rearrange(&arrangement);
-                for fault in &faults {
-                    tracing::error!("{fault}: it stays as what is taken back has it, until files are accepted");
-                }
-                self.applied.faults.extend(faults);
+                self.rearrange(&arrangement);
+                // What has come meanwhile is to stay, too.
+                let now = self.dataplane.arrangement().context("cannot read what the maps hold")?;
+                self.held = Held::TakenBack(Arc::new(Arrangement::clone(&arrangement).with(now)));
                 self.store = self.dataplane.store()?.behind_a_spent_generation();
                 tracing::info!(generation, "policy in force");
             }
@@ -311,7 +311,16 @@ impl Engine {
     /// Whether what an earlier process put in force is so again, whatever was accepted.
     #[must_use]
     pub(super) fn is_taken_back(&self) -> bool {
-        matches!(self.held, Held::TakenBack)
+        matches!(self.held, Held::TakenBack(_))
+    }
+
+    /// Brings links, filters and routes to what they were under what is in force again.
+    fn rearrange(&mut self, arrangement: &Arrangement) {
+        let faults = self.dataplane.rearrange(arrangement);
+        for fault in faults.iter().filter(|fault| !self.applied.faults.contains(fault)) {
+            tracing::error!("{fault}: tried again until files are accepted");
+        }
+        self.applied.faults = faults;
     }
 
     /// Leaves word to the processes to come of files that nobody confirmed.
@@ -333,8 +342,10 @@ impl Engine {
     }
 
     fn try_resync(&mut self) -> anyhow::Result<()> {
-        if matches!(self.held, Held::TakenBack) {
-            // What that wants of links and routes nobody knows any more: they stay as they are.
+        if let Held::TakenBack(arrangement) = &self.held {
+            // What that wants besides nobody knows any more.
+            let arrangement = Arc::clone(arrangement);
+            self.rearrange(&arrangement);
             return Ok(());
         }
         let observed = self.dataplane.observe().context("cannot look at the host's links and addresses")?;

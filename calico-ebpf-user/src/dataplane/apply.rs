@@ -278,6 +278,7 @@ impl Dataplane {
         if !failed.is_empty() || !bare.is_empty() {
             self.behind_translation(desired, (&uplinks, &hosts, &local), &found, &failed, applied);
         }
+        self.forget_neighbours(desired, &found);
         self.peer_macs = found.peer_macs.iter().map(|(index, peer)| (*index, peer.mac)).collect();
         self.deactivate(desired, &found, &failed)?;
         let limits = ConnLimits::new(self.conn_limit, desired.workloads.len() + desired.host_endpoints.len());

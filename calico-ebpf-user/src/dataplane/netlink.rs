@@ -15,6 +15,7 @@ use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressMessage},
     link::{InfoKind, InfoPortKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp},
+    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage},
     route::{
         RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
     },
@@ -336,6 +337,21 @@ impl Netlink {
         let message = RouteNetlinkMessage::DelRoute(route_message(route));
         match self.request(&message, NLM_F_REQUEST | NLM_F_ACK) {
             Err(error) if matches!(error.raw_os_error(), Some(libc::ESRCH | libc::ENODEV)) => Ok(()),
+            done => done.map(drop),
+        }
+    }
+
+    /// Forgets what the kernel knows of a neighbour: it asks anew.
+    pub(crate) fn delete_neighbour(&mut self, ifindex: u32, address: IpAddr) -> io::Result<()> {
+        let mut message = NeighbourMessage::default();
+        message.header.family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+        message.header.ifindex = ifindex;
+        message.attributes.push(NeighbourAttribute::Destination(match address {
+            IpAddr::V4(address) => NeighbourAddress::Inet(address),
+            IpAddr::V6(address) => NeighbourAddress::Inet6(address),
+        }));
+        match self.request(&RouteNetlinkMessage::DelNeighbour(message), NLM_F_REQUEST | NLM_F_ACK) {
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => Ok(()),
             done => done.map(drop),
         }
     }

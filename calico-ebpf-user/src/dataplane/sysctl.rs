@@ -54,11 +54,13 @@ pub(crate) fn workload(interface: &str, spoof: bool, v6: bool) -> Vec<Setting> {
 }
 
 /// What an uplink needs before forwarding is switched on: one that learns by router advertisements goes on doing so only
-/// with 2. One that did not listen (forwarding already on, or 0) is left alone.
-pub(crate) fn uplink(interface: &str) -> Result<Option<Setting>> {
+/// with 2. One that did not listen (0, or forwarding already on, if it was not we that did it) is left alone.
+pub(crate) fn uplink(interface: &str, saved: &[SavedSysctl]) -> Result<Option<Setting>> {
     let path = |name| format!("net/ipv6/conf/{interface}/{name}");
-    let learns =
-        read(&path("accept_ra"))?.as_deref() == Some("1") && read(&path("forwarding"))?.as_deref() == Some("0");
+    let [_, all] = forwarding();
+    let is_ours = saved.iter().any(|saved| saved.path == all.path && saved.old == "0");
+    let listens = || Ok(is_ours || read(&path("forwarding"))?.as_deref() == Some("0"));
+    let learns = read(&path("accept_ra"))?.as_deref() == Some("1") && listens()?;
     Ok(learns.then(|| Setting::new(path("accept_ra"), "2")))
 }
 

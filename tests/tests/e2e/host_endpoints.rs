@@ -9,7 +9,7 @@ use std::{
 
 use calico_ebpf_tests::{
     Protocol::{Icmp, Tcp, Udp},
-    World,
+    World, eventually,
     frames::{Wire, mac},
     lab::{self, HOST4, HOST6, OUTSIDE4, UPLINK},
     resources::{self, NODE},
@@ -519,6 +519,18 @@ fn an_unconfirmed_start_gives_back_what_it_took_away() {
     // It stays so, and the next process goes on from there.
     thread::sleep(Duration::from_secs(2));
     assert!(!world.log().contains("somebody else"), "{}", world.log());
+    as_before(&world);
+    // What others take away is put back, and what is made anew is seen to.
+    world.lab.host.ip("route flush proto 80").expect("flushes");
+    world.lab.workload("a").disconnect().expect("disconnects");
+    world.lab.workload("a").connect().expect("connects");
+    world.lab.host.ip(&format!("link del {UPLINK}")).expect("deletes");
+    world.lab.uplink().expect("an uplink");
+    let is_judged = || !world.reaches("outside", HOST4.into(), Tcp(443), Duration::from_millis(300));
+    eventually("the routes are back", Duration::from_secs(10), || {
+        routes(&world).lines().count() == before.lines().count()
+    });
+    eventually("the uplink is judged", Duration::from_secs(10), is_judged);
     as_before(&world);
     world.terminate();
     world.write("host.yaml", &uplink());

@@ -180,10 +180,12 @@ fn a_changed_mac_address_heals() {
     world.serve(80);
     world.start();
     world.allowed("a", "b", Protocol::Tcp(80));
+    world.allowed("host", "b", Protocol::Tcp(80));
     // One that says nothing: the kernel tells of it.
     world.lab.workload("b").namespace.ip("link set eth0 address 02:00:5e:00:53:01").expect("another MAC address");
     world.allowed("a", "b", Protocol::Udp(80));
     world.allowed("outside", "b", Protocol::Udp(80));
+    world.allowed("host", "b", Protocol::Udp(80));
     // Without the process it is learned from what the workload asks and sends.
     world.kill();
     world.lab.workload("b").namespace.ip("link set eth0 address 02:00:5e:00:53:02").expect("another MAC address");

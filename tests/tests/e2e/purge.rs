@@ -1,8 +1,8 @@
 //! Purge removes everything of ours, and nothing else.
 
-use std::{fs, process::Command};
+use std::{fs, process::Command, time::Duration};
 
-use calico_ebpf_tests::{Protocol::Tcp, World, resources};
+use calico_ebpf_tests::{Protocol::Tcp, World, eventually, resources};
 
 /// What could be left over, as text: equal before and after.
 fn traces(world: &World) -> Vec<(String, String)> {
@@ -120,6 +120,14 @@ fn sysctls_get_the_values_back_that_they_had_before_the_first_start() {
     let get = |name: &str| sysctl(&world, name);
     assert_eq!([get(forward), get(ra), get(other)], ["1", "0", "1"]);
     assert_eq!(get("net.ipv6.conf.up0.accept_ra"), "2", "an uplink that learns by RA goes on learning");
+    // One that is made anew when forwarding is on already would have learned, too.
+    world.start();
+    world.lab.host.ip("link del up0").expect("deletes");
+    world.lab.uplink().expect("an uplink");
+    let learns = || sysctl(&world, "net.ipv6.conf.up0.accept_ra") == "2";
+    eventually("it goes on learning", Duration::from_secs(10), learns);
+    world.terminate();
+    let get = |name: &str| sysctl(&world, name);
     // Somebody else's business since.
     set_sysctl(&world, ra, "1");
     let answer = world.command(&["purge", "--output", "json"]);
@@ -158,4 +166,22 @@ fn an_interface_without_its_workload_gets_its_sysctls_back() {
     world.terminate();
     let purged = world.command(&["purge"]);
     assert_eq!(get(&world), "2", "{purged:?}");
+}
+
+#[test]
+fn an_interface_made_anew_has_nothing_of_the_one_before() {
+    let mut world = World::new(&["a"]);
+    let name = "net.ipv6.conf.calia.disable_ipv6";
+    set_sysctl(&world, name, "1");
+    world.start();
+    assert_eq!(sysctl(&world, name), "0");
+    world.kill();
+    let a = world.lab.workload("a");
+    a.disconnect().expect("disconnects");
+    a.connect().expect("connects");
+    world.start();
+    world.terminate();
+    let answer = world.command(&["purge", "--output", "json"]);
+    assert_eq!(answer.code, 0, "{answer:?}");
+    assert_eq!(sysctl(&world, name), "0", "{answer:?}");
 }

@@ -8,9 +8,13 @@ use super::Dataplane;
 use crate::{
     dataplane::{
         error::{DataplaneError, Result},
-        links::{LinkAction, Runtime},
-        netlink::{Hook, LinkTable, Route},
+        links::{LinkAction, Runtime, has_peer},
+        netlink::{Hook, Link, LinkTable, Route},
+        sysctl,
+        tables::Owner,
+        tc::Hanging,
     },
+    policy::store::interface_name,
     routes::plan::{RouteAction, plan},
 };
 
@@ -23,8 +27,40 @@ pub struct Arrangement {
     routes: Vec<Route>,
 }
 
+impl Arrangement {
+    /// With what `later` has besides.
+    #[must_use]
+    pub fn with(mut self, later: Self) -> Self {
+        let addresses: BTreeSet<_> = self.routes.iter().map(|route| route.address).collect();
+        self.routes.extend(later.routes.into_iter().filter(|route| !addresses.contains(&route.address)));
+        for (index, entry) in later.interfaces {
+            self.interfaces.entry(index).or_insert(entry);
+        }
+        for (slot, runtime) in later.runtimes {
+            let known = self.runtimes.entry(slot).or_insert(runtime);
+            if known.ifindex == 0 && known.flags & workload_flags::HOST_ENDPOINT == 0 {
+                *known = runtime;
+            }
+        }
+        self
+    }
+
+    /// Where each interface is now: by the index that it had, or made anew under its name.
+    fn places<'a>(&self, links: &'a LinkTable) -> BTreeMap<u32, &'a Link> {
+        let name = |entry: &Interface| {
+            let end = entry.name.iter().position(|byte| *byte == 0).unwrap_or(entry.name.len());
+            String::from_utf8_lossy(&entry.name[..end]).into_owned()
+        };
+        let place = |(index, entry): (&u32, &Interface)| {
+            let link = links.by_index(*index).or_else(|| links.by_name(&name(entry)))?;
+            Some((*index, link))
+        };
+        self.interfaces.iter().filter_map(place).collect()
+    }
+}
+
 impl Dataplane {
-    /// How it is now. Until [`Dataplane::retire`] or [`Dataplane::rearrange`] sysctls of what is given up stay as well.
+    /// How it is now.
     ///
     /// # Errors
     /// If it cannot be read.
@@ -32,13 +68,17 @@ impl Dataplane {
         let routes = self.own_routes()?;
         let slots = self.tables.owners().keys();
         let runtimes = slots.map(|slot| Ok((*slot, self.tables.runtime(*slot)?))).collect::<Result<_>>()?;
-        self.unconfirmed = true;
         Ok(Arrangement { interfaces: self.tables.interfaces()?, runtimes, routes })
     }
 
-    /// Makes it so again, as far as the interfaces are still there, behind [`Dataplane::take_back`] of the generation that it was under.
-    /// What has come since stays: interfaces of workloads that had none, and what only the other generation knows, which is nobody's
-    /// now. Returns what failed.
+    /// From now on it may be asked back: until [`Dataplane::retire`] or [`Dataplane::rearrange`] sysctls of what is given up stay.
+    pub fn hold(&mut self) {
+        self.unconfirmed = true;
+    }
+
+    /// Makes it so again, as far as the interfaces are still there or made anew, behind [`Dataplane::take_back`] of the generation that it
+    /// was under. What has come since stays: interfaces of workloads that had none, and what only the other generation knows, which
+    /// is nobody's now. Idempotent. Returns what failed.
     pub fn rearrange(&mut self, before: &Arrangement) -> Vec<String> {
         self.unconfirmed = false;
         let mut faults = Vec::new();
@@ -46,27 +86,33 @@ impl Dataplane {
             Ok(links) => LinkTable::new(links),
             Err(error) => return vec![format!("list the interfaces: {error}")],
         };
+        let places = before.places(&links);
         let done = [
-            self.rearrange_slots(before, &links),
-            self.rearrange_interfaces(before, &links, &mut faults),
-            self.rearrange_routes(before, &links, &mut faults),
+            self.rearrange_slots(before, &places),
+            self.rearrange_interfaces(before, &places, &links, &mut faults),
+            self.rearrange_routes(before, &places, &mut faults),
         ];
         faults.extend(done.into_iter().filter_map(Result::err).map(|error| error.to_string()));
         faults
     }
 
-    fn rearrange_slots(&self, before: &Arrangement, links: &LinkTable) -> Result<()> {
-        let is_there = |runtime: &&Runtime| links.by_index(runtime.ifindex).is_some();
-        let given_back: BTreeSet<u32> = before.runtimes.values().filter(is_there).map(|one| one.ifindex).collect();
+    fn rearrange_slots(&self, before: &Arrangement, places: &BTreeMap<u32, &Link>) -> Result<()> {
+        let given_back: BTreeSet<u32> =
+            before.runtimes.values().filter_map(|runtime| Some(places.get(&runtime.ifindex)?.index)).collect();
         for (slot, runtime) in &before.runtimes {
             let now = self.tables.runtime(*slot)?;
-            let is_seat = runtime.flags & workload_flags::HOST_ENDPOINT != 0;
-            let had_interface = given_back.contains(&runtime.ifindex);
-            if is_seat && now.flags != runtime.flags || had_interface && now.ifindex != runtime.ifindex {
-                self.tables.set_runtime(*slot, runtime)?;
-            } else if !had_interface && given_back.contains(&now.ifindex) {
+            let wanted = if runtime.flags & workload_flags::HOST_ENDPOINT != 0 {
+                Runtime { takeover: now.takeover, ..*runtime }
+            } else if let Some(link) = places.get(&runtime.ifindex) {
+                runtime_on(link, runtime, &now)
+            } else if given_back.contains(&now.ifindex) {
                 // It goes back to another one.
-                self.tables.set_runtime(*slot, &Runtime::default())?;
+                Runtime::default()
+            } else {
+                continue;
+            };
+            if now != wanted {
+                self.tables.set_runtime(*slot, &wanted)?;
             }
         }
         Ok(())
@@ -75,34 +121,78 @@ impl Dataplane {
     fn rearrange_interfaces(
         &mut self,
         before: &Arrangement,
+        places: &BTreeMap<u32, &Link>,
         links: &LinkTable,
         faults: &mut Vec<String>,
     ) -> Result<()> {
         let now = self.tables.interfaces()?;
+        self.expected.retain(|(index, _), _| links.by_index(*index).is_some());
+        self.expected_xdp.retain(|index, _| links.by_index(*index).is_some());
+        let mut uplinks = Vec::new();
         for (index, entry) in &before.interfaces {
-            let Some(link) = links.by_index(*index) else { continue };
-            // Who drops what is not translated has not changed back.
-            let translates = now.get(index).map_or(0, |now| now.translates);
-            let entry = Interface { translates, ..*entry };
-            if now.get(index) == Some(&entry) {
-                continue;
+            let Some(link) = places.get(index) else { continue };
+            if link.index != *index {
+                self.tables.remove_interface(*index)?;
+                self.settle_anew(link, entry, faults);
             }
-            self.tables.set_interface(*index, &entry)?;
+            if entry.role == role::UPLINK {
+                uplinks.push(link.index);
+            }
+            // Who drops what is not translated has not changed back.
+            let translates = now.get(&link.index).map_or(0, |now| now.translates);
+            let entry =
+                Interface { translates, mtu: link.mtu, mac: link.mac, name: interface_name(&link.name), ..*entry };
+            if now.get(&link.index) != Some(&entry) {
+                self.tables.set_interface(link.index, &entry)?;
+            }
             for (hook, program) in hanging_by(entry.role) {
-                let action = LinkAction::Attach { ifindex: *index, interface: link.name.clone(), hook, program };
+                let Some(id) = self.programs.id(program) else { continue };
+                self.expected.insert((link.index, hook), id);
+                let right = Hanging { attachment: self.hooks.attachment, program: id };
+                if self.hooks.hanging(&mut self.netlink, link.index, hook)? == Some(right) {
+                    continue;
+                }
+                let action = LinkAction::Attach { ifindex: link.index, interface: link.name.clone(), hook, program };
                 if let Err(error) = self.execute_link(&action) {
                     faults.push(format!("{action}: {error}"));
                 }
-                self.expected.extend(self.programs.id(program).map(|id| ((*index, hook), id)));
             }
         }
-        Ok(())
+        if uplinks.is_empty() { Ok(()) } else { self.tables.set_uplinks(&uplinks) }
     }
 
-    fn rearrange_routes(&mut self, before: &Arrangement, links: &LinkTable, faults: &mut Vec<String>) -> Result<()> {
+    /// The sysctls of a workload's interface that was made anew.
+    fn settle_anew(&mut self, link: &Link, entry: &Interface, faults: &mut Vec<String>) {
+        if entry.role != role::WORKLOAD {
+            return;
+        }
+        let spoof = self.tables.runtime(entry.slot).is_ok_and(|one| one.flags & workload_flags::SPOOF != 0);
+        let mut saved = Vec::new();
+        for setting in sysctl::workload(&link.name, spoof, entry.address6 != [0; 16]) {
+            match setting.apply() {
+                Ok(old) => saved.extend(old),
+                Err(error) => faults.push(error.to_string()),
+            }
+        }
+        if let Some(owner) = self.tables.owners().get(&entry.slot).cloned()
+            && let Err(error) = self.tables.set_owner(entry.slot, Owner { sysctls: saved, ..owner })
+        {
+            faults.push(error.to_string());
+        }
+    }
+
+    fn rearrange_routes(
+        &mut self,
+        before: &Arrangement,
+        places: &BTreeMap<u32, &Link>,
+        faults: &mut Vec<String>,
+    ) -> Result<()> {
         // The kernel refuses routes over an interface that is down.
-        let is_up = |route: &&Route| links.by_index(route.ifindex).is_some_and(|link| link.up);
-        let wanted: Vec<Route> = before.routes.iter().filter(is_up).cloned().collect();
+        let place = |route: &Route| {
+            let link = places.get(&route.ifindex).filter(|link| link.up)?;
+            Some(Route { ifindex: link.index, ..route.clone() })
+        };
+        let wanted: Vec<Route> = before.routes.iter().filter_map(place).collect();
         self.owned.extend(wanted.iter().map(|route| (route.address, route.ifindex)));
         let there = self.own_routes()?;
         let known = self.tables.addresses_in_force()?;
@@ -146,6 +236,28 @@ impl Dataplane {
             self.tables.set_uplink_flag(uplink_flags::UNTRACKED, true)?;
         }
         self.tables.commit(generation)
+    }
+}
+
+/// What a slot has to say of its interface, which was `before`, is this one and says `now`.
+fn runtime_on(link: &Link, before: &Runtime, now: &Runtime) -> Runtime {
+    let peer = if has_peer(link) { workload_flags::PEER } else { 0 };
+    let mac =
+        if before.flags & workload_flags::MAC_CHECK != 0 || before.ifindex == link.index && now.ifindex != link.index {
+            before.mac
+        } else if now.ifindex == link.index {
+            now.mac
+        } else {
+            // The program learns it.
+            [0; 6]
+        };
+    Runtime {
+        ifindex: link.index,
+        flags: before.flags & !(workload_flags::PEER | workload_flags::ARRIVING) | peer,
+        mtu: link.mtu,
+        mac,
+        host_mac: link.mac,
+        takeover: now.takeover,
     }
 }
 

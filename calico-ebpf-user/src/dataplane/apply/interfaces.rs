@@ -62,6 +62,23 @@ impl Dataplane {
         Ok(found)
     }
 
+    /// Where the other end of a veth has another MAC address than before, the host's stack must not go on with the old one. The workload's
+    /// own questions, by which it would learn that, it does not see.
+    pub(super) fn forget_neighbours(&mut self, desired: &Desired, found: &Found) {
+        for workload in &desired.workloads {
+            let Some(link) = found.links.by_name(&workload.interface) else { continue };
+            let (before, now) = (self.peer_macs.get(&link.index), found.peer_macs.get(&link.index));
+            if before.is_none_or(|before| now.is_none_or(|now| now.mac == *before)) {
+                continue;
+            }
+            for address in &workload.addresses {
+                if let Err(error) = self.netlink.delete_neighbour(link.index, *address) {
+                    tracing::debug!("neighbour {address} of {}: {error}", link.name);
+                }
+            }
+        }
+    }
+
     /// Which interfaces are host endpoints.
     pub(super) fn host_interfaces(&mut self, desired: &Desired, found: &Found) -> Result<Resolved> {
         let networks = if desired.host_endpoints.is_empty() {

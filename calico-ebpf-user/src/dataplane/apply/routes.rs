@@ -70,6 +70,10 @@ impl Dataplane {
                             continue;
                         }
                     }
+                    if let RouteAction::Add(route) | RouteAction::Replace(route) = action {
+                        // A sysctl may be in the way.
+                        self.settled.retain(|(index, _)| *index != route.ifindex);
+                    }
                     applied.faults.push(format!("{action}: {}", explain_route_error(&error)));
                 }
             }

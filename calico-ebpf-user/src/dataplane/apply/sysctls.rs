@@ -21,7 +21,7 @@ impl Dataplane {
     pub(super) fn sysctls(&mut self, desired: &Desired, uplinks: &[u32], found: &Found, applied: &mut Applied) {
         let mut settings = Vec::new();
         for link in uplinks.iter().filter_map(|index| found.links.by_index(*index)) {
-            match sysctl::uplink(&link.name) {
+            match sysctl::uplink(&link.name, &self.info.sysctls) {
                 Ok(setting) => settings.extend(setting),
                 Err(error) => applied.faults.push(error.to_string()),
             }
@@ -59,9 +59,14 @@ impl Dataplane {
                     Err(error) => applied.faults.push(error.to_string()),
                 }
             }
-            if !saved.is_empty() {
+            let mut owner = self.owner(workload);
+            // Those of one that is gone, which had the name.
+            let are_anothers = !found.interfaces.contains_key(&link.index) && !owner.sysctls.is_empty();
+            if are_anothers {
+                owner.sysctls.clear();
+            }
+            if !saved.is_empty() || are_anothers {
                 applied.changes += saved.len();
-                let mut owner = self.owner(workload);
                 keep_oldest(&mut owner.sysctls, saved);
                 if let Err(error) = self.tables.set_owner(workload.slot, owner) {
                     applied.faults.push(error.to_string());
