@@ -15,12 +15,10 @@ use std::{
     time::Instant,
 };
 
+use calico_ebpf_common::abi::{TAKEOVER_SECONDS, names, uplink_flags};
 use ipnet::IpNet;
 
-use calico_ebpf_common::abi::{TAKEOVER_SECONDS, names, uplink_flags};
-
 pub use self::arrangement::Arrangement;
-
 use super::{
     Options,
     alive::Awaited,
@@ -283,7 +281,10 @@ impl Dataplane {
         self.deactivate(desired, &found, &failed)?;
         let limits = ConnLimits::new(self.conn_limit, desired.workloads.len() + desired.host_endpoints.len());
         self.tables.set_root(&limits, &timeouts(self.hz), self.hz, None)?;
-        self.end_takeovers()?;
+        // They are no matter of links.
+        if let Err(error) = self.end_takeovers() {
+            tracing::debug!("takeovers are remembered for longer than they matter: {error}");
+        }
         self.remember_expected(desired, (&uplinks, &hosts, &translated), &found, &failed);
         self.guard(desired, &found, applied);
         self.translate_no_more(desired, applied);

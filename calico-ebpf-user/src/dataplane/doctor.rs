@@ -68,6 +68,7 @@ pub fn examine(options: &Options) -> Vec<Check> {
     checks.extend(forwarding(options));
     match Surroundings::look(options) {
         Ok(mut surroundings) => {
+            checks.extend(surroundings.forwarding(options));
             checks.push(surroundings.mtu());
             checks.extend(surroundings.foreign_programs(options));
             checks.extend(surroundings.xdp(options));
@@ -318,6 +319,21 @@ fn forwarding(options: &Options) -> Vec<Check> {
     checks
 }
 
+/// An interface of an installed data path whose own forwarding somebody has switched off. (Over IPv6 that of all of them counts.)
+fn forwarding_of(link: &Link) -> Option<Check> {
+    let path = format!("net/ipv4/conf/{}/forwarding", link.name);
+    let is_off = sysctl::read(&path).is_ok_and(|value| value.as_deref() == Some("0"));
+    is_off.then(|| {
+        let path = format!("/proc/sys/{path}");
+        Check::new(
+            "forwarding",
+            CheckStatus::Warning,
+            format!("{path} is 0: what comes in by {} and takes the stack is not forwarded", link.name),
+            &format!("echo 1 > {path}, and find out who switched it off"),
+        )
+    })
+}
+
 /// The interfaces that matter: the uplinks, and those that the maps name.
 struct Surroundings {
     netlink: Netlink,
@@ -348,6 +364,14 @@ impl Surroundings {
 
     fn of(&self, indices: &BTreeSet<u32>) -> Vec<Link> {
         indices.iter().filter_map(|index| self.links.by_index(*index)).cloned().collect()
+    }
+
+    fn forwarding(&self, options: &Options) -> Vec<Check> {
+        if !options.instance.is_installed() {
+            return Vec::new();
+        }
+        let indices: BTreeSet<u32> = self.uplinks.union(&self.workloads).copied().collect();
+        self.of(&indices).iter().filter_map(forwarding_of).collect()
     }
 
     fn mtu(&self) -> Check {

@@ -172,6 +172,12 @@ fn doctor_finds_the_programs_of_others_and_what_was_switched_off() {
         found.iter().any(|check| check["status"] == "warning" && check["detail"].to_string().contains("up0")),
         "{found:?}"
     );
+    world.lab.host.sysctl("net/ipv4/conf/up0/forwarding", "0").expect("switches it off");
+    let found = checks(&world, "forwarding");
+    assert!(
+        found.iter().any(|check| check["status"] == "warning" && check["detail"].to_string().contains("up0")),
+        "{found:?}"
+    );
     world.terminate();
     assert!(
         world.lab.host.command("sysctl").args(["-qw", "net.ipv4.ip_forward=0"]).status().expect("sysctl").success()
