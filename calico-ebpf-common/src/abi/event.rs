@@ -7,7 +7,8 @@ pub enum Event {
     /// A TCP segment in the middle of a connection that the data path had not seen, judged by policy as the first one of a new
     /// connection: the data path was installed under running traffic, or lost its table, or the workload moved here.
     Midstream = 0,
-    /// A packet that policy denies by the address that it was sent to, or that belongs to no connection by that, left to the stack, which may translate the address; if it does not, it drops the packet.
+    /// A packet that policy denies by the address that it was sent to, or that belongs to no connection by that, left to the stack,
+    /// which may translate the address; if it does not, it drops the packet.
     LeftToTranslation = 1,
 }
 

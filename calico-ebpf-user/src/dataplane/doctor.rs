@@ -366,12 +366,15 @@ impl Surroundings {
         indices.iter().filter_map(|index| self.links.by_index(*index)).cloned().collect()
     }
 
+    fn indices(&self) -> BTreeSet<u32> {
+        self.uplinks.union(&self.workloads).copied().collect()
+    }
+
     fn forwarding(&self, options: &Options) -> Vec<Check> {
         if !options.instance.is_installed() {
             return Vec::new();
         }
-        let indices: BTreeSet<u32> = self.uplinks.union(&self.workloads).copied().collect();
-        self.of(&indices).iter().filter_map(forwarding_of).collect()
+        self.of(&self.indices()).iter().filter_map(forwarding_of).collect()
     }
 
     fn mtu(&self) -> Check {
@@ -406,7 +409,7 @@ impl Surroundings {
     fn foreign_programs(&mut self, options: &Options) -> Vec<Check> {
         let hooks = Hooks { directory: options.instance.layout_dir(), attachment: Attachment::Tcx };
         let mut foreign = Vec::new();
-        let indices: BTreeSet<u32> = self.uplinks.union(&self.workloads).copied().collect();
+        let indices = self.indices();
         for link in self.of(&indices) {
             for (hook, attach_type) in [(Hook::Ingress, TcAttachType::Ingress), (Hook::Egress, TcAttachType::Egress)] {
                 let own = hooks.hanging(&mut self.netlink, link.index, hook).ok().flatten();

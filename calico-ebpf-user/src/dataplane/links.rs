@@ -29,6 +29,13 @@ pub(crate) struct Runtime {
     pub(crate) takeover: u32,
 }
 
+impl Runtime {
+    /// Whether it is of no workload, but of what a host endpoint judges.
+    pub(crate) const fn is_seat(&self) -> bool {
+        self.flags & workload_flags::HOST_ENDPOINT != 0
+    }
+}
+
 /// One step. `Display` is what `--dry-run` prints.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum LinkAction {
@@ -61,7 +68,7 @@ impl fmt::Display for LinkAction {
             }
             Self::SetInterface { ifindex, entry } => write!(f, "interface {ifindex}: belongs to slot {}", entry.slot),
             Self::RemoveInterface { ifindex } => write!(f, "interface {ifindex}: forget"),
-            Self::SetRuntime { slot, runtime } if runtime.flags & workload_flags::HOST_ENDPOINT != 0 => {
+            Self::SetRuntime { slot, runtime } if runtime.is_seat() => {
                 write!(f, "slot {slot}: active, of a host endpoint")
             }
             Self::SetRuntime { slot, runtime } if runtime.ifindex == 0 => write!(f, "slot {slot}: no interface"),

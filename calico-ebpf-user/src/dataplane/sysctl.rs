@@ -21,7 +21,7 @@ impl Setting {
     }
 
     /// Sets it. What it was before, if it was another.
-    pub(crate) fn apply(&self) -> Result<Option<SavedSysctl>> {
+    fn apply(&self) -> Result<Option<SavedSysctl>> {
         let Some(old) = read(&self.path)? else { return Ok(None) };
         if old == self.value {
             return Ok(None);
@@ -29,6 +29,18 @@ impl Setting {
         write(&self.path, self.value)?;
         Ok(Some(SavedSysctl { path: self.path.clone(), old, new: self.value.to_owned() }))
     }
+}
+
+/// Sets them all. What those were before that were others; what fails is added to `faults`.
+pub(crate) fn apply(settings: Vec<Setting>, faults: &mut Vec<String>) -> Vec<SavedSysctl> {
+    let mut saved = Vec::new();
+    for setting in settings {
+        match setting.apply() {
+            Ok(old) => saved.extend(old),
+            Err(error) => faults.push(error.to_string()),
+        }
+    }
+    saved
 }
 
 /// Forwarding, for what takes the stack.

@@ -333,7 +333,7 @@ impl Tables {
         }
         for slot in self.owners.keys().filter(|slot| **slot < self.limits.slots) {
             let runtime = self.runtime(*slot)?;
-            if runtime.flags & workload_flags::HOST_ENDPOINT != 0 && is_over(runtime.takeover) {
+            if runtime.is_seat() && is_over(runtime.takeover) {
                 self.store_workload(*slot, offset_of!(Workload, takeover), &[0; 4])?;
             }
         }

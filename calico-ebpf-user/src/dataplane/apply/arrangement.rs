@@ -9,6 +9,7 @@ use crate::{
     dataplane::{
         error::{DataplaneError, Result},
         links::{LinkAction, Runtime, has_peer},
+        maps::value_text,
         netlink::{Hook, Link, LinkTable, Route},
         sysctl,
         tables::Owner,
@@ -38,7 +39,7 @@ impl Arrangement {
         }
         for (slot, runtime) in later.runtimes {
             let known = self.runtimes.entry(slot).or_insert(runtime);
-            if known.ifindex == 0 && known.flags & workload_flags::HOST_ENDPOINT == 0 {
+            if known.ifindex == 0 && !known.is_seat() {
                 *known = runtime;
             }
         }
@@ -47,12 +48,8 @@ impl Arrangement {
 
     /// Where each interface is now: by the index that it had, or made anew under its name.
     fn places<'a>(&self, links: &'a LinkTable) -> BTreeMap<u32, &'a Link> {
-        let name = |entry: &Interface| {
-            let end = entry.name.iter().position(|byte| *byte == 0).unwrap_or(entry.name.len());
-            String::from_utf8_lossy(&entry.name[..end]).into_owned()
-        };
         let place = |(index, entry): (&u32, &Interface)| {
-            let link = links.by_index(*index).or_else(|| links.by_name(&name(entry)))?;
+            let link = links.by_index(*index).or_else(|| links.by_name(&value_text(&entry.name)))?;
             Some((*index, link))
         };
         self.interfaces.iter().filter_map(place).collect()
@@ -101,7 +98,7 @@ impl Dataplane {
             before.runtimes.values().filter_map(|runtime| Some(places.get(&runtime.ifindex)?.index)).collect();
         for (slot, runtime) in &before.runtimes {
             let now = self.tables.runtime(*slot)?;
-            let wanted = if runtime.flags & workload_flags::HOST_ENDPOINT != 0 {
+            let wanted = if runtime.is_seat() {
                 Runtime { takeover: now.takeover, ..*runtime }
             } else if let Some(link) = places.get(&runtime.ifindex) {
                 runtime_on(link, runtime, &now)
@@ -167,13 +164,7 @@ impl Dataplane {
             return;
         }
         let spoof = self.tables.runtime(entry.slot).is_ok_and(|one| one.flags & workload_flags::SPOOF != 0);
-        let mut saved = Vec::new();
-        for setting in sysctl::workload(&link.name, spoof, entry.address6 != [0; 16]) {
-            match setting.apply() {
-                Ok(old) => saved.extend(old),
-                Err(error) => faults.push(error.to_string()),
-            }
-        }
+        let saved = sysctl::apply(sysctl::workload(&link.name, spoof, entry.address6 != [0; 16]), faults);
         if let Some(owner) = self.tables.owners().get(&entry.slot).cloned()
             && let Err(error) = self.tables.set_owner(entry.slot, Owner { sysctls: saved, ..owner })
         {
@@ -197,19 +188,14 @@ impl Dataplane {
         let there = self.own_routes()?;
         let known = self.tables.addresses_in_force()?;
         for action in plan(&wanted, &there, &self.owned) {
-            let done = match &action {
-                RouteAction::Add(route) => self.netlink.add_route(route),
-                RouteAction::Replace(route) => self.netlink.replace_route(route),
-                // Of a workload that had no interface, or another one that is gone.
-                RouteAction::Delete(route)
-                    if known.contains(&route.address)
-                        && !wanted.iter().any(|wanted| wanted.address == route.address) =>
-                {
-                    Ok(())
-                }
-                RouteAction::Delete(route) => self.netlink.delete_route(route),
+            // Of a workload that had no interface, or another one that is gone.
+            let stays = |route: &Route| {
+                known.contains(&route.address) && !wanted.iter().any(|wanted| wanted.address == route.address)
             };
-            if let Err(error) = done {
+            if matches!(&action, RouteAction::Delete(route) if stays(route)) {
+                continue;
+            }
+            if let Err(error) = self.change_route(&action) {
                 faults.push(format!("{action}: {error}"));
             }
         }

@@ -56,12 +56,7 @@ impl Dataplane {
         let mut missing = BTreeSet::new();
         for action in &actions {
             tracing::debug!("{action}");
-            let done = match action {
-                RouteAction::Add(route) => self.netlink.add_route(route),
-                RouteAction::Replace(route) => self.netlink.replace_route(route),
-                RouteAction::Delete(route) => self.netlink.delete_route(route),
-            };
-            match done {
+            match self.change_route(action) {
                 Ok(()) => applied.changes += 1,
                 Err(error) => {
                     if let RouteAction::Add(route) | RouteAction::Replace(route) = action {
@@ -96,6 +91,15 @@ impl Dataplane {
                     installed,
                 });
             }
+        }
+    }
+
+    /// Carries out one change.
+    pub(super) fn change_route(&mut self, action: &RouteAction) -> std::io::Result<()> {
+        match action {
+            RouteAction::Add(route) => self.netlink.add_route(route),
+            RouteAction::Replace(route) => self.netlink.replace_route(route),
+            RouteAction::Delete(route) => self.netlink.delete_route(route),
         }
     }
 

@@ -27,13 +27,7 @@ impl Dataplane {
             }
         }
         settings.extend(sysctl::forwarding());
-        let mut saved = Vec::new();
-        for setting in settings {
-            match setting.apply() {
-                Ok(old) => saved.extend(old),
-                Err(error) => applied.faults.push(error.to_string()),
-            }
-        }
+        let saved = sysctl::apply(settings, &mut applied.faults);
         if !saved.is_empty() {
             applied.changes += saved.len();
             keep_oldest(&mut self.info.sysctls, saved);
@@ -52,13 +46,8 @@ impl Dataplane {
                 continue;
             }
             let v6 = workload.addresses.iter().any(IpAddr::is_ipv6);
-            let mut saved = Vec::new();
-            for setting in sysctl::workload(&workload.interface, workload.spoof, v6) {
-                match setting.apply() {
-                    Ok(old) => saved.extend(old),
-                    Err(error) => applied.faults.push(error.to_string()),
-                }
-            }
+            let settings = sysctl::workload(&workload.interface, workload.spoof, v6);
+            let saved = sysctl::apply(settings, &mut applied.faults);
             let mut owner = self.owner(workload);
             // Those of one that is gone, which had the name.
             let are_anothers = !found.interfaces.contains_key(&link.index) && !owner.sysctls.is_empty();
