@@ -44,6 +44,9 @@ pub(crate) fn is_plain(name: &str) -> bool {
     !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
 }
 
+/// How often a table is put in place before somebody else is blamed for what becomes of it.
+const PUTS: u32 = 5;
+
 /// A table that is kept, or several of one name in different families.
 #[derive(Debug)]
 pub(crate) struct Table {
@@ -80,11 +83,32 @@ impl Table {
             return Ok(false);
         }
         self.kept = None;
-        nft(self.purpose, &["-f", "-"], ruleset)?;
-        let generation = generation().ok();
-        let listing = self.list()?;
-        self.kept = Some(Kept { ruleset: ruleset.to_owned(), listing, generation });
+        self.kept = Some(self.put(ruleset)?);
         Ok(true)
+    }
+
+    /// Puts it in place and learns how nft shows it. Somebody may change it in between: what is shown counts where nobody has
+    /// changed any table meanwhile, or where it is shown so twice, since there are hosts whose tables change all the time.
+    fn put(&self, ruleset: &str) -> Result<Kept> {
+        let mut before = None;
+        let mut failed = None;
+        for _ in 0..PUTS {
+            let last = generation().ok();
+            nft(self.purpose, &["-f", "-"], ruleset)?;
+            let listing = self.list();
+            let generation = generation().ok().filter(|now| last.is_some_and(|last| *now == last.wrapping_add(1)));
+            match listing {
+                Ok(listing) if generation.is_some() || before.as_ref() == Some(&listing) => {
+                    return Ok(Kept { ruleset: ruleset.to_owned(), listing, generation });
+                }
+                Ok(listing) => before = Some(listing),
+                Err(error) => failed = Some(error),
+            }
+        }
+        Err(failed.unwrap_or_else(|| DataplaneError::Load {
+            what: self.purpose.to_owned(),
+            message: "somebody else changes the table as soon as it is there".to_owned(),
+        }))
     }
 
     /// Whether nobody else has changed or deleted what was put in place. Cheap as long as nobody touches any table.

@@ -1,7 +1,9 @@
 //! `natOutgoing`: what leaves all pools has the host's address.
 
 use std::{
+    env, fs,
     net::{IpAddr, SocketAddr},
+    os::unix::fs::PermissionsExt as _,
     thread,
     time::Duration,
 };
@@ -223,6 +225,29 @@ fn a_running_connection_keeps_its_address() {
         eventually("the table is back", Duration::from_secs(10), back);
         assert_eq!(glance(&world, &format!("after {vandalism:?}")), first, "{vandalism:?}\n{}", world.describe());
     }
+}
+
+#[test]
+fn a_table_that_is_emptied_before_anybody_looks_is_filled_again() {
+    let mut world = World::new(&["a"]);
+    mirrors(&world);
+    world.write("pools.yaml", &pools(true));
+    // In the place of nft, somebody who is quicker than everybody else, once.
+    let vandal = world.config().with_file_name("vandal");
+    fs::create_dir(&vandal).expect("makes a directory");
+    let path = env::var("PATH").expect("a search path");
+    let script = format!(
+        "#!/bin/sh\nPATH='{path}'\nnft \"$@\" || exit\n[ \"$1\" = -f ] && table=$(nft list tables | grep calico_nat) && \
+         mkdir '{0}/been' && nft flush $table\nexit 0\n",
+        vandal.display()
+    );
+    fs::write(vandal.join("nft"), script).expect("writes a script");
+    fs::set_permissions(vandal.join("nft"), fs::Permissions::from_mode(0o755)).expect("may be run");
+    let mut command = world.run_command(&[]);
+    command.env("PATH", format!("{}:{path}", vandal.display()));
+    world.start_command(command);
+    assert!(vandal.join("been").exists(), "nobody emptied it");
+    sees(&world, "a", "outside", HOST);
 }
 
 #[test]
