@@ -1,12 +1,8 @@
 //! The ways out.
 
 use aya_ebpf::{
-    EbpfContext as _,
-    bindings::{
-        BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as FibParams, bpf_redir_neigh,
-        bpf_redir_neigh__bindgen_ty_1,
-    },
-    helpers::generated::{bpf_fib_lookup, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer},
+    bindings::{BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1},
+    helpers::generated::{bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer},
 };
 use calico_ebpf_common::{
     abi::{DropReason, MARK_UNTRANSLATED, Workload, workload_flags},
@@ -14,9 +10,10 @@ use calico_ebpf_common::{
 };
 
 use crate::{
+    fib::Fib,
     skb::Skb,
     tables::{Tables, active},
-    work::{Code, Env, code, opaque, work},
+    work::{Code, Env, code, work},
 };
 
 /// The next program in the chain, and behind it the stack: unlike `TC_ACT_OK`, which ends the chain.
@@ -75,27 +72,6 @@ pub(crate) fn to_workload<F: Tables>(skb: &Skb, packet: &Packet<F>, workload: &W
     Ok(unsafe { bpf_redirect(workload.ifindex, 0) })
 }
 
-/// `struct bpf_fib_lookup` (`include/uapi/linux/bpf.h`), with the parts that are used by themselves.
-#[repr(C, align(8))]
-pub(crate) struct Fib {
-    pub family: u8,
-    pub protocol: u8,
-    /// Big-endian, as is the other.
-    pub source_port: u16,
-    pub destination_port: u16,
-    /// Of the packet from its IP header on: with it the kernel holds the packet against the MTU of the route, too.
-    pub length: u16,
-    /// Of the interface that the packet came in by; behind the lookup of the one that it leaves by.
-    pub ifindex: u32,
-    /// Of IPv4 the type of service, of IPv6 traffic class and flow label.
-    pub flow_info: u32,
-    pub source: [u64; 2],
-    /// Behind the lookup the next hop, of the family that `family` says then: IPv4 routes may have one of IPv6.
-    pub destination: [u64; 2],
-    pub rest: [u64; 2],
-}
-const _: () = assert!(size_of::<FibParams>() == size_of::<Fib>());
-
 /// To elsewhere, in a connection that nobody translates. What the stack has to forward after all, it must not take for
 /// the first packet of a connection to be translated: it has not seen those before.
 #[inline(always)]
@@ -113,21 +89,11 @@ fn past_stack<F: Tables>(env: &Env, skb: &Skb, packet: &Packet<F>) -> Result<Cod
     if needs_stack(skb, packet) {
         return Ok(TO_STACK);
     }
-    let mut fib = Fib {
-        family: F::AF,
-        protocol: packet.protocol,
-        source_port: packet.transport.source_port.to_be(),
-        destination_port: packet.transport.destination_port.to_be(),
-        length: segment_length(skb, packet).min(0xffff) as u16,
-        ifindex: env.ifindex,
-        // All packets of a flow go the way that the stack chose for the first one.
-        flow_info: F::flow_info(skb).ok_or(DropReason::Malformed)?,
-        source: F::to_words(&packet.source),
-        destination: F::to_words(&packet.destination),
-        rest: [opaque(0); 2],
-    };
-    // SAFETY: the helper is told the size of what it may read and write.
-    let found = unsafe { bpf_fib_lookup(skb.as_ptr(), (&raw mut fib).cast(), size_of::<Fib>() as i32, 0) } as u32;
+    let mut fib = Fib::of(packet, env.ifindex);
+    fib.length = segment_length(skb, packet).min(0xffff) as u16;
+    // All packets of a flow go the way that the stack chose for the first one.
+    fib.flow_info = F::flow_info(skb).ok_or(DropReason::Malformed)?;
+    let found = fib.look_up(skb);
     // A neighbour that is not resolved yet, `bpf_redirect_neigh` resolves as the stack would.
     if found != BPF_FIB_LKUP_RET_SUCCESS && found != BPF_FIB_LKUP_RET_NO_NEIGH {
         return Ok(TO_STACK);

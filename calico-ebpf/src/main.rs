@@ -9,6 +9,7 @@
 mod conns;
 mod established;
 mod explain;
+mod fib;
 mod flows;
 mod forward;
 mod fragments;

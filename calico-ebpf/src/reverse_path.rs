@@ -1,12 +1,8 @@
 //! Whether there is a way back to where a packet came from.
 
-use aya_ebpf::{
-    EbpfContext as _,
-    bindings::{
-        BPF_FIB_LKUP_RET_BLACKHOLE, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_PROHIBIT,
-        BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_UNREACHABLE,
-    },
-    helpers::generated::bpf_fib_lookup,
+use aya_ebpf::bindings::{
+    BPF_FIB_LKUP_RET_BLACKHOLE, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_PROHIBIT,
+    BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_UNREACHABLE,
 };
 use calico_ebpf_common::{
     abi::{DropReason, settings_flags},
@@ -14,10 +10,10 @@ use calico_ebpf_common::{
 };
 
 use crate::{
-    forward::Fib,
+    fib::Fib,
     skb::Skb,
     tables::Tables,
-    work::{Env, opaque, work},
+    work::{Env, work},
 };
 
 /// For what is of no known connection: the packet's source must be reachable, and with `BACK_STRICT` by the interface that
@@ -39,22 +35,8 @@ fn is_lost<F: Tables>(skb: &Skb, strict: u32) -> u32 {
     let Some(work) = work::<F>() else { return 0 };
     let packet: &Packet<F> = &work.packet;
     let ifindex = skb.ifindex();
-    // The answer's addresses and ports: it is about the answer's way.
-    let mut fib = Fib {
-        family: F::AF,
-        protocol: packet.protocol,
-        source_port: packet.transport.destination_port.to_be(),
-        destination_port: packet.transport.source_port.to_be(),
-        length: 0,
-        ifindex,
-        flow_info: 0,
-        source: F::to_words(&packet.destination),
-        destination: F::to_words(&packet.source),
-        rest: [opaque(0); 2],
-    };
-    // SAFETY: the helper is told the size of what it may read and write.
-    let found = unsafe { bpf_fib_lookup(skb.as_ptr(), (&raw mut fib).cast(), size_of::<Fib>() as i32, 0) } as u32;
-    match found {
+    let mut fib = Fib::of_answer(packet, ifindex);
+    match fib.look_up(skb) {
         BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH => u32::from(strict != 0 && fib.ifindex != ifindex),
         BPF_FIB_LKUP_RET_BLACKHOLE
         | BPF_FIB_LKUP_RET_UNREACHABLE
