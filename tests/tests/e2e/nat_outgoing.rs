@@ -237,8 +237,15 @@ fn a_table_that_is_emptied_before_anybody_looks_is_filled_again() {
     fs::create_dir(&vandal).expect("makes a directory");
     let path = env::var("PATH").expect("a search path");
     let script = format!(
-        "#!/bin/sh\nPATH='{path}'\nnft \"$@\" || exit\n[ \"$1\" = -f ] && table=$(nft list tables | grep calico_nat) && \
-         mkdir '{0}/been' && nft flush $table\nexit 0\n",
+        r#"#!/bin/sh
+PATH='{path}'
+nft "$@" || exit
+[ "$1" = -f ] || exit 0
+nft list tables | while read -r word family name; do
+    case $name in calico_nat*) mkdir '{}/been' && nft flush table $family $name;; esac
+done
+exit 0
+"#,
         vandal.display()
     );
     fs::write(vandal.join("nft"), script).expect("writes a script");
