@@ -33,6 +33,11 @@ pub fn dispatch(arguments: &[String]) -> anyhow::Result<()> {
     let Some((command, rest)) = arguments.split_first() else {
         anyhow::bail!("{USAGE}");
     };
+    let asks_for_help = |argument: &String| ["-h", "--help"].contains(&argument.as_str());
+    if rest.first().is_some_and(asks_for_help) {
+        println!("{USAGE}");
+        return Ok(());
+    }
     match command.as_str() {
         "build" => build(),
         "run" => run::run(rest),
