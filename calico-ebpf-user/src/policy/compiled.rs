@@ -1,6 +1,13 @@
 //! What the compiler makes of the resources for one node, before it is laid out in maps.
 
-use std::{borrow::Cow, collections::BTreeMap, fmt, net::IpAddr, ops::Range, sync::Arc};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::IpAddr,
+    ops::Range,
+    sync::Arc,
+};
 
 use calico_ebpf_common::abi::Action;
 use ipnet::{IpNet, Ipv6Net};
@@ -175,6 +182,23 @@ impl Compiled {
             [host, forward, from_workloads].into_iter().flatten()
         });
         workloads.chain(of_host.map(|(name, tables)| Seat { name, tables, addresses: None }))
+    }
+
+    /// The names of all rules that can decide for local workloads.
+    #[must_use]
+    pub fn rule_names(&self) -> BTreeSet<&Arc<RuleName>> {
+        // A table has the rules of an expansion one after the other, so most repetitions are found at once.
+        let mut names = BTreeSet::new();
+        for table in &self.tables {
+            let mut last = None;
+            for rule in &table.rules {
+                if last.is_none_or(|last| !Arc::ptr_eq(last, &rule.name)) {
+                    names.insert(&rule.name);
+                    last = Some(&rule.name);
+                }
+            }
+        }
+        names
     }
 }
 
