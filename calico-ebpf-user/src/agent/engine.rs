@@ -1,27 +1,24 @@
 //! One path for start, reload, rollback, link event and resync: files -> compiled policy -> plan -> kernel.
 
+mod claims;
+mod moves;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr},
+    net::IpAddr,
     sync::Arc,
-    time::{Duration, Instant, SystemTime},
+    time::{Instant, SystemTime},
 };
 
 use anyhow::Context as _;
 use calico_ebpf_common::abi::LOAD_BYTES;
 
-use super::{
-    desired::{self, desired},
-    sources::Sources,
-};
+use super::{desired::desired, sources::Sources};
 use crate::{
-    dataplane::{
-        Applied, Arrangement, Dataplane, Desired, LinkState, NatOutgoing, Uplinks, WorkloadStatus, alive::Awaited,
-        contest,
-    },
+    dataplane::{Applied, Arrangement, Dataplane, Desired, NatOutgoing, Uplinks},
     observe::{
         clock,
-        status::{LastLoad, Problem, mac_text},
+        status::{LastLoad, Problem},
     },
     policy::{
         compiled::Compiled,
@@ -34,9 +31,9 @@ use crate::{
         model::{FelixConfiguration, WorkloadEndpoint},
     },
     routes::{
-        claim::{Change, Claim, Rival, Rivals, Yielded},
-        departure::{Departing, Departure, departing, destination},
-        migration::{Migrations, Move, Pace, Priority, moves, priority},
+        claim::{Rivals, Yielded},
+        departure::Departing,
+        migration::{Migrations, Priority, priority},
     },
 };
 
@@ -456,268 +453,9 @@ impl Engine {
         Ok(self.store.plan(&compiled, host_addresses)?)
     }
 
-    /// Looks at what other hosts say about our workloads' addresses; whether that changes which of them are ours.
-    fn heed_claims(&mut self) -> bool {
-        let Self { dataplane, accepted, migrations, .. } = self;
-        // Who is moving here goes before the others, or has not come.
-        let settled =
-            accepted.compiled.workloads.iter().filter(|(name, _)| priority(migrations.get(name)) == Priority::Normal);
-        let settled = settled.map(|(name, local)| (name, &*local.addresses));
-        let (mut claims, overruled) = match dataplane.claims(settled, desired::routes(&accepted.felix).protocol) {
-            Ok(found) => found,
-            Err(error) => {
-                tracing::debug!("what other hosts say is not known: {error}");
-                return false;
-            }
-        };
-        for line in overruled.iter().filter(|line| !self.overruled.contains(line)) {
-            tracing::warn!("{line}");
-        }
-        self.overruled = overruled;
-        let workloads = &self.accepted.compiled.workloads;
-        self.yielded.retain(|name| workloads.contains_key(name));
-        let arrived: Vec<_> =
-            claims.keys().filter(|name| self.accepted.departing.contains_key(*name)).cloned().collect();
-        let parted = self.part_all(&arrived, "the other node tells a route to it");
-        claims.retain(|name, _| !self.accepted.departing.contains_key(name));
-        self.hold_against_the_former(&mut claims);
-        let changes = self.yielded.update(&claims, &self.node, Instant::now());
-        for change in &changes {
-            match change {
-                Change::Yield(endpoint, Claim { address, via }) => tracing::warn!(
-                    endpoint, %address, via = via.map(|via| via.to_string()),
-                    "another host has this workload, too, and the better route: it is left to that one"
-                ),
-                Change::TakeBack(endpoint) => {
-                    tracing::info!(endpoint, "no other host has this workload any more: it is ours again");
-                }
-            }
-        }
-        parted || !changes.is_empty()
-    }
-
-    /// A workload came and was alive here, and the node that it came from still tells a route to it: it has not read the files,
-    /// or nothing runs there that could. That is no reason to step back.
-    fn hold_against_the_former(&mut self, claims: &mut BTreeMap<String, Claim>) {
-        let Ok(now) = self.dataplane.now() else { return };
-        claims.retain(|name, claim| {
-            let origin = self.migrations.origin(name).filter(|_| !self.yielded.has(name));
-            let of_origin = origin.and_then(|node| self.accepted.nodes.get(node));
-            if !claim.via.is_some_and(|via| of_origin.is_some_and(|addresses| addresses.contains(&via))) {
-                return true;
-            }
-            tracing::warn!(
-                endpoint = name, from = origin, address = %claim.address,
-                "the node that it came from still tells a route to it: its routes keep the elevated priority"
-            );
-            self.migrations.hold(name, now);
-            false
-        });
-    }
-
-    /// Who is still here once the files say this, although they have it on another node.
-    fn departing_to(&self, after: &[Shared<WorkloadEndpoint>]) -> Departing {
-        let before = &self.accepted;
-        let is_here = |name: &str| {
-            let up = |one: &WorkloadStatus| one.endpoint == name && one.state == LinkState::Up;
-            self.applied.workloads.iter().any(up)
-                && priority(self.migrations.get(name)) != Priority::Withheld
-                && !self.yielded.has(name)
-                && !self.left.contains(name)
-        };
-        let until = Instant::now() + self.pace().convergence;
-        let moves = moves(&before.workloads, after, &self.node, self.addresses());
-        let mut departing = departing(&moves, &before.workloads, after, &self.node, until);
-        departing.retain(|name, _| is_here(name));
-        for (name, departure) in self.still_here() {
-            if let Some(to) = destination(&departure.before, after, &self.node) {
-                departing.insert(name.clone(), Departure { to: to.node.clone(), ..departure.clone() });
-            }
-        }
-        departing
-    }
-
-    /// A workload that was to leave has left; false where that is known.
-    fn part(&mut self, name: &str, why: &str) -> bool {
-        let Some(Departure { to, .. }) = self.accepted.departing.get(name) else { return false };
-        let is_news = self.left.insert(name.to_owned());
-        if is_news {
-            tracing::info!(endpoint = name, to, "it has left: {why}");
-        }
-        is_news
-    }
-
-    /// Whose interface is gone or down has left.
-    fn part_from_the_absent(&mut self) -> bool {
-        let up =
-            |name: &str| self.applied.workloads.iter().any(|one| one.endpoint == name && one.state == LinkState::Up);
-        let absent: Vec<_> = self.still_here().filter(|(name, _)| !up(name)).map(|(name, _)| name.clone()).collect();
-        self.part_all(&absent, "its interface is gone or down")
-    }
-
-    /// Whether it is news of any of them that it has left.
-    fn part_all(&mut self, names: &[String], why: &str) -> bool {
-        names.iter().filter(|name| self.part(name, why)).count() > 0
-    }
-
-    /// A workload that was to leave has not answered for some time.
-    pub(super) fn silent(&mut self, name: &str) {
-        if self.part(name, "it is silent here") {
-            self.parted = true;
-            self.resync();
-        }
-    }
-
-    /// Workloads that the files have on other nodes, and that are here still, with those nodes.
-    pub(super) fn departing(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.still_here().map(|(name, departure)| (&**name, &*departure.to))
-    }
-
-    fn still_here(&self) -> impl Iterator<Item = (&String, &Departure)> {
-        self.accepted.departing.iter().filter(|(name, _)| !self.left.contains(*name))
-    }
-
-    /// Workloads that are left to other hosts.
-    pub(super) fn yielded(&self) -> &Yielded {
-        &self.yielded
-    }
-
-    /// Hosts that want workloads of ours.
-    pub(super) fn rivals(&self) -> &Rivals {
-        &self.rivals
-    }
-
-    /// Addresses of workloads that are left to other hosts, but that this one wants.
-    pub(super) fn wanted(&self) -> Vec<Ipv4Addr> {
-        let workloads = self.yielded.iter().filter_map(|(name, _)| self.accepted.compiled.workloads.get(name));
-        let v4 = |address: &IpAddr| match address {
-            IpAddr::V4(address) => Some(*address),
-            IpAddr::V6(_) => None,
-        };
-        workloads.flat_map(|workload| workload.addresses.iter().filter_map(v4)).collect()
-    }
-
-    /// Somebody on the link wants an address.
-    pub(super) fn contested(&mut self, by: &contest::Rival) {
-        let address = IpAddr::V4(by.address);
-        // One that is moving is wanted by the host that had it, for a moment.
-        let ours = self.accepted.compiled.workloads.iter().find(|(_, workload)| workload.addresses.contains(&address));
-        let Some((name, _)) = ours.filter(|(name, _)| !self.yielded.has(name) && !self.left.contains(*name)) else {
-            return;
-        };
-        let host = contest::host_of(by.mac);
-        let rival = Rival { address, mac: by.mac, host, seen: SystemTime::now() };
-        if self.rivals.note(name, rival, Instant::now()) {
-            tracing::warn!(
-                endpoint = name, %address, host = host.map(|host| host.to_string()), mac = mac_text(by.mac),
-                "another host has this workload, too, and has stepped back: it is ours"
-            );
-        }
-    }
-
-    /// Forgets hosts that want nothing of ours any more.
-    pub(super) fn forget_rivals(&mut self) {
-        for endpoint in self.rivals.forget(Instant::now()) {
-            tracing::info!(endpoint, "no other host wants this workload any more");
-        }
-    }
-
-    /// Better routes of other programs to addresses of our workloads.
-    pub(super) fn overruled(&self) -> &[String] {
-        &self.overruled
-    }
-
     /// All but policy, as it is to be now.
     fn desired(&self) -> Desired {
         desired(&self.accepted, &self.store, &self.node, &self.uplinks, &self.migrations)
-    }
-
-    /// Who comes from other nodes once `accepted` is in force, and who moves then.
-    fn migrations_to(&self, accepted: &Accepted) -> (Migrations, Vec<Move>) {
-        let mut migrations = self.migrations.clone();
-        let moved = moves(&self.accepted.workloads, &accepted.workloads, &self.node, self.addresses());
-        for Move { name, from, .. } in moved.iter().filter(|moved| moved.to == self.node) {
-            migrations.come(name.clone(), from.clone());
-        }
-        let stays =
-            |name: &str| accepted.compiled.workloads.contains_key(name) && !accepted.departing.contains_key(name);
-        migrations.retain(stays);
-        (migrations, moved)
-    }
-
-    fn tell_moves(&self, moved: Vec<Move>) {
-        for moved in moved {
-            if moved.to == self.node {
-                tracing::info!(
-                    endpoint = moved.name,
-                    from = moved.from,
-                    "a workload comes from another node: it has no routes before it gives a sign of life here"
-                );
-            } else {
-                tracing::info!(endpoint = moved.name, to = moved.to, "a workload goes to another node");
-            }
-        }
-    }
-
-    /// The workloads that are to give a sign of life.
-    pub(super) fn awaited(&self) -> Vec<Awaited> {
-        let departing: BTreeSet<&str> = self.departing().map(|(name, _)| name).collect();
-        if self.migrations.is_empty() && departing.is_empty() {
-            return Vec::new();
-        }
-        self.dataplane.awaited(&self.desired, &departing).unwrap_or_else(|error| {
-            tracing::warn!(%error, "cannot wait for signs of life");
-            Vec::new()
-        })
-    }
-
-    /// A workload that was waited for has given a sign of life.
-    pub(super) fn alive(&mut self, name: &str) {
-        if let Err(error) = self.try_alive(name) {
-            tracing::error!(endpoint = name, error = %format!("{error:#}"), "cannot give it its routes: tried again soon");
-        }
-    }
-
-    fn try_alive(&mut self, name: &str) -> anyhow::Result<()> {
-        let now = self.dataplane.now().context("cannot read the clock")?;
-        if !self.migrations.alive(name, now) {
-            return Ok(());
-        }
-        let desired = self.desired();
-        if let Some(workload) = desired.workloads.iter().find(|workload| workload.name == name) {
-            self.dataplane.welcome(workload, &desired.routes)?;
-        }
-        tracing::info!(endpoint = name, "a sign of life: its routes have the elevated priority now");
-        self.resync();
-        Ok(())
-    }
-
-    /// Ends migrations whose time is over.
-    pub(super) fn settle(&mut self) {
-        let now = Instant::now();
-        let late = self.still_here().filter(|(_, departure)| departure.until <= now);
-        let late: Vec<_> = late.map(|(name, _)| name.clone()).collect();
-        self.parted |= self.part_all(&late, "its time is over");
-        if self.dataplane.now().is_ok_and(|now| self.migrations.settle(now, self.pace())) || self.parted {
-            self.resync();
-        }
-    }
-
-    /// Until [`Engine::settle`] has something to do.
-    pub(super) fn settles_in(&self) -> Option<Duration> {
-        let leaves =
-            self.still_here().map(|(_, departure)| departure.until.saturating_duration_since(Instant::now())).min();
-        if self.migrations.is_empty() {
-            return leaves;
-        }
-        let settles = self.dataplane.now().ok().and_then(|now| self.migrations.next(now, self.pace()));
-        settles.into_iter().chain(leaves).min()
-    }
-
-    fn pace(&self) -> Pace {
-        let pace = Pace::new(self.dataplane.hz());
-        let configured = self.accepted.felix.live_migration_route_convergence_time;
-        configured.map_or(pace, |seconds| Pace { convergence: Duration::from_secs(seconds.into()), ..pace })
     }
 
     fn report(&mut self, desired: Desired, applied: Applied) {
