@@ -229,10 +229,11 @@ impl Live {
     fn resync(&mut self) {
         self.retry = None;
         self.look = None;
-        let begin = Instant::now();
+        // Of the processor: that others had it is no reason to let events wait longer.
+        let before = processor_time();
         self.engine.resync();
-        let took = begin.elapsed();
-        self.rest = begin + took * (1 + SHARE);
+        let took = processor_time().saturating_sub(before);
+        self.rest = Instant::now() + took * SHARE;
     }
 
     fn await_arrivals(&mut self) {
@@ -524,4 +525,10 @@ fn jittered(period: Duration) -> Duration {
     let nanos = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.subsec_nanos());
     let chance = f64::from(nanos % 1000) / 1000.0;
     period.mul_f64(0.9 + 0.2 * chance)
+}
+
+/// Time of the processor that this thread has had.
+fn processor_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    time.try_into().unwrap_or_default()
 }

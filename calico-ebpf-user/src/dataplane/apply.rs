@@ -25,7 +25,7 @@ use super::{
     attachments::Attachments,
     desired::{Applied, Desired, DesiredWorkload, Observed},
     error::{DataplaneError, Result},
-    guard,
+    guard, hz,
     info::{self, Info},
     instance::{Instance, Lock},
     links::{Found, LinkAction},
@@ -114,7 +114,7 @@ impl Dataplane {
             load::remove_link_pins(&directory)?;
             (info.qdiscs, info.sysctls) = (Vec::new(), Vec::new());
         }
-        let hz = if info.hz == 0 { load::measure_hz(&directory)? } else { info.hz };
+        let hz = if info.hz == 0 { hz::measure_hz(&directory)? } else { info.hz };
         info.hz = hz;
         info.version = env!("CARGO_PKG_VERSION").to_owned();
         info.pid = std::process::id();

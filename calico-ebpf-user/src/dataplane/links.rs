@@ -94,7 +94,8 @@ impl fmt::Display for Hook {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PeerMac {
     pub(crate) mac: [u8; 6],
-    /// Whether it is another one than when it was last looked at, or nobody has looked yet.
+    /// Whether it is another one than when this process last looked. What changed before its first look, the workload's own
+    /// questions have told since.
     pub(crate) is_news: bool,
 }
 

@@ -6,7 +6,7 @@ use std::{
     os::fd::{AsFd as _, AsRawFd as _},
     path::{Path, PathBuf},
     sync::{Arc, Weak},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use aya::{
@@ -356,39 +356,6 @@ pub(crate) fn clock(directory: &Path) -> Result<u32> {
     run().map_err(DataplaneError::io(path.display().to_string()))
 }
 
-/// Ticks in a second, measured: no interface tells. Takes 60 ms.
-pub(crate) fn measure_hz(directory: &Path) -> Result<u32> {
-    let path = program_path(directory, names::PROG_CLOCK);
-    let what = || path.display().to_string();
-    let fd = sys::object_open(&path, false).map_err(DataplaneError::io(what()))?;
-    let clock = || sys::program_run(fd.as_raw_fd(), 1).map_err(DataplaneError::io(what()));
-    // From one tick's edge to another's.
-    let edge = |from: u32| -> Result<(u32, Instant)> {
-        let deadline = Instant::now() + Duration::from_secs(1);
-        loop {
-            let now = clock()?;
-            if now != from {
-                return Ok((now, Instant::now()));
-            }
-            if Instant::now() > deadline {
-                return Err(DataplaneError::io(what())(io::Error::other("the kernel's clock stands still")));
-            }
-        }
-    };
-    let (first, start) = edge(clock()?)?;
-    std::thread::sleep(Duration::from_millis(50));
-    let (last, end) = edge(clock()?)?;
-    let measured = f64::from(last.wrapping_sub(first)) / end.duration_since(start).as_secs_f64();
-    Ok(nearest_hz(measured))
-}
-
-/// The possible value of `CONFIG_HZ` next to a measured one.
-fn nearest_hz(measured: f64) -> u32 {
-    // Compared as ratios.
-    let distance = |hz: &&u32| (measured / f64::from(**hz)).ln().abs();
-    [100_u32, 250, 300, 1000].iter().min_by(|a, b| distance(a).total_cmp(&distance(b))).copied().unwrap_or(250)
-}
-
 /// Removes a file; that it was not there is no error.
 pub(crate) fn remove_if_there(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
@@ -401,16 +368,4 @@ pub(crate) fn remove_if_there(path: &Path) -> io::Result<()> {
 pub(crate) fn conn_limit(directory: &Path) -> Result<u32> {
     use calico_ebpf_common::abi::{Conn, ConnKey4};
     Ok(TypedMap::<ConnKey4, Conn>::open(directory, names::CONNS4, true)?.capacity())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn hz_is_rounded_to_a_possible_value() {
-        for (measured, hz) in [(99.0, 100), (240.1, 250), (271.0, 250), (280.0, 300), (305.0, 300), (970.0, 1000)] {
-            assert_eq!(nearest_hz(measured), hz, "{measured}");
-        }
-    }
 }

@@ -17,6 +17,7 @@ pub mod flows;
 mod frame;
 mod guard;
 mod host_endpoints;
+mod hz;
 mod info;
 pub mod instance;
 mod links;

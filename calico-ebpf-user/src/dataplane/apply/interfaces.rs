@@ -51,7 +51,7 @@ impl Dataplane {
             let (true, Some(netns), Some(peer)) = (link.veth, link.peer_netns, link.peer_index) else { continue };
             match self.netlink.foreign_mac(netns, peer) {
                 Ok(Some(mac)) if mac != [0; 6] => {
-                    let is_news = self.peer_macs.get(&link.index) != Some(&mac);
+                    let is_news = self.peer_macs.get(&link.index).is_some_and(|before| *before != mac);
                     found.peer_macs.insert(link.index, PeerMac { mac, is_news });
                 }
                 // The program learns it from what the workload sends.
