@@ -61,10 +61,15 @@ fn run(name: &str, target: fn(&[u8])) {
     let (start, mut state) = (Instant::now(), 1);
     for number in 0..RUNS {
         let input = changed(&inputs, &mut state);
-        let before = Instant::now();
-        let result = std::panic::catch_unwind(|| target(&input));
-        assert!(result.is_ok(), "{name}, input {number}: {:?}", String::from_utf8_lossy(&input));
-        assert!(before.elapsed() < Duration::from_secs(2), "{name}, input {number} took {:?}", before.elapsed());
+        let took = || {
+            let before = Instant::now();
+            let result = std::panic::catch_unwind(|| target(&input));
+            assert!(result.is_ok(), "{name}, input {number}: {:?}", String::from_utf8_lossy(&input));
+            before.elapsed()
+        };
+        // A machine that stands still for a moment does not do so twice.
+        let (slow, first) = (Duration::from_secs(2), took());
+        assert!(first < slow || took() < slow, "{name}, input {number} took {first:?}");
         if start.elapsed() > TIME {
             break;
         }

@@ -2,20 +2,25 @@
 
 use std::{
     io::{Read as _, Write as _},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream, UdpSocket},
     sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        Arc,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
-use xtask::lab::Namespace;
+use xtask::lab::{Namespace, make_room};
+
+/// How long to wait for a connection that has carried nothing for up to ten seconds. TCP repeats what was lost after twice the
+/// time that it waited before.
+pub const RESUMES: Duration = Duration::from_secs(30);
 
 /// A TCP connection to an echo server that says something every few milliseconds and checks the answer.
 #[derive(Debug)]
 pub struct Talk {
+    stream: TcpStream,
     stop: Arc<AtomicBool>,
     rounds: Arc<AtomicU64>,
     thread: Option<JoinHandle<()>>,
@@ -29,12 +34,12 @@ impl Talk {
     #[must_use]
     pub fn start(namespace: &Namespace, to: SocketAddr) -> Self {
         let connected = namespace.enter(|| TcpStream::connect_timeout(&to, Duration::from_secs(3)));
-        let mut stream = connected.expect("enters").unwrap_or_else(|error| panic!("no connection to {to}: {error}"));
-        stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a timeout");
+        let stream = connected.expect("enters").unwrap_or_else(|error| panic!("no connection to {to}: {error}"));
         stream.set_nodelay(true).expect("no delay");
         let (stop, rounds) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let thread = thread::spawn({
             let (stop, rounds) = (Arc::clone(&stop), Arc::clone(&rounds));
+            let mut stream = stream.try_clone().expect("clones");
             move || {
                 while !stop.load(Ordering::Relaxed) {
                     let mut answer = [0; 8];
@@ -47,7 +52,7 @@ impl Talk {
                 }
             }
         });
-        let talk = Self { stop, rounds, thread: Some(thread) };
+        let talk = Self { stream, stop, rounds, thread: Some(thread) };
         assert!(talk.goes_on(Duration::from_secs(3)), "the connection to {to} carries nothing");
         talk
     }
@@ -58,20 +63,25 @@ impl Talk {
         // Two: the first may have been on its way.
         let goal = self.rounds.load(Ordering::Relaxed) + 2;
         let end = Instant::now() + patience;
-        while Instant::now() < end {
+        loop {
+            // Whoever had no processor looks once more.
+            let is_over = Instant::now() >= end;
             if self.rounds.load(Ordering::Relaxed) >= goal {
                 return true;
             }
+            if is_over {
+                return false;
+            }
             thread::sleep(Duration::from_millis(5));
         }
-        false
     }
 }
 
 impl Drop for Talk {
     fn drop(&mut self) {
-        // The thread ends with its next answer, or its timeout: nothing is gained by waiting for it.
         self.stop.store(true, Ordering::Relaxed);
+        // Wakes the thread that waits for an answer. Nothing is gained by waiting for it.
+        let _closed_already = self.stream.shutdown(Shutdown::Both);
         drop(self.thread.take());
     }
 }
@@ -80,10 +90,21 @@ impl Drop for Talk {
 #[derive(Debug)]
 pub struct Beat {
     stop: Arc<AtomicBool>,
-    /// When the longest time between two answers began, and how long it was.
-    longest: Arc<Mutex<(Instant, Duration)>>,
-    sender: JoinHandle<u64>,
-    receiver: JoinHandle<u64>,
+    sender: JoinHandle<Vec<Instant>>,
+    receiver: JoinHandle<Vec<bool>>,
+}
+
+/// What became of a [`Beat`].
+#[derive(Clone, Copy, Debug)]
+pub struct Tally {
+    /// Datagrams that were sent.
+    pub sent: u64,
+    /// Those whose answer came.
+    pub received: u64,
+    /// When the first of those was sent that were not answered for the longest time,
+    pub outage_began: Instant,
+    /// and how long it was to the next one that was. Who waits for a processor loses nothing, and is not in it.
+    pub outage: Duration,
 }
 
 impl Beat {
@@ -95,71 +116,81 @@ impl Beat {
     pub fn start(namespace: &Namespace, to: SocketAddr, pace: Duration) -> Self {
         let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
         let socket = namespace.enter(|| UdpSocket::bind((any, 0))).expect("enters").expect("a socket");
+        make_room(&socket).expect("room for what comes while others have the processor");
         socket.connect(to).expect("a route");
         socket.set_read_timeout(Some(Duration::from_millis(500))).expect("a timeout");
         let stop = Arc::new(AtomicBool::new(false));
-        let longest = Arc::new(Mutex::new((Instant::now(), Duration::ZERO)));
+        // How many were sent, once all are.
+        let total = Arc::new(AtomicUsize::new(usize::MAX));
         let sender = thread::spawn({
-            let (stop, socket) = (Arc::clone(&stop), socket.try_clone().expect("clones"));
+            let (stop, total, socket) = (Arc::clone(&stop), Arc::clone(&total), socket.try_clone().expect("clones"));
             move || {
-                let mut sent = 0_u64;
+                let mut sent = Vec::new();
                 while !stop.load(Ordering::Relaxed) {
+                    let number = sent.len() as u64;
+                    sent.push(Instant::now());
                     // Counted even if refused: a refusal is a loss.
-                    let _refused = socket.send(&sent.to_be_bytes());
-                    sent += 1;
+                    let _refused = socket.send(&number.to_be_bytes());
                     thread::sleep(pace);
                 }
+                total.store(sent.len(), Ordering::Relaxed);
                 sent
             }
         });
-        let receiver = thread::spawn({
-            let (stop, longest) = (Arc::clone(&stop), Arc::clone(&longest));
-            move || {
-                let (mut received, mut buffer) = (0, [0; 16]);
-                let mut last = Instant::now();
-                loop {
-                    match socket.recv(&mut buffer) {
-                        Ok(8) => {
-                            received += 1;
-                            let gap = (last, last.elapsed());
-                            let mut longest = longest.lock().unwrap_or_else(PoisonError::into_inner);
-                            if gap.1 > longest.1 {
-                                *longest = gap;
-                            }
-                            last = Instant::now();
-                        }
-                        Ok(_) => {}
-                        Err(_) if stop.load(Ordering::Relaxed) => return received,
-                        Err(_) => {}
-                    }
-                }
-            }
-        });
-        Self { stop, longest, sender, receiver }
+        let receiver = thread::spawn(move || answers(&socket, &total));
+        Self { stop, sender, receiver }
     }
 
-    /// The longest time between two answers so far.
-    #[must_use]
-    pub fn silence(&self) -> Duration {
-        self.longest().1
-    }
-
-    /// When that began, and how long it was.
-    #[must_use]
-    pub fn longest(&self) -> (Instant, Duration) {
-        *self.longest.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Ends it: how many were sent, how many came back.
+    /// Ends it.
     ///
     /// # Panics
     /// A thread did.
     #[must_use]
-    pub fn stop(self) -> (u64, u64) {
+    pub fn stop(self) -> Tally {
         self.stop.store(true, Ordering::Relaxed);
         let sent = self.sender.join().expect("the sender");
-        (sent, self.receiver.join().expect("the receiver"))
+        tally(&sent, &self.receiver.join().expect("the receiver"))
     }
+}
+
+/// Which numbers were answered, in the end.
+fn answers(socket: &UdpSocket, total: &AtomicUsize) -> Vec<bool> {
+    /// Timeouts in a row behind the last datagram until nothing more is expected.
+    const LATE: u32 = 4;
+    let (mut answered, mut count, mut late) = (Vec::new(), 0, 0);
+    let mut buffer = [0; 16];
+    while count < total.load(Ordering::Relaxed) && late < LATE {
+        match socket.recv(&mut buffer) {
+            Ok(8) => {
+                late = 0;
+                let number = buffer.first_chunk().map_or(0, |number| u64::from_be_bytes(*number)) as usize;
+                answered.resize(answered.len().max(number + 1), false);
+                count += usize::from(!std::mem::replace(&mut answered[number], true));
+            }
+            Ok(_) => {}
+            Err(_) if total.load(Ordering::Relaxed) == usize::MAX => {}
+            // Answers come in order: behind that to the last one there is no other.
+            Err(_) if answered.len() >= total.load(Ordering::Relaxed) => break,
+            Err(_) => late += 1,
+        }
+    }
+    answered
+}
+
+fn tally(sent: &[Instant], answered: &[bool]) -> Tally {
+    let is_answered = |number: usize| answered.get(number).copied().unwrap_or(false);
+    let received = (0..sent.len()).filter(|number| is_answered(*number)).count() as u64;
+    let (mut outage_began, mut outage) = (sent.first().copied().unwrap_or_else(Instant::now), Duration::ZERO);
+    let mut lost_since = None;
+    for (number, at) in sent.iter().enumerate() {
+        let began = if is_answered(number) { lost_since.take() } else { Some(*lost_since.get_or_insert(*at)) };
+        if let Some(began) = began
+            && at.duration_since(began) > outage
+        {
+            (outage_began, outage) = (began, at.duration_since(began));
+        }
+    }
+    Tally { sent: sent.len() as u64, received, outage_began, outage }
 }
 
 /// One flow of datagrams to an echo server: always from the same port.

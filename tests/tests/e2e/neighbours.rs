@@ -1,14 +1,15 @@
 //! ARP and neighbour discovery: on a host without a default route, where proxy ARP would stay silent.
 
 use std::{
-    net::{Ipv4Addr, Ipv6Addr},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     time::Duration,
 };
 
 use calico_ebpf_tests::{
     Protocol, World, eventually,
     frames::{Wire, mac},
-    lab::{GATEWAY4, GATEWAY6},
+    lab::{self, GATEWAY4, GATEWAY6, Namespace, Server},
+    stream::Talk,
 };
 use etherparse::{
     ArpEthIpv4Packet, ArpOperation, EtherType, Ethernet2Header, Icmpv6Type, IpNumber, Ipv6Header, PacketBuilder,
@@ -161,13 +162,14 @@ fn a_workload_with_duplicate_address_detection_gets_its_addresses() {
     let a = world.lab.workload("a");
     // As an ordinary guest: the kernel probes for each address before it uses it.
     a.namespace.ip("link set eth0 down").expect("down");
-    let probes = a.namespace.command("sysctl").args(["-qw", "net.ipv6.conf.eth0.accept_dad=1"]).status();
-    assert!(probes.expect("sysctl").success());
+    // It takes a second for each probe: long enough to be seen.
+    let settings = ["net.ipv6.conf.eth0.accept_dad=1", "net.ipv6.conf.eth0.dad_transmits=4"];
+    assert!(a.namespace.command("sysctl").arg("-qw").args(settings).status().expect("sysctl").success());
     a.namespace.ip("link set eth0 up").expect("up");
     a.namespace.ip(&format!("addr replace {}/128 dev eth0", a.v6)).expect("an address");
     let addresses = || a.namespace.ip("-6 addr show dev eth0").expect("addresses");
     assert!(addresses().contains("tentative"), "no probe: {}", addresses());
-    eventually("the addresses to be accepted", Duration::from_secs(5), || !addresses().contains("tentative"));
+    eventually("the addresses to be accepted", Duration::from_secs(10), || !addresses().contains("tentative"));
     assert!(!addresses().contains("dadfailed"), "{}", addresses());
     a.namespace.ip(&format!("route replace default via {GATEWAY6} dev eth0")).expect("a route");
     let reached = world.reaches("a", world.addresses("b")[1], Protocol::Tcp(80), ANSWER);
@@ -193,4 +195,32 @@ fn a_changed_mac_address_heals() {
     world.allowed("a", "b", Protocol::Udp(80));
     world.start();
     world.allowed("a", "b", Protocol::Udp(80));
+}
+
+/// What is at the end of a workload's veth may be a bridge with a virtual machine behind it, which has another MAC address.
+#[test]
+fn a_machine_behind_a_workload_keeps_its_connections_over_a_restart() {
+    let mut world = World::new(&["a", "b"]);
+    world.serve(80);
+    world.start();
+    let (a, v4, v6) = (&world.lab.workload("a").namespace, world.lab.workload("a").v4, world.lab.workload("a").v6);
+    let machine = Namespace::create(lab::unique_name().expect("a name")).expect("a namespace");
+    let moved = format!("link add link eth0 name eth1 type macvlan mode bridge\nlink set eth1 netns {}", machine.name());
+    a.ip_batch(&format!("addr flush dev eth0\n{moved}")).expect("a second device");
+    let lines = format!(
+        "link set eth1 up\naddr add {v4}/32 dev eth1\naddr add {v6}/128 dev eth1 nodad\nroute add {GATEWAY4} dev eth1\n\
+         route add default via {GATEWAY4} dev eth1\nroute add default via {GATEWAY6} dev eth1"
+    );
+    machine.ip_batch(&lines).expect("addresses");
+    let _server = Server::start(&machine, 80).expect("a server");
+    for to in world.addresses("b") {
+        // So that it is known by what it sends.
+        assert!(lab::tcp(&machine, SocketAddr::new(to, 80), ANSWER).expect("a probe"), "{}", world.describe());
+    }
+    let talks = world.addresses("a").map(|to| Talk::start(world.namespace("b"), SocketAddr::new(to, 80)));
+    world.kill();
+    world.start();
+    for talk in &talks {
+        assert!(talk.goes_on(Duration::from_secs(3)), "{}", world.describe());
+    }
 }

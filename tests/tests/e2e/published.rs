@@ -11,7 +11,7 @@ use calico_ebpf_tests::{
     World, eventually,
     lab::{self, HOST4, HOST6, Namespace, Server, UPLINK},
     nft, resources,
-    stream::Talk,
+    stream::{RESUMES, Talk},
 };
 
 use crate::host_endpoints::{host_endpoint, policy, uplink, world};
@@ -258,7 +258,7 @@ fn an_interface_made_anew_publishes_again() {
     host.ip(&format!("link del {UPLINK}")).expect("takes the uplink away");
     world.lab.uplink().expect("makes it anew");
     assert_ne!(before, index(), "another one");
-    let is_judged = || !world.reaches("outside", HOST4.into(), Tcp(80), Duration::from_millis(300));
+    let is_judged = || !world.reaches("outside", HOST4.into(), Tcp(80), Duration::from_millis(1500));
     eventually("the programs hang there", Duration::from_secs(10), is_judged);
     sees_translation(&world);
     world.denied("outside", "host", Tcp(80));
@@ -286,7 +286,7 @@ fn a_connection_to_a_published_port_follows_the_policy_that_judges_it() {
         world.enforce(&[normal(PUBLISHED), of_what_is_forwarded("TCP", 1)]);
         assert!(!talk.goes_on(Duration::from_millis(1500)), "{}", world.describe());
         world.enforce(&[normal(1), of_what_is_forwarded("TCP", TARGET)]);
-        assert!(talk.goes_on(Duration::from_secs(10)), "{}", world.describe());
+        assert!(talk.goes_on(RESUMES), "{}", world.describe());
     }
 }
 

@@ -13,7 +13,7 @@ use calico_ebpf_tests::{
     lab::{HOST4, HOST6, OUTSIDE4, OUTSIDE6},
     nft,
     resources::{felix, policy},
-    stream::{Conversation, Talk},
+    stream::{Conversation, RESUMES, Talk},
 };
 
 use crate::published::{Container, TARGET};
@@ -123,7 +123,7 @@ fn egress_policy_is_about_what_a_service_stands_for() {
         let talks = SERVICE.map(|address| Talk::start(world.namespace("a"), SocketAddr::new(address, OF_B)));
         let all_go_on = |world: &World| {
             for talk in &talks {
-                assert!(talk.goes_on(ARRIVES), "{}", world.describe());
+                assert!(talk.goes_on(RESUMES), "{}", world.describe());
             }
         };
         world.enforce(&[egress(&["selector: app == 'c'"])]);
@@ -214,7 +214,7 @@ fn what_is_the_hosts_by_a_route_alone_is_for_the_host() {
     for route in ["198.51.100.7", "2001:db8:64::7", "203.0.113.0/24", "2001:db8:71::/64"] {
         world.lab.host.ip(&format!("route add local {route} dev lo")).expect("a route");
     }
-    let is_closed = |address: IpAddr| !world.reaches("a", address, Tcp(80), Duration::from_millis(300));
+    let is_closed = |address: IpAddr| !world.reaches("a", address, Tcp(80), SILENCE);
     for address in single.into_iter().chain(of_network) {
         eventually("the route is seen", Duration::from_secs(10), || is_closed(address));
     }
@@ -266,7 +266,7 @@ fn what_was_elsewhere_and_becomes_the_hosts_is_for_the_host() {
     world.lab.host.ip_batch(&addresses("add")).expect("addresses");
     echoes(&world, "host");
     for address in moving {
-        let is_closed = || !world.reaches("a", address, Tcp(80), Duration::from_millis(300));
+        let is_closed = || !world.reaches("a", address, Tcp(80), SILENCE);
         eventually("the address is seen", Duration::from_secs(10), is_closed);
     }
     assert_eq!(go_on(SILENCE), [false; 2], "{}", world.describe());

@@ -368,21 +368,24 @@ fn sctp(world: &World, from: &str, to: (&str, IpAddr), port: u16) -> bool {
         namespace.command("socat").args(["-u", &from, &to]).stderr(Stdio::null()).spawn().expect("socat")
     };
     let listens = format!("SCTP{kind}-LISTEN:{port},reuseaddr");
-    let mut server = start(world.namespace(to.0), listens, format!("CREATE:{}", received.display()));
     let address = if to.1.is_ipv4() { to.1.to_string() } else { format!("[{}]", to.1) };
     let mut arrived = false;
     for _ in 0..5 {
-        // Until the server listens.
+        // Another server each time: it serves one client, perhaps one that has given up.
+        let mut server = start(world.namespace(to.0), listens.clone(), format!("CREATE:{}", received.display()));
+        std::thread::sleep(Duration::from_millis(100));
         let connects = format!("SCTP{kind}:{address}:{port},connect-timeout=1");
         let mut client = start(world.namespace(from), format!("OPEN:{}", sent.display()), connects);
-        if client.wait().expect("socat").success() {
-            arrived = server.wait().expect("socat").success()
-                && std::fs::metadata(&received).is_ok_and(|file| file.len() == BYTES as u64);
+        let is_sent = client.wait().expect("socat").success();
+        arrived = is_sent
+            && server.wait().expect("socat").success()
+            && std::fs::metadata(&received).is_ok_and(|file| file.len() == BYTES as u64);
+        let _ended_already = server.kill();
+        let _ = server.wait();
+        if is_sent {
             break;
         }
     }
-    let _ended_already = server.kill();
-    let _ = server.wait();
     arrived
 }
 
@@ -640,7 +643,7 @@ impl Wires {
         };
         let listens = start(guest, format!("UNIX-LISTEN:{},type=5", socket.display()));
         eventually("socat listens", Duration::from_secs(5), || socket.exists());
-        let connects = start(host, format!("UNIX-CONNECT:{},type=5", socket.display()));
+        let connects = start(host, format!("UNIX-CONNECT:{},type=5,retry=100,interval=0.05", socket.display()));
         Self { ends: [listens, connects], socket }
     }
 }

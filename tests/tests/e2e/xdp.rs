@@ -18,7 +18,7 @@ use calico_ebpf_tests::{
     frames::{Wire, mac, mac_text},
     lab::{HOST4, HOST6, OUTSIDE4, OUTSIDE6, UPLINK},
     resources::{self, NODE},
-    stream::{Beat, Talk, transfer},
+    stream::{Beat, Talk, Tally, transfer},
 };
 use etherparse::{ArpHardwareId, ArpOperation, ArpPacket, EtherType, PacketBuilder};
 
@@ -364,7 +364,7 @@ fn kill_and_restart_lose_nothing() {
     assert_eq!(world.generation(), generation, "nothing has changed");
     assert_ne!(program(&world), before, "the new process has put its own program in place");
     for beat in beats {
-        let (sent, received) = beat.stop();
+        let Tally { sent, received, .. } = beat.stop();
         assert!(sent > 100, "only {sent} sent");
         assert_eq!(received, sent, "lost {} of {sent}\n{}", sent - received, world.describe());
     }

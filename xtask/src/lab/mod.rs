@@ -24,7 +24,7 @@ use anyhow::Context as _;
 
 pub use namespace::Namespace;
 pub use owner::{is_kept, pin_dir, reap, unique_name};
-pub use traffic::{Server, ping, tcp, udp};
+pub use traffic::{Server, make_room, ping, tcp, udp};
 
 /// The uplink's name in the host's namespace.
 pub const UPLINK: &str = "up0";

@@ -14,7 +14,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use nix::sys::socket::{Shutdown, shutdown};
+use nix::sys::socket::{Shutdown, setsockopt, shutdown, sockopt::RcvBufForce};
 
 use super::Namespace;
 
@@ -49,6 +49,9 @@ impl Server {
             Ok(sockets)
         })?;
         let sockets = sockets.with_context(|| format!("cannot listen on port {port} in {}", namespace.name()))?;
+        for (_, udp) in &sockets {
+            make_room(udp)?;
+        }
         let mut server = Self { stop: Arc::default(), listeners: Vec::new(), threads: Vec::new() };
         for (tcp, udp) in sockets {
             let tcp = Arc::new(tcp);
@@ -95,6 +98,14 @@ fn serve_tcp(listener: &TcpListener, stop: &Arc<AtomicBool>) {
             }
         });
     }
+}
+
+/// Room for thousands of datagrams that come while others have the processor; a socket has it for two hundred otherwise.
+///
+/// # Errors
+/// It may not: that takes the rights of root.
+pub fn make_room(socket: &UdpSocket) -> std::io::Result<()> {
+    Ok(setsockopt(socket, RcvBufForce, &(8 << 20))?)
 }
 
 fn serve_udp(socket: &UdpSocket, stop: &AtomicBool) {

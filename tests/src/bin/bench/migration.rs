@@ -16,7 +16,7 @@ use calico_ebpf_tests::{
     frames::{Wire, gratuitous_arp, mac},
     hosts::{Hosts, MESH},
     resources,
-    stream::Beat,
+    stream::{Beat, Tally},
 };
 use xtask::{
     cluster::{files, migrate::Landing},
@@ -113,9 +113,9 @@ fn one(hosts: &Hosts, landing: &Landing, there: bool, manner: Manner) -> anyhow:
     let ms = |duration: Duration| duration.as_secs_f64() * 1e3;
     let mut silences = Vec::new();
     for beat in beats {
-        let (at, silence) = beat.longest();
-        let (sent, received) = beat.stop();
-        silences.push((ms((at + silence).saturating_duration_since(begin)), ms(silence), (sent - received) as f64));
+        let Tally { sent, received, outage_began, outage } = beat.stop();
+        let over = (outage_began + outage).saturating_duration_since(begin);
+        silences.push((ms(over), ms(outage), (sent - received) as f64));
     }
     // Until it is as ever again.
     let end = Instant::now();
