@@ -9,17 +9,19 @@ use std::{
 use calico_ebpf_common::abi::names;
 
 use super::{
-    alone,
+    alone, bpffs,
     desired::Attachment,
     error::{DataplaneError, Result},
+    guard,
     info::SavedSysctl,
     instance::Instance,
-    load,
+    load, nat_outgoing,
     neighbours::solicited_mac,
     netlink::{Hook, LinkTable, Netlink},
     nft, reassembly, sys, sysctl,
     tables::Tables,
     tc::{HANDLE, Hooks, PRIORITY},
+    translation,
     view::View,
     xdp::XdpLinks,
 };
@@ -49,14 +51,19 @@ pub fn purge(instance: &Instance) -> Result<Purged> {
         return Err(DataplaneError::NotRoot);
     }
     let mut purged = Purged::default();
-    if !instance.pin_dir().exists() {
+    if !instance.pin_dir().exists() || !bpffs::is_bpffs(instance.pin_dir()) {
+        purge_strays(instance, &mut purged);
         return Ok(purged);
     }
     let lock = instance.lock()?;
     let is_orphaned = load::refuse_elsewhere(instance)?;
-    if let Some(view) = View::open(instance)?.filter(|_| !is_orphaned) {
-        let _alone = alone::claim()?;
-        purge_installed(instance, &view, &mut purged)?;
+    match View::open(instance)? {
+        _ if is_orphaned => {}
+        Some(view) => {
+            let _alone = alone::claim()?;
+            purge_installed(instance, &view, &mut purged)?;
+        }
+        None => purge_strays(instance, &mut purged),
     }
     for layout in load::layouts(instance) {
         remove_pins(&instance.pin_dir().join(format!("v{layout}")), &mut purged);
@@ -141,13 +148,8 @@ fn purge_installed(instance: &Instance, view: &View, purged: &mut Purged) -> Res
 
     let reassembles = view.root().is_ok_and(|root| root.reassembles != 0);
     let reassembly = reassembles.then(|| nft::table_name(reassembly::TABLE, instance));
-    for (families, table) in info.nft_tables().chain(reassembly.iter().map(|table| (nft::INET, table.as_str()))) {
-        match nft::remove(families, table) {
-            Ok(true) => purged.removed.push(format!("nftables table {} {table}", families.join(" and "))),
-            Ok(false) => {}
-            Err(error) => purged.faults.push(error.to_string()),
-        }
-    }
+    let noted: Vec<&str> = info.nft_tables().map(|(_, table)| table).chain(reassembly.as_deref()).collect();
+    purge_tables(instance, &noted, purged);
 
     let mut sysctls: Vec<SavedSysctl> = info.sysctls;
     for (_, owner, _) in view.workloads().unwrap_or_default() {
@@ -162,6 +164,38 @@ fn purge_installed(instance: &Instance, view: &View, purged: &mut Purged) -> Res
         }
     }
     Ok(())
+}
+
+/// Bases of the names of our nftables tables, with their families.
+const TABLES: [(&[&str], &str); 4] = [
+    (nft::INET, guard::TABLE),
+    (nft::INET, nat_outgoing::TABLE),
+    (nft::INET, reassembly::TABLE),
+    (translation::FAMILIES, translation::TABLE),
+];
+
+/// Removes the tables that have this instance's names. Of those that are not `noted` nothing may be known: a process that was killed
+/// in its first moments could not note them any more, and what notes them may have been removed.
+fn purge_tables(instance: &Instance, noted: &[&str], purged: &mut Purged) {
+    if noted.is_empty() && nft::generation().is_ok_and(|generation| generation == nft::UNTOUCHED) {
+        return;
+    }
+    for (families, base) in TABLES {
+        let table = nft::table_name(base, instance);
+        match nft::remove(families, &table) {
+            Ok(true) => purged.removed.push(format!("nftables table {} {table}", families.join(" and "))),
+            Ok(false) => {}
+            Err(error) if noted.contains(&table.as_str()) => purged.faults.push(error.to_string()),
+            Err(error) => tracing::debug!("whether there is a table {table} cannot be told: {error}"),
+        }
+    }
+}
+
+/// What can be told to be ours without pins, where no other process runs in this network namespace.
+fn purge_strays(instance: &Instance, purged: &mut Purged) {
+    if let Ok(_alone) = alone::claim() {
+        purge_tables(instance, &[], purged);
+    }
 }
 
 /// Removes the pins of one layout version, and the directory if nothing else is in it.

@@ -205,7 +205,8 @@ fn a_machine_behind_a_workload_keeps_its_connections_over_a_restart() {
     world.start();
     let (a, v4, v6) = (&world.lab.workload("a").namespace, world.lab.workload("a").v4, world.lab.workload("a").v6);
     let machine = Namespace::create(lab::unique_name().expect("a name")).expect("a namespace");
-    let moved = format!("link add link eth0 name eth1 type macvlan mode bridge\nlink set eth1 netns {}", machine.name());
+    let moved =
+        format!("link add link eth0 name eth1 type macvlan mode bridge\nlink set eth1 netns {}", machine.name());
     a.ip_batch(&format!("addr flush dev eth0\n{moved}")).expect("a second device");
     let lines = format!(
         "link set eth1 up\naddr add {v4}/32 dev eth1\naddr add {v6}/128 dev eth1 nodad\nroute add {GATEWAY4} dev eth1\n\

@@ -75,6 +75,38 @@ fn nothing_is_left() {
 }
 
 #[test]
+fn tables_are_found_without_pins() {
+    let mut world = World::new(&["a"]);
+    world.write("felix.yaml", &resources::felix("interfacePrefix", "cali"));
+    let tables = |world: &World| {
+        let output = world.lab.host.command("nft").args(["list", "tables"]).output().expect("nft");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    world.start();
+    // Nothing is ours to take away while somebody has the namespace.
+    let elsewhere = format!("{}-other", world.lab.pin_dir().display());
+    let other = world.program(&["purge"]).args(["--pin-dir", &elsewhere]).output().expect("starts");
+    assert!(other.status.success() && other.stdout == b"nothing is installed\n", "{other:?}");
+    world.terminate();
+    let there = tables(&world);
+    assert!(there.contains("calico_"), "{there}");
+    fs::remove_dir_all(world.lab.pin_dir()).expect("removes the pins");
+    let answer = world.command(&["purge"]);
+    assert_eq!(answer.code, 0, "{answer:?}");
+    assert_eq!(tables(&world), "", "{answer:?}");
+    assert!(answer.stdout.contains("nftables table"), "{answer:?}");
+}
+
+#[test]
+fn what_is_no_directory_of_pins_stays() {
+    let world = World::new(&["a"]);
+    let own = world.config().with_file_name("empty");
+    fs::create_dir(&own).expect("a directory");
+    let answer = world.program(&["purge"]).arg("--pin-dir").arg(&own).output().expect("starts");
+    assert!(answer.status.success() && own.exists(), "{answer:?}");
+}
+
+#[test]
 fn foreign_filters_stay() {
     let mut world = World::new(&["a"]);
     let tc = |arguments: &str| {
