@@ -30,6 +30,7 @@ const MODULES: &[&str] = &[
     "crypto",
     "arch",
     "drivers/net/veth.ko",
+    "drivers/net/macvlan.ko",
     "drivers/net/dummy.ko",
     "drivers/net/tun.ko",
     "drivers/net/vrf.ko",
@@ -86,7 +87,7 @@ mount -t tmpfs tmpfs /run
 mount -t tmpfs tmpfs /tmp
 mount -t bpf bpf /sys/fs/bpf
 # What some kernels do not load by themselves.
-for module in veth tun vrf 8021q bonding sctp sch_ingress cls_bpf act_bpf nf_tables nft_chain_nat; do modprobe $module; done
+for module in veth macvlan tun vrf 8021q bonding sctp sch_ingress cls_bpf act_bpf nf_tables nft_chain_nat; do modprobe $module; done
 /e2e --nocapture --test-threads=1 {}
 echo '{EXIT}' $?
 poweroff -f
