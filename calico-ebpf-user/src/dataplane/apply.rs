@@ -23,9 +23,10 @@ use super::{
     Options,
     alive::Awaited,
     attachments::Attachments,
+    clock::Clock,
     desired::{Applied, Desired, DesiredWorkload, Observed},
     error::{DataplaneError, Result},
-    guard, hz,
+    guard,
     info::{self, Info},
     instance::{Instance, Lock},
     links::{Found, LinkAction},
@@ -114,13 +115,14 @@ impl Dataplane {
             load::remove_link_pins(&directory)?;
             (info.qdiscs, info.sysctls) = (Vec::new(), Vec::new());
         }
-        let hz = if info.hz == 0 { hz::measure_hz(&directory)? } else { info.hz };
+        let clock = Clock::open(&directory)?;
+        let hz = if info.hz == 0 { clock.measure_hz()? } else { info.hz };
         info.hz = hz;
         info.version = env!("CARGO_PKG_VERSION").to_owned();
         info.pid = std::process::id();
         info.namespace = netns::cookie().unwrap_or(0);
         let conn_limit = load::conn_limit(&directory)?;
-        let ticks = if takeover { None } else { Some(load::clock(&directory)?) };
+        let ticks = if takeover { None } else { Some(clock.now()?) };
         tables.set_root(&ConnLimits::new(conn_limit, tables.owners().len()), &timeouts(hz), hz, ticks)?;
         let xdp = XdpLinks { directory: directory.clone() };
         let hooks = Hooks { directory, attachment: load::attachment(options.attach) };
@@ -410,7 +412,7 @@ impl Dataplane {
     /// # Errors
     /// If the program cannot be run.
     pub fn now(&self) -> Result<u32> {
-        load::clock(&self.hooks.directory)
+        Clock::open(&self.hooks.directory)?.now()
     }
 
     /// Ticks in a second.

@@ -5,9 +5,9 @@ use std::{mem::offset_of, path::PathBuf};
 use calico_ebpf_common::abi::{FlowKey, FlowRecord, Root, names};
 
 use super::{
+    clock::Clock,
     error::{DataplaneError, Result},
     instance::Instance,
-    load,
     maps::TypedMap,
     sys::Mapping,
 };
@@ -44,7 +44,7 @@ impl FlowLog {
         const AT: usize = offset_of!(Root, watched_until);
         let failed = |error| DataplaneError::io(names::ROOT)(error);
         let hz = self.root.load_u32(0, offset_of!(Root, hz)).map_err(failed)?;
-        let now = load::clock(&self.directory)?;
+        let now = Clock::open(&self.directory)?.now()?;
         // 0 means that nobody looks.
         let until = now.wrapping_add(seconds.saturating_mul(hz)).max(1);
         let before = self.root.load_u32(0, AT).map_err(failed)?;

@@ -349,13 +349,6 @@ pub(crate) fn attachment(mode: AttachMode) -> Attachment {
     }
 }
 
-/// The clock that connections are stamped with, in ticks.
-pub(crate) fn clock(directory: &Path) -> Result<u32> {
-    let path = program_path(directory, names::PROG_CLOCK);
-    let run = || sys::program_run(sys::object_open(&path, false)?.as_raw_fd(), 1);
-    run().map_err(DataplaneError::io(path.display().to_string()))
-}
-
 /// Removes a file; that it was not there is no error.
 pub(crate) fn remove_if_there(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {

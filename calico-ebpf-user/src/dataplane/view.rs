@@ -11,10 +11,10 @@ use calico_ebpf_common::abi::{
 };
 
 use super::{
+    clock::Clock,
     error::{DataplaneError, Result},
     info,
     instance::Instance,
-    load,
     maps::{Counters, TypedMap, value_text},
     tables::parse_owner,
 };
@@ -211,6 +211,6 @@ impl View {
     /// # Errors
     /// If the clock program is not pinned or cannot be run.
     pub fn now(&self) -> Result<u32> {
-        load::clock(&self.directory)
+        Clock::open(&self.directory)?.now()
     }
 }

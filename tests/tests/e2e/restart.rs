@@ -38,7 +38,7 @@ fn beats(world: &World, pairs: &[(&str, &str)], pace: Duration) -> Vec<Beat> {
 }
 
 /// Every datagram must have come back.
-fn nothing_lost(world: &World, beats: Vec<Beat>) {
+pub(crate) fn nothing_lost(world: &World, beats: Vec<Beat>) {
     for beat in beats {
         let Tally { sent, received, .. } = beat.stop();
         assert!(sent > 100, "only {sent} sent");

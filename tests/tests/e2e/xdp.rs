@@ -18,9 +18,11 @@ use calico_ebpf_tests::{
     frames::{Wire, mac, mac_text},
     lab::{HOST4, HOST6, OUTSIDE4, OUTSIDE6, UPLINK},
     resources::{self, NODE},
-    stream::{Beat, Talk, Tally, transfer},
+    stream::{Beat, Talk, transfer},
 };
 use etherparse::{ArpHardwareId, ArpOperation, ArpPacket, EtherType, PacketBuilder};
+
+use crate::restart::nothing_lost;
 
 fn host_endpoint() -> String {
     format!(
@@ -363,11 +365,7 @@ fn kill_and_restart_lose_nothing() {
     }
     assert_eq!(world.generation(), generation, "nothing has changed");
     assert_ne!(program(&world), before, "the new process has put its own program in place");
-    for beat in beats {
-        let Tally { sent, received, .. } = beat.stop();
-        assert!(sent > 100, "only {sent} sent");
-        assert_eq!(received, sent, "lost {} of {sent}\n{}", sent - received, world.describe());
-    }
+    nothing_lost(&world, beats);
 }
 
 #[test]

@@ -1,9 +1,9 @@
-//! How long a tick of the kernel's clock is.
+//! The clock of the kernel that connections are stamped with, and how long a tick of it is.
 
 use std::{
     io,
-    os::fd::AsRawFd as _,
-    path::Path,
+    os::fd::{AsRawFd as _, OwnedFd},
+    path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
 };
@@ -21,11 +21,37 @@ const CLOSE: Duration = Duration::from_micros(300);
 /// Ticks that are watched for at most until there are two such looks.
 const TICKS: u32 = 16;
 
-/// Ticks in a second, measured: no interface tells. Takes 60 ms.
-pub(crate) fn measure_hz(directory: &Path) -> Result<u32> {
-    let path = program_path(directory, names::PROG_CLOCK);
-    let failed = DataplaneError::io(path.display().to_string());
-    measured(&|| sys::object_open(&path, false).and_then(|fd| sys::program_run(fd.as_raw_fd(), 1))).map_err(failed)
+/// The pinned program that tells the time.
+#[derive(Debug)]
+pub(crate) struct Clock {
+    program: OwnedFd,
+    path: PathBuf,
+}
+
+impl Clock {
+    pub(crate) fn open(directory: &Path) -> Result<Self> {
+        let path = program_path(directory, names::PROG_CLOCK);
+        let program = sys::object_open(&path, false).map_err(DataplaneError::io(path.display().to_string()))?;
+        Ok(Self { program, path })
+    }
+
+    /// In ticks.
+    pub(crate) fn now(&self) -> Result<u32> {
+        self.look().map_err(self.failed())
+    }
+
+    /// Ticks in a second, measured: no interface tells. Takes 60 ms.
+    pub(crate) fn measure_hz(&self) -> Result<u32> {
+        measured(&|| self.look()).map_err(self.failed())
+    }
+
+    fn look(&self) -> io::Result<u32> {
+        sys::program_run(self.program.as_raw_fd(), 1)
+    }
+
+    fn failed(&self) -> impl FnOnce(io::Error) -> DataplaneError + use<> {
+        DataplaneError::io(self.path.display().to_string())
+    }
 }
 
 fn measured(clock: &impl Fn() -> io::Result<u32>) -> io::Result<u32> {
